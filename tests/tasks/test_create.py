@@ -1,0 +1,129 @@
+"""POST /api/{user_id}/tasks."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import URL
+
+from tests.support import Call, Caller, sql
+
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+def test_a_new_task_is_answered_whole(alice: Caller) -> None:
+    response = alice("POST", json={"title": "Buy milk", "description": "Two litres"})
+    task = response.get_json()
+    assert response.status_code == 201
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["Location"] == f"/api/alice/tasks/{task['id']}"
+    assert list(task) == ["id", "user_id", "title", "description", "status", "created_at", "updated_at"]
+    assert task["id"] >= 1
+    assert (task["user_id"], task["title"], task["description"]) == ("alice", "Buy milk", "Two litres")
+    assert task["status"] == "incomplete"
+    assert INSTANT.fullmatch(task["created_at"])
+    assert task["updated_at"] == task["created_at"]
+
+
+def test_the_location_leads_to_the_task(call: Call) -> None:
+    caller = call("jörg & söhne?#%41+;=100%")
+    path = "/api/j%C3%B6rg%20%26%20s%C3%B6hne%3F%23%2541+%3B=100%25/tasks"
+    response = caller.open("POST", path, json={"title": "Buy milk"})
+    assert response.status_code == 201
+    assert caller.open("GET", response.headers["Location"]).get_json() == response.get_json()
+
+
+@pytest.mark.parametrize(
+    "title", ["x", "x" * 255, "🥛" * 255, "  kept as sent\t", "a\u200b\u202e", "'); DROP TABLE tasks"]
+)
+def test_a_title_is_stored_as_sent(alice: Caller, title: str) -> None:
+    assert alice.create(title)["title"] == title
+
+
+@pytest.mark.parametrize("description", [None, "", " ", "x" * 5000, "🥛" * 5000])
+def test_a_description_is_stored_as_sent(alice: Caller, description: str | None) -> None:
+    task = alice.create(description=description)
+    assert alice("GET", f"/{task['id']}").get_json()["description"] == description
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "Title is required"),
+        ({"title": None}, "Title is required"),
+        ({"title": ""}, "Title cannot be empty"),
+        ({"title": " \t\u3000\x1c"}, "Title cannot be empty"),
+        ({"title": 5}, "Title must be a string"),
+        ({"title": ["x"]}, "Title must be a string"),
+        ({"title": "x" * 256}, "Title must be 255 characters or less"),
+        ({"title": "🥛" * 256}, "Title must be 255 characters or less"),
+        ({"title": "a\0b"}, "Title must not contain NUL or lone surrogates"),
+        ({"title": "a\ud800"}, "Title must not contain NUL or lone surrogates"),
+        ({"title": "x", "description": 5}, "Description must be a string or null"),
+        ({"title": "x", "description": "x" * 5001}, "Description must be 5000 characters or less"),
+        ({"title": "x", "description": "\0"}, "Description must not contain NUL or lone surrogates"),
+        ({"title": "x", "status": "complete"}, "Read-only field: status"),
+        ({"title": "x", "id": 1}, "Read-only field: id"),
+        ({"title": "x", "colour": 1}, "Unknown field: colour"),
+        ({"title": "x", "a\ud800\0": 1}, "Unknown field: a\ud800\0"),
+        (
+            {"zeta": 1, "user_id": "bob", "alpha": 1, "description": "x" * 5001, "title": ""},
+            (
+                "Title cannot be empty; Description must be 5000 characters or less; "
+                "Unknown field: zeta; Read-only field: user_id; Unknown field: alpha"
+            ),
+        ),
+    ],
+)
+def test_a_bad_body_is_named_and_nothing_is_written(alice: Caller, body: object, message: str) -> None:
+    response = alice("POST", json=body)
+    assert (response.status_code, response.get_json()) == (400, {"error": message})
+    assert alice("GET").get_json() == []
+
+
+def test_ids_are_never_reused(alice: Caller) -> None:
+    first = alice.create()["id"]
+    assert alice("DELETE", f"/{first}").status_code == 204
+    assert alice.create()["id"] > first
+
+
+def test_the_row_of_a_user_comes_with_the_first_task_and_keeps_the_first_email(call: Call, url: URL) -> None:
+    call("alice").create()
+    call("carol", "carol@example.com").create()
+    call("carol", "other@example.com").create()
+    assert sql(url, "SELECT id, email FROM users ORDER BY id") == [("alice", None), ("carol", "carol@example.com")]
+
+
+def test_a_refused_first_task_makes_no_user(alice: Caller, url: URL) -> None:
+    assert alice("POST", json={"title": ""}).status_code == 400
+    assert alice("GET").get_json() == []
+    assert sql(url, "SELECT id FROM users") == []
+
+
+@pytest.mark.parametrize("email", ["", "x" * 321, "a\0b", "a\ud800", 5, ["a@example.com"], {}, True])
+def test_an_email_that_cannot_be_kept_is_none(call: Call, url: URL, email: str) -> None:
+    call("alice", email).create()
+    assert sql(url, "SELECT id, email FROM users") == [("alice", None)]
+
+
+def test_an_email_that_another_user_has_is_none(call: Call, url: URL) -> None:
+    call("alice", "shared@example.com").create()
+    call("bob", "shared@example.com").create()
+    assert sql(url, "SELECT id, email FROM users ORDER BY id") == [("alice", "shared@example.com"), ("bob", None)]
+
+
+def test_fifty_first_tasks_at_once_make_one_user_and_fifty_tasks(call: Call, url: URL) -> None:
+    carol = call("carol", "carol@example.com")
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda number: carol("POST", json={"title": f"{number}"}).status_code, range(50)))
+    assert statuses == [201] * 50
+    assert sql(url, "SELECT id, email FROM users") == [("carol", "carol@example.com")]
+    assert sorted(map(int, carol.titles())) == list(range(50))
+
+
+def test_first_tasks_of_many_users_with_one_email_are_all_kept(call: Call, url: URL) -> None:
+    callers = [call(f"user{number}", "shared@example.com") for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda caller: caller("POST", json={"title": "x"}).status_code, callers))
+    assert statuses == [201] * 24
+    assert sql(url, "SELECT count(*), count(email) FROM users") == [(24, 1)]

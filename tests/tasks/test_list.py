@@ -1,0 +1,201 @@
+"""GET /api/{user_id}/tasks: order, filters, pages."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import URL
+
+from tests.support import Call, Caller, sql
+
+
+def follow(caller: Caller, query: str) -> Iterator[list[str]]:
+    """The titles of each page, from link to link."""
+    path = f"/api/{caller.user_id}/tasks{query}"
+    while path:
+        response = caller.open("GET", path)
+        assert response.status_code == 200
+        yield [task["title"] for task in response.get_json()]
+        link = re.fullmatch('<(.+)>; rel="next"', response.headers.get("Link", ""))
+        path = link[1] if link else ""
+
+
+def test_no_tasks_are_an_empty_array(alice: Caller) -> None:
+    response = alice("GET")
+    assert (response.status_code, response.get_json()) == (200, [])
+    assert "Link" not in response.headers
+
+
+def test_the_newest_comes_first(alice: Caller) -> None:
+    for title in ("first", "second", "third"):
+        alice.create(title)
+    assert alice.titles() == ["third", "second", "first"]
+
+
+def test_among_tasks_of_one_instant_the_highest_id_comes_first(alice: Caller, url: URL) -> None:
+    for title in ("first", "second", "third"):
+        alice.create(title)
+    sql(url, "UPDATE tasks SET created_at = (SELECT min(created_at) FROM tasks)")
+    assert alice.titles() == ["third", "second", "first"]
+    assert list(follow(alice, "?limit=1")) == [["third"], ["second"], ["first"]]
+
+
+def test_everybody_sees_their_own_tasks_only(alice: Caller, bob: Caller) -> None:
+    alice.create("of alice")
+    bob.create("of bob")
+    assert (alice.titles(), bob.titles()) == (["of alice"], ["of bob"])
+
+
+def test_the_status_narrows_the_list(alice: Caller) -> None:
+    done = alice.create("done")
+    alice.create("open")
+    alice("PATCH", f"/{done['id']}/complete")
+    assert alice.titles("?status=complete") == ["done"]
+    assert alice.titles("?status=incomplete") == ["open"]
+
+
+@pytest.mark.parametrize(
+    ("title", "q"),
+    [
+        ("Buy milk", "MILK"),
+        ("ÄRGER", "ärger"),
+        ("ärger", "ÄRG"),
+        ("ПРИВЕТ", "привет"),
+        ("ΟΔΟΣΑ", "οδος"),
+        ("οδός", "ΟΔΌΣ"),
+        ("GROẞ", "groß"),
+        ("straße", "STRASSE"),
+        ("ǅungla", "ǆ"),
+        ("\u212aelvin", "kelvin"),
+        ("100%", "%"),
+        ("snake_case", "_"),
+        ("back\\slash", "\\"),
+        ("it's", "'"),
+        ("a+b", "+"),
+    ],
+)
+def test_q_finds_a_part_in_any_letter_case_and_nothing_is_a_wildcard(alice: Caller, title: str, q: str) -> None:
+    alice.create(title)
+    alice.create("in the description", description=f"… {title} …")
+    alice.create("zzz", description="zzz")
+    response = alice.open("GET", "/api/alice/tasks", query_string={"q": q})
+    assert [task["title"] for task in response.get_json()] == ["in the description", title]
+
+
+@pytest.mark.parametrize("q", ["M_lk", "M%", "milk.", "cheese"])
+def test_q_finds_nothing_else(alice: Caller, q: str) -> None:
+    alice.create("Milk")
+    response = alice.open("GET", "/api/alice/tasks", query_string={"q": q})
+    assert response.get_json() == []
+
+
+def test_an_empty_q_is_none(alice: Caller) -> None:
+    alice.create("Milk")
+    assert alice.titles("?q=") == ["Milk"]
+
+
+def test_pages_follow_each_other_without_gap_or_repetition(alice: Caller) -> None:
+    for number in range(5):
+        alice.create(str(number))
+    assert list(follow(alice, "?limit=2")) == [["4", "3"], ["2", "1"], ["0"]]
+    assert list(follow(alice, "?limit=5")) == [["4", "3", "2", "1", "0"]]
+
+
+def test_a_task_that_comes_between_two_pages_moves_nothing(alice: Caller) -> None:
+    for number in range(4):
+        alice.create(str(number))
+    pages = follow(alice, "?limit=2")
+    assert next(pages) == ["3", "2"]
+    alice.create("new")
+    assert next(pages) == ["1", "0"]
+
+
+def test_the_link_keeps_the_filters(alice: Caller) -> None:
+    for number in range(3):
+        task = alice.create(f"söck & {number}")
+        alice("PATCH", f"/{task['id']}/complete")
+        alice.create(f"shoe {number}")
+    pages = follow(alice, "?q=S%C3%96CK+%26&status=complete&limit=1")
+    assert list(pages) == [["söck & 2"], ["söck & 1"], ["söck & 0"]]
+
+
+def test_the_link_of_an_unusual_user_leads_on(call: Call) -> None:
+    caller = call('jörg & söhne?#%41+;=100%<>"')
+    path = "/api/j%C3%B6rg%20%26%20s%C3%B6hne%3F%23%2541+%3B=100%25%3C%3E%22/tasks"
+    for title in ("first", "second"):
+        assert caller.open("POST", path, json={"title": title}).status_code == 201
+    link = caller.open("GET", f"{path}?limit=1").headers["Link"]
+    next_page = caller.open("GET", link.removeprefix("<").removesuffix('>; rel="next"'))
+    assert [task["title"] for task in next_page.get_json()] == ["first"]
+
+
+def test_without_a_limit_a_thousand_tasks_are_answered_and_the_rest_is_linked(alice: Caller, url: URL) -> None:
+    alice.create("oldest")
+    sql(
+        url,
+        f"INSERT INTO tasks (user_id, title) VALUES {', '.join(['(:user, :title)'] * 1000)}",
+        user="alice",
+        title="x",
+    )
+    assert [len(page) for page in follow(alice, "")] == [1000, 1]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("?status=done", "Invalid status value. Must be 'incomplete' or 'complete'"),
+        ("?status=", "Invalid status value. Must be 'incomplete' or 'complete'"),
+        ("?status=Complete", "Invalid status value. Must be 'incomplete' or 'complete'"),
+        *[
+            (f"?limit={limit}", "Limit must be a whole number from 1 to 1000")
+            for limit in ("", "0", "-1", "1001", "1.0", "1e2", "+5", "%205", "05", "٣", "%D9%A3", "9" * 5000)
+        ],
+        ("?q=a%00b", "Query parameter q must not contain NUL or lone surrogates"),
+        ("?q=%ff", "Query string must be UTF-8"),
+        ("?q=%ed%a0%80", "Query string must be UTF-8"),
+        ("?cursor=", "Invalid cursor"),
+        ("?cursor=nonsense", "Invalid cursor"),
+        ("?cursor=%C3%A4", "Invalid cursor"),
+        ("?cursor=" + "A" * 32, "Invalid cursor"),
+        ("?cursor=" + "_" * 32, "Invalid cursor"),
+        ("?limit=1&limit=1", "Query parameter given twice: limit"),
+        ("?page=2", "Unknown query parameter: page"),
+        (
+            "?sort=x&limit=0&status=x",
+            (
+                "Invalid status value. Must be 'incomplete' or 'complete'; "
+                "Limit must be a whole number from 1 to 1000; Unknown query parameter: sort"
+            ),
+        ),
+    ],
+)
+def test_a_bad_query_is_named(alice: Caller, query: str, message: str) -> None:
+    response = alice("GET", query=query)
+    assert (response.status_code, response.get_json()) == (400, {"error": message})
+
+
+def test_a_cursor_is_good_for_its_own_list_only(alice: Caller, bob: Caller) -> None:
+    for number in range(2):
+        alice.create(f"x{number}")
+    link = alice("GET", query="?limit=1&q=x").headers["Link"]
+    cursor = re.search("cursor=([^&>]+)", link)
+    assert cursor
+    assert alice.titles(f"?q=x&cursor={cursor[1]}") == ["x0"]
+    for response in (
+        alice("GET", query=f"?cursor={cursor[1]}"),
+        alice("GET", query=f"?q=y&cursor={cursor[1]}"),
+        alice("GET", query=f"?q=x&status=complete&cursor={cursor[1]}"),
+        bob("GET", query=f"?q=x&cursor={cursor[1]}"),
+    ):
+        assert (response.status_code, response.get_json()) == (400, {"error": "Invalid cursor"})
+
+
+def test_head_is_get_without_the_body(alice: Caller) -> None:
+    alice.create()
+    get, head = alice("GET"), alice("HEAD")
+    assert (head.status_code, head.data) == (200, b"")
+    assert head.headers["Content-Length"] == get.headers["Content-Length"]
+
+
+def test_the_body_of_a_get_is_ignored(alice: Caller) -> None:
+    assert alice("GET", data=b"\0{[", content_type="text/plain").status_code == 200

@@ -1,0 +1,207 @@
+"""Bodies, errors and routes, on every kind of call; a task is only what they are tried on."""
+
+import logging
+
+import pytest
+from flask import Flask
+from werkzeug.exceptions import ImATeapot, ServiceUnavailable, Unauthorized
+from werkzeug.test import TestResponse
+
+from tests.support import Caller, settings
+from todo import create_app
+from todo.errors import OwnershipViolated, Unavailable
+
+TOO_DEEP = b'{"title": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+CALLS_WITH_BODY = [("POST", ""), ("PUT", "/1"), ("PATCH", "/1/complete")]
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS_WITH_BODY)
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "Request body is not valid JSON"),
+        (b"\xff", "Request body is not valid JSON"),
+        (b"\xef\xbb\xbf{}", "Request body is not valid JSON"),
+        ('{"title": "x"}'.encode("utf-16"), "Request body is not valid JSON"),
+        (b'{"title": NaN}', "Request body is not valid JSON"),
+        (b'{"title": -Infinity}', "Request body is not valid JSON"),
+        (b'{"title": "x"} {}', "Request body is not valid JSON"),
+        (b"[]", "Request body must be a JSON object"),
+        (b"null", "Request body must be a JSON object"),
+        (b'"title"', "Request body must be a JSON object"),
+        (b'{"title": "a", "title": "b"}', "Key given twice: title"),
+        (b'{"title": "a", "x": {"y": 1, "y": 2}}', "Key given twice: y"),
+        (b'{"title": ' + b"1" * 5000 + b"}", "Request body has a number that is too long"),
+        (TOO_DEEP, "Request body is nested too deeply"),
+    ],
+    ids=range(14),
+)
+def test_a_fault_of_the_json_stands_alone(alice: Caller, method: str, path: str, body: bytes, message: str) -> None:
+    response = alice(method, path, data=body, content_type="application/json")
+    assert (response.status_code, response.get_json()) == (400, {"error": message})
+    assert alice("GET").get_json() == []
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", ""), ("PUT", "/1")])
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", None])
+def test_a_body_is_required(alice: Caller, method: str, path: str, content_type: str | None) -> None:
+    response = alice(method, path, data=b"", content_type=content_type)
+    assert (response.status_code, response.get_json()) == (400, {"error": "Request body is required"})
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS_WITH_BODY)
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "text/json", "", None])
+def test_a_body_of_another_type_is_415(alice: Caller, method: str, path: str, content_type: str | None) -> None:
+    response = alice(method, path, data=b'{"title": "x"}', content_type=content_type)
+    assert (response.status_code, response.get_json()) == (415, {"error": "Content-Type must be application/json"})
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json"]
+)
+def test_every_spelling_of_json_is_accepted(alice: Caller, content_type: str) -> None:
+    assert alice("POST", data=b'{"title": "x"}', content_type=content_type).status_code == 201
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS_WITH_BODY)
+def test_a_body_over_one_mebibyte_is_413(alice: Caller, method: str, path: str) -> None:
+    body = b'{"status": "x"}'.ljust(1024 * 1024)
+    assert alice(method, path, data=body, content_type="application/json").status_code == 400
+    response = alice(method, path, data=body + b" ", content_type="application/json")
+    assert (response.status_code, response.get_json()) == (413, {"error": "Request body must be 1 MiB or less"})
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS_WITH_BODY)
+def test_a_chunked_body_is_411(alice: Caller, method: str, path: str) -> None:
+    response = alice(method, path, headers={"Transfer-Encoding": "chunked"}, content_type="application/json")
+    assert response.status_code == 411
+    assert response.get_json() == {"error": "Content-Length is required: a chunked body is not accepted"}
+
+
+def test_a_body_that_breaks_off_is_refused_although_it_is_json(alice: Caller) -> None:
+    body = b'{"title": "x"}'
+    # What gunicorn hands on when the client goes away: a stream that ends, early.
+    environ = {"CONTENT_LENGTH": str(len(body) + 1), "wsgi.input_terminated": True}
+    response = alice("POST", data=body, content_type="application/json", environ_overrides=environ)
+    message = "Request body is shorter than its Content-Length"
+    assert (response.status_code, response.get_json()) == (400, {"error": message})
+    assert alice("GET").get_json() == []
+
+
+@pytest.mark.parametrize("path", ["/", "/api", "/api/alice", "/api//tasks", "//api/alice/tasks", "/api/alice/tasks//1"])
+def test_an_unknown_route_is_404_without_identity(app: Flask, path: str) -> None:
+    response = app.test_client().get(f"http://localhost{path}")
+    assert (response.status_code, response.get_json()) == (404, {"error": "Unknown route"})
+    assert response.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/api/alice/tasks", {"GET", "HEAD", "OPTIONS", "POST"}),
+        ("POST", "/api/alice/tasks/1/", {"DELETE", "GET", "HEAD", "OPTIONS", "PUT"}),
+        ("GET", "/api/alice/tasks/1/complete", {"OPTIONS", "PATCH"}),
+        ("POST", "/health/live", {"GET", "HEAD", "OPTIONS"}),
+        ("BREW", "/api/alice/tasks", {"GET", "HEAD", "OPTIONS", "POST"}),
+    ],
+)
+def test_another_method_is_405_without_identity(app: Flask, method: str, path: str, allowed: set[str]) -> None:
+    response = app.test_client().open(path, method=method)
+    assert (response.status_code, response.get_json()) == (405, {"error": "Method not allowed"})
+    assert set(response.headers["Allow"].split(", ")) == allowed
+
+
+def test_a_trailing_slash_is_accepted_without_a_redirect(alice: Caller) -> None:
+    task = alice("POST", "/", json={"title": "x"}).get_json()
+    assert alice("GET", "/").get_json() == [task]
+    assert alice("GET", f"/{task['id']}/").get_json() == task
+    assert alice("PUT", f"/{task['id']}/", json={"title": "y"}).status_code == 200
+    assert alice("PATCH", f"/{task['id']}/complete/").status_code == 200
+    assert alice("DELETE", f"/{task['id']}/").status_code == 204
+
+
+def test_options_needs_no_identity(app: Flask) -> None:
+    response = app.test_client().options("/api/alice/tasks")
+    assert response.status_code == 200
+    assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:1", "evil host", '<>"', ""])
+def test_no_answer_repeats_the_host_header(alice: Caller, host: str) -> None:
+    created = alice("POST", json={"title": "x"}, headers={"Host": host})
+    alice.create()
+    page = alice("GET", query="?limit=1", headers={"Host": host})
+    assert created.headers["Location"].startswith("/api/alice/tasks/")
+    assert page.headers["Link"].startswith("</api/alice/tasks?")
+
+
+def test_a_host_that_cannot_be_one_is_refused_in_json(app: Flask) -> None:
+    response = app.test_client().get("/health/live", headers={"Host": "a" * 5000})
+    assert (response.status_code, response.get_json()) == (400, {"error": "Bad request"})
+
+
+@pytest.fixture
+def faulty(apps: dict[str, Flask]) -> Caller:
+    """A caller of an app with views that fail."""
+    app = create_app(settings(apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"]))
+
+    @app.get("/api/<user_id>/fail/<kind>")
+    def fail(kind: str) -> str:
+        raise FAILURES[kind]
+
+    return Caller(app, "alice")
+
+
+FAILURES: dict[str, Exception] = {
+    "fault": RuntimeError("a secret of ours"),
+    "violation": OwnershipViolated("task 1 of 'bob' came back for 'alice'"),
+    "unauthorized": Unauthorized("a secret of ours"),
+    "unavailable": ServiceUnavailable("a secret of ours"),
+    "teapot": ImATeapot("a secret of ours"),
+    "no keys": Unavailable(),
+}
+
+
+def fail(faulty: Caller, kind: str) -> TestResponse:
+    """What the caller gets to see of that failure."""
+    response = faulty.open("GET", f"/api/alice/fail/{kind}")
+    assert b"secret" not in response.data
+    assert b"bob" not in response.data
+    return response
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "message"),
+    [
+        ("fault", logging.ERROR, "GET /api/<user_id>/fail/<kind>: RuntimeError"),
+        (
+            "violation",
+            logging.CRITICAL,
+            "GET /api/<user_id>/fail/<kind>: OWNERSHIP VIOLATED: task 1 of 'bob' came back for 'alice'",
+        ),
+    ],
+)
+def test_a_fault_of_ours_tells_the_log_and_not_the_caller(
+    faulty: Caller, caplog: pytest.LogCaptureFixture, kind: str, level: int, message: str
+) -> None:
+    response = fail(faulty, kind)
+    assert (response.status_code, response.get_json()) == (500, {"error": "Internal server error"})
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(level, message)]
+
+
+@pytest.mark.parametrize("kind", ["unavailable", "no keys"])
+def test_what_is_away_is_503_with_retry_after(faulty: Caller, kind: str) -> None:
+    response = fail(faulty, kind)
+    assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
+    assert response.headers["Retry-After"] == "1"
+
+
+def test_a_401_of_anybodys_making_bears_the_challenge(faulty: Caller) -> None:
+    response = fail(faulty, "unauthorized")
+    assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_any_other_http_failure_is_called_by_its_name(faulty: Caller) -> None:
+    response = fail(faulty, "teapot")
+    assert (response.status_code, response.get_json()) == (418, {"error": "I'm a teapot"})

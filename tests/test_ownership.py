@@ -1,0 +1,209 @@
+"""Nobody reaches another's tasks: every route, every kind of caller, and both layers by themselves."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL, event
+from sqlalchemy.exc import IntegrityError
+from werkzeug.routing import Rule
+from werkzeug.test import TestResponse
+
+from tests.support import Call, Caller, sql
+from todo.errors import OwnershipViolated
+from todo.extensions import db
+from todo.tasks import queries, service
+
+#: Every call that belongs to somebody: its body, and the status for its owner.
+MATRIX = {
+    ("GET", "/api/<user_id>/tasks"): (None, 200),
+    ("POST", "/api/<user_id>/tasks"): ({"title": "x"}, 201),
+    ("GET", "/api/<user_id>/tasks/<task_id>"): (None, 200),
+    ("PUT", "/api/<user_id>/tasks/<task_id>"): ({"title": "x"}, 200),
+    ("DELETE", "/api/<user_id>/tasks/<task_id>"): (None, 204),
+    ("PATCH", "/api/<user_id>/tasks/<task_id>/complete"): (None, 200),
+}
+PUBLIC = {("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/openapi.json")}
+
+
+def routes(app: Flask) -> set[tuple[str, str]]:
+    """Every method of every rule; HEAD and OPTIONS are Werkzeug's."""
+    rules: list[Rule] = list(app.url_map.iter_rules())
+    return {(method, rule.rule) for rule in rules for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}}
+
+
+def test_every_route_is_in_the_matrix_or_named_public(app: Flask) -> None:
+    assert routes(app) == set(MATRIX) | PUBLIC
+
+
+@pytest.fixture
+def statements(app: Flask) -> list[str]:
+    """What the app has executed, and how often it took a connection."""
+    seen: list[str] = []
+    with app.app_context():
+        event.listen(db.engine, "checkout", lambda *_: seen.append("checkout"))
+        event.listen(db.engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+    return seen
+
+
+@pytest.mark.parametrize(("method", "rule"), MATRIX)
+class TestMatrix:
+    """Each call of the matrix, as each kind of caller."""
+
+    def send(self, app: Flask, method: str, rule: str, task_id: int, caller: Caller | None) -> TestResponse:
+        path = rule.replace("<user_id>", "alice").replace("<task_id>", str(task_id))
+        body, _ = MATRIX[method, rule]
+        if caller is None:
+            return app.test_client().open(path, method=method, json=body)
+        return caller.open(method, path, json=body)
+
+    def test_without_identity(self, app: Flask, alice: Caller, statements: list[str], method: str, rule: str) -> None:
+        task = alice.create()
+        statements.clear()
+        response = self.send(app, method, rule, task["id"], None)
+        assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert statements == []
+        assert alice("GET").get_json() == [task]
+
+    def test_as_a_stranger(
+        self, app: Flask, alice: Caller, bob: Caller, statements: list[str], method: str, rule: str
+    ) -> None:
+        bob.create()
+        task = alice.create()
+        statements.clear()
+        response = self.send(app, method, rule, task["id"], bob)
+        assert (response.status_code, response.get_json()) == (403, {"error": "Forbidden"})
+        assert statements == []
+        assert alice("GET").get_json() == [task]
+
+    def test_as_the_owner(self, app: Flask, alice: Caller, method: str, rule: str) -> None:
+        task = alice.create()
+        assert self.send(app, method, rule, task["id"], alice).status_code == MATRIX[method, rule][1]
+
+    def test_a_known_user_costs_one_statement(
+        self, app: Flask, alice: Caller, statements: list[str], method: str, rule: str
+    ) -> None:
+        task = alice.create()
+        statements.clear()
+        self.send(app, method, rule, task["id"], alice)
+        assert [statement.split()[0] for statement in statements] in (
+            ["checkout", "SELECT"],
+            ["checkout", "INSERT"],
+            ["checkout", "UPDATE"],
+            ["checkout", "DELETE"],
+        )
+
+
+def test_a_path_of_nobody_is_403_like_one_of_somebody(alice: Caller, bob: Caller) -> None:
+    bob.create()
+    somebody = alice.open("GET", "/api/bob/tasks")
+    nobody = alice.open("GET", "/api/nobody/tasks")
+    assert (somebody.status_code, somebody.data, list(somebody.headers)) == (403, nobody.data, list(nobody.headers))
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/Alice/tasks", "/api/alic%65%20/tasks", "/api/alice%00/tasks", "/api/%61lice%2Fx/tasks"]
+)
+def test_the_path_is_compared_exactly(alice: Caller, path: str) -> None:
+    assert alice.open("GET", path).status_code in (403, 404)
+
+
+def test_the_path_is_decoded_once(call: Call) -> None:
+    assert call("alice").open("GET", "/api/%61lice/tasks").status_code == 200
+    assert call("alice").open("GET", "/api/%2561lice/tasks").status_code == 403
+    assert call("%61lice").open("GET", "/api/%2561lice/tasks").status_code == 200
+
+
+def test_users_are_not_normalised(call: Call) -> None:
+    composed, decomposed = "jos\u00e9", "jose\u0301"
+    call(composed).create("composed")
+    call(decomposed).create("decomposed")
+    assert call(composed).titles() == ["composed"]
+    assert call(decomposed).titles() == ["decomposed"]
+    assert call(composed).open("GET", "/api/jose%CC%81/tasks").status_code == 403
+
+
+def test_the_checks_come_in_order(alice: Caller, app: Flask) -> None:
+    broken = {"data": b"{broken", "content_type": "text/plain"}
+    nobody = app.test_client()
+    assert nobody.open("/api/alice/task/x", method="PUT", **broken).status_code == 404
+    assert nobody.open("/api/alice/tasks/x", method="POST", **broken).status_code == 405
+    assert nobody.open("/api/alice/tasks/x", method="PUT", **broken).status_code == 401
+    assert alice.open("PUT", "/api/bob/tasks/x", **broken).status_code == 403
+    assert alice("PUT", "/x", **broken).get_json() == {"error": "Invalid task ID"}
+    assert alice("PUT", "/1", **broken).status_code == 415
+    assert alice("PUT", "/1", data=b"{broken", content_type="application/json").status_code == 400
+    assert alice("PUT", "/1", json={"title": "x"}).status_code == 404
+
+
+def test_the_queries_alone_keep_users_apart(app: Flask, alice: Caller, bob: Caller) -> None:
+    task = alice.create()
+    bob.create()
+    with app.app_context():
+        assert queries.find_task("bob", task["id"]) is None
+        assert queries.update_task("bob", task["id"], {"title": "stolen"}) is None
+        assert queries.toggle_task("bob", task["id"]) is None
+        assert queries.delete_task("bob", task["id"]) is None
+        rows = queries.list_tasks("bob", status=None, q=None, before=None, limit=10)
+        assert [row.user_id for row in rows] == ["bob"]
+    assert alice("GET").get_json() == [task]
+
+
+def test_the_service_alone_keeps_users_apart(
+    app: Flask, alice: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the owner's predicate taken away, what came back is still not handed on."""
+    task = alice.create()
+    monkeypatch.setattr(
+        queries, "owned_by", lambda _user_id, _model, statement: statement.where(queries.Task.user_id == "alice")
+    )
+    with app.app_context():
+        for steal in (
+            lambda: service.list_tasks("bob"),
+            lambda: service.get_task("bob", task["id"]),
+            lambda: service.update_task("bob", task["id"], {"title": "x"}),
+            lambda: service.complete_task("bob", task["id"]),
+            lambda: service.delete_task("bob", task["id"]),
+        ):
+            with pytest.raises(OwnershipViolated):
+                steal()
+
+
+def test_an_insert_that_breaks_another_rule_is_not_repeated(app: Flask, alice: Caller, url: URL) -> None:
+    alice.create()
+    with app.app_context(), pytest.raises(IntegrityError):
+        queries.insert_task("alice", None, title="", description=None)
+    with app.app_context(), pytest.raises(IntegrityError):
+        queries.insert_task("new", None, title="", description=None)
+    assert sql(url, "SELECT id FROM users") == [("alice",)]
+
+
+def test_the_owner_goes_first_in_every_query_and_service_function() -> None:
+    for module in (queries, service):
+        for function in parsed(Path(module.__file__)).body:
+            if isinstance(function, ast.FunctionDef):
+                assert function.args.args[0].arg == "user_id", function.name
+                assert not function.args.posonlyargs
+                assert len(function.args.defaults) < len(function.args.args), function.name
+
+
+def test_every_select_update_and_delete_is_written_inside_owned_by() -> None:
+    for path in Path(queries.__file__).parent.glob("*.py"):
+        tree = parsed(path)
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        owned = {id(call.args[2]) for call in calls if name_of(call) == "owned_by"}
+        for call in calls:
+            assert name_of(call) not in ("select", "update", "delete") or id(call) in owned, f"{path}:{call.lineno}"
+            assert name_of(call) not in ("text", "exists"), f"{path}:{call.lineno}"
+
+
+def parsed(path: Path) -> ast.Module:
+    """The module's syntax tree."""
+    return ast.parse(path.read_text())
+
+
+def name_of(call: ast.Call) -> str:
+    """The name that is called."""
+    return call.func.id if isinstance(call.func, ast.Name) else ""

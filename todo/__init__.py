@@ -1,0 +1,60 @@
+"""The application factory, and nothing else; no module of the package imports from here."""
+
+import os
+import sys
+from logging.config import dictConfig
+
+from flask import Flask
+
+from config import ConfigurationError, Settings, load_settings, logging_config
+from todo import cors, database, http, identity
+from todo.extensions import api, db, migrate
+from todo.health import blp as health_blueprint
+from todo.tasks.views import blp as tasks_blueprint
+
+PUBLIC_ENDPOINTS = frozenset({"health.Live", "health.Ready", "api-docs.openapi_json"})
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The service, ready for a WSGI server; it has opened no connection yet.
+
+    Without settings this is the start of a process: they are read from the environment, and where they do not hold
+    the process ends with one line on stderr and status 4, which gunicorn takes for final. With settings that do not
+    hold it raises ConfigurationError.
+    """
+    if settings is not None:
+        return _build(settings)
+    try:
+        return _build(load_settings(os.environ))
+    except ConfigurationError as error:
+        print(f"todo: {error}", file=sys.stderr)
+        sys.exit(4)
+
+
+def _build(settings: Settings) -> Flask:
+    dictConfig(logging_config(settings))
+    app = Flask(__name__, static_folder=None)
+    app.config.from_mapping(
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings),
+        API_TITLE="Todo API",
+        API_VERSION="1",
+        OPENAPI_VERSION="3.1.0",
+        OPENAPI_URL_PREFIX="/",
+        API_SPEC_OPTIONS={
+            "info": {"description": "Tasks that belong to users. Every error is an object with one member, `error`."},
+            "servers": [{"url": "/"}],
+            "security": [{"bearer": []}],
+        },
+    )
+    http.init_app(app)
+    db.init_app(app)
+    with app.app_context():
+        database.init_app(app, db.engine)
+    migrate.init_app(app, db)
+    cors.init_app(app, settings)
+    identity.init_app(app, settings, public=PUBLIC_ENDPOINTS)
+    api.init_app(app)
+    api.register_blueprint(health_blueprint)
+    api.register_blueprint(tasks_blueprint)
+    return app

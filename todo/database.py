@@ -1,0 +1,256 @@
+"""What the two databases do not share: column types, functions, connections, time limits and faults.
+
+Must not know any table.
+"""
+
+import select
+import sqlite3
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+import psycopg2
+from flask import Flask, g, has_app_context
+from psycopg2 import extensions
+from sqlalchemy import TIMESTAMP, BigInteger, Boolean, Dialect, Engine, Integer, event
+from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from config import Settings
+from todo.instants import from_microseconds, to_microseconds
+
+#: Seconds that one request may spend on the database, the making of a connection included. A hosted database that
+#: sleeps takes most of this to wake.
+REQUEST_BUDGET = 9.0
+#: Seconds to wait for a connection of the pool. Threads and connections are equally many, so that this only ever
+#: passes under a server with more threads than WEB_THREADS says.
+POOL_TIMEOUT = 2.0
+#: Seconds to wait for SQLite's one writer. A first task may wait thrice: with the pool's wait, still within 10 s.
+SQLITE_BUSY_TIMEOUT = 2.5
+
+#: A 64-bit integer; SQLite counts up by itself only in a column declared INTEGER, which holds 64 bits there.
+BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class UtcInstant(TypeDecorator[datetime]):
+    """An instant with microseconds, always aware and in UTC.
+
+    PostgreSQL: timestamp with time zone. SQLite, which has no such type and drops the zone of a datetime: an integer,
+    microseconds since 1970.
+    """
+
+    impl = TIMESTAMP
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The column's type in that database."""
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(BigInteger())
+        return dialect.type_descriptor(TIMESTAMP(timezone=True))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """What the database is given for an aware datetime."""
+        return to_microseconds(value) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime:
+        """The aware datetime, in UTC, for what the database gave."""
+        instant: datetime = from_microseconds(value) if dialect.name == "sqlite" else value.astimezone(UTC)
+        return instant
+
+
+class current_instant(FunctionElement[datetime]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
+    """SQL: the database's clock at the start of the statement. SQLite's has milliseconds."""
+
+    type = UtcInstant()
+    inherit_cache = True
+
+
+class later_instant(FunctionElement[datetime]):  # noqa: N801
+    """SQL: now, or one microsecond after the argument where the clock does not yet read more than that."""
+
+    type = UtcInstant()
+    inherit_cache = True
+
+
+class contains_ignoring_case(FunctionElement[bool]):  # noqa: N801
+    """SQL: whether the first argument contains the second, the case of all letters ignored, nothing being a wildcard.
+
+    NULL where the first argument is NULL. fold_case() is made by migration 0001 on PostgreSQL and by every connection
+    on SQLite.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+_SQLITE_NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000"
+
+
+@compiles(current_instant, "postgresql")
+def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
+    return "now()"
+
+
+@compiles(current_instant, "sqlite")
+def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
+    return _SQLITE_NOW
+
+
+@compiles(later_instant, "postgresql")
+def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"greatest(now(), {compiler.process(element.clauses, **kw)} + interval '1 microsecond')"
+
+
+@compiles(later_instant, "sqlite")
+def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"max({_SQLITE_NOW}, {compiler.process(element.clauses, **kw)} + 1)"
+
+
+@compiles(contains_ignoring_case, "postgresql")
+def _(element: contains_ignoring_case, compiler: SQLCompiler, **kw: Any) -> str:
+    text, part = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"strpos(fold_case({text}), fold_case({part})) > 0"
+
+
+@compiles(contains_ignoring_case, "sqlite")
+def _(element: contains_ignoring_case, compiler: SQLCompiler, **kw: Any) -> str:
+    text, part = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"instr(fold_case({text}), fold_case({part})) > 0"
+
+
+def fold_case(text: str | None) -> str | None:
+    """Text with the case of every letter gone; equal for texts that differ in case alone.
+
+    Lower case first brings together letters that share one (K and the Kelvin sign), upper case then does away with
+    what lower case makes of a letter's place in its word (the final sigma), so that a part folds like the whole.
+    """
+    return None if text is None else text.lower().upper()
+
+
+def engine_options(settings: Settings) -> dict[str, Any]:
+    """The arguments of create_engine: autocommit, and one connection for each thread."""
+    options: dict[str, Any] = {
+        # A statement is its own transaction: one round trip in place of three, and no lock is held between two.
+        "isolation_level": "AUTOCOMMIT",
+        "pool_size": settings.threads,
+        "max_overflow": 0,
+        "pool_timeout": POOL_TIMEOUT,
+        # Errors are logged with their statement; what users wrote stays out of the log.
+        "hide_parameters": True,
+    }
+    if settings.database_url.get_backend_name() == "sqlite":
+        return options | {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT}}
+    return options | {
+        "pool_use_lifo": True,
+        # A look-up on every new connection for a type that is not used.
+        "use_native_hstore": False,
+        # The kernel's probes find a peer that went away without a word; all of this is libpq's own, so that a
+        # connection pooler between never sees it.
+        "connect_args": {
+            "application_name": "todo",
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+        },
+    }
+
+
+def init_app(app: Flask, engine: Engine) -> None:
+    """Set up each new connection, bound every request's time, and replace connections that the server has closed."""
+    app.before_request(_start_budget)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+    else:
+        event.listen(engine, "checkout", _replace_if_closed)
+        # psycopg2 knows one callback for the whole process. Without it a connection gone silent blocks its thread.
+        extensions.set_wait_callback(_wait_within_budget)
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
+    # Readers and the writer do not wait for each other, across processes too.
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.create_function("fold_case", 1, fold_case, deterministic=True)
+
+
+def _replace_if_closed(connection: Any, _record: object, _proxy: object) -> None:
+    """Drop a pooled connection on which the server has said good-bye, at no round trip.
+
+    An idle connection has nothing to read unless the server ended it: restarted, put to sleep, or told to.
+    """
+    poller = select.poll()
+    poller.register(connection.fileno(), select.POLLIN)
+    if poller.poll(0):
+        raise DisconnectionError
+
+
+def _start_budget() -> None:
+    g.database_deadline = monotonic() + REQUEST_BUDGET
+
+
+def _wait_within_budget(connection: Any) -> None:
+    """psycopg2's wait callback: wait for the server, but never past the request's deadline.
+
+    Outside a request (a migration, say) there is no deadline. Raises OperationalError, on which psycopg2 closes the
+    connection: what the server does with the statement is unknown from then on.
+    """
+    deadline = g.get("database_deadline") if has_app_context() else None
+    while (state := connection.poll()) != extensions.POLL_OK:
+        poller = select.poll()
+        poller.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
+        # poll() counts in milliseconds.
+        patience = None if deadline is None else max(0, round((deadline - monotonic()) * 1000))
+        if not poller.poll(patience):
+            raise psycopg2.OperationalError("the database did not answer in time")
+
+
+def is_outage(error: SQLAlchemyError) -> bool:
+    """Whether the database is away, full, read-only or too slow, as opposed to a statement being at fault."""
+    if isinstance(error, PoolTimeout):
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    if isinstance(cause, sqlite3.Error):
+        return _sqlite_code(cause) & 0xFF in _SQLITE_OUTAGES
+    if isinstance(cause, psycopg2.Error):
+        if cause.pgcode is None:
+            # No answer of the server: the connection failed, or broke.
+            return type(cause) in (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError)
+        return cause.pgcode.startswith(_POSTGRESQL_OUTAGES)
+    return False
+
+
+def is_foreign_key_violation(error: DBAPIError) -> bool:
+    """Whether the statement named a row that is not there."""
+    if isinstance(error.orig, sqlite3.Error):
+        return _sqlite_code(error.orig) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
+    return getattr(error.orig, "pgcode", None) == "23503"
+
+
+def _sqlite_code(error: sqlite3.Error) -> int:
+    # The driver's own complaints bear no code of SQLite's.
+    return getattr(error, "sqlite_errorcode", 0)
+
+
+#: SQLSTATE (PostgreSQL documentation, appendix A): connection, resources, intervention and time-outs, system, lock
+#: not available, read-only, rolled back in a conflict.
+_POSTGRESQL_OUTAGES = ("08", "53", "57", "58", "55P03", "25006", "40")
+#: Primary result codes (sqlite.org/rescode.html).
+_SQLITE_OUTAGES = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOTADB,
+    }
+)

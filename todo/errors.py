@@ -1,0 +1,60 @@
+"""What can go wrong, as plain exceptions. Knows no Flask and no status codes: todo/http.py turns these into answers.
+
+A message is one sentence for the caller, fit to leave the service: nothing of the database, nobody else's data.
+"""
+
+
+class TodoError(Exception):
+    """An expected failure; `message` is what the caller is told."""
+
+    message = ""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.message)
+        self.message = message or self.message
+
+
+class InvalidInput(TodoError):
+    """The request's query string, path or body is at fault; nothing was written."""
+
+
+class NotAuthenticated(TodoError):
+    """Nobody stands behind the request: it carries no credentials."""
+
+    message = "Unauthorized"
+
+
+class InvalidCredentials(NotAuthenticated):
+    """The request carries credentials, and they do not hold."""
+
+
+class NotOwner(TodoError):
+    """The path names another user than the one who asks, whether or not that user exists."""
+
+    message = "Forbidden"
+
+
+class NotFound(TodoError):
+    """The resource does not exist, or belongs to somebody else: the two must look alike."""
+
+
+class TaskNotFound(NotFound):
+    """The user has no task of that id."""
+
+    message = "Task not found"
+
+
+class Unavailable(TodoError):
+    """Something outside the service is away; the same request may succeed in a while."""
+
+    message = "Service unavailable"
+
+
+class SchemaMissing(Unavailable):
+    """The database answers, but its tables are not there."""
+
+    message = "The database has no tables yet: run flask db upgrade"
+
+
+class OwnershipViolated(Exception):
+    """The query layer handed out a row of another owner: a fault of ours, which must never reach a client."""

@@ -1,0 +1,31 @@
+"""The Flask extensions that the whole package shares. They are bound to an app in create_app, never here."""
+
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import MetaData
+from sqlalchemy.orm import DeclarativeBase
+
+from todo.http import Api
+
+
+class Model(DeclarativeBase):
+    """What every model derives from; its metadata is that of `db`.
+
+    In place of db.Model, which type checkers cannot see. Every constraint gets a name, so that a migration can speak
+    of it.
+    """
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
+
+
+db = SQLAlchemy(model_class=Model)
+migrate = Migrate()
+api = Api()

@@ -1,0 +1,286 @@
+"""HTTP for the whole service: JSON in, JSON out, and every failure as `{"error": …}`. Knows no resource.
+
+The parser, Blueprint and Api here are flask-smorest's with the contract's habits; a feature uses them as they are.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar, cast
+from urllib.parse import parse_qsl
+
+import flask_smorest
+from flask import Flask, Request, Response, jsonify, request, url_for
+from marshmallow import RAISE, Schema, ValidationError, fields
+from sqlalchemy.exc import SQLAlchemyError
+from webargs.core import is_json
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import HTTPException, LengthRequired, UnsupportedMediaType
+
+from todo.database import is_outage
+from todo.errors import (
+    InvalidCredentials,
+    InvalidInput,
+    NotAuthenticated,
+    NotFound,
+    NotOwner,
+    OwnershipViolated,
+    TodoError,
+    Unavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+BODY_LIMIT = 1024 * 1024
+RETRY_AFTER = {"Retry-After": "1"}
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+#: The answer to each expected failure: its status, and the headers that HTTP asks for beside it (RFC 6750 section 3
+#: for the challenge).
+FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
+    InvalidInput: (400, {}),
+    NotAuthenticated: (401, {"WWW-Authenticate": "Bearer"}),
+    InvalidCredentials: (401, {"WWW-Authenticate": 'Bearer error="invalid_token"'}),
+    NotOwner: (403, {}),
+    NotFound: (404, {}),
+    Unavailable: (503, RETRY_AFTER),
+}
+
+#: What is said of a failure that Werkzeug found, by status.
+MESSAGES: Mapping[int, str] = {
+    400: "Bad request",
+    401: NotAuthenticated.message,
+    403: NotOwner.message,
+    404: "Unknown route",
+    405: "Method not allowed",
+    411: "Content-Length is required: a chunked body is not accepted",
+    413: "Request body must be 1 MiB or less",
+    415: "Content-Type must be application/json",
+    500: "Internal server error",
+    503: Unavailable.message,
+}
+
+
+def init_app(app: Flask) -> None:
+    """Answer every failure in JSON, and accept both spellings of a path, with and without the trailing slash."""
+    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # DefaultJSONProvider has it
+    app.url_map.strict_slashes = False
+    # A redirect to single slashes would be HTML, and browsers refuse redirects on preflighted calls.
+    app.url_map.merge_slashes = False
+    app.register_error_handler(TodoError, _answer_failure)
+    app.register_error_handler(SQLAlchemyError, _answer_database_error)
+    app.register_error_handler(OwnershipViolated, _answer_violation)
+    app.register_error_handler(Exception, _answer_fault)
+
+
+def next_link(endpoint: str, user_id: str, query: Mapping[str, Any], cursor: str | None) -> dict[str, str]:
+    """The `Link` header to the next page (RFC 8288) under the same query; none where there is no cursor.
+
+    Relative to the origin: nothing of it comes from the Host header.
+    """
+    if cursor is None:
+        return {}
+    return {"Link": f'<{url_for(endpoint, **query | {"user_id": user_id, "cursor": cursor})}>; rel="next"'}
+
+
+def _error(status: int, message: str, headers: Mapping[str, str]) -> Response:
+    response = jsonify(error=message)
+    response.status_code = status
+    response.headers.update(headers)
+    return response
+
+
+def _answer_failure(failure: TodoError) -> Response:
+    status, headers = next(FAILURES[kind] for kind in type(failure).mro() if kind in FAILURES)
+    if status == 503:
+        logger.warning("%s %s: %s", request.method, request.url_rule, failure.__cause__ or failure)
+    return _error(status, failure.message, headers)
+
+
+def _answer_database_error(error: SQLAlchemyError) -> Response:
+    if not is_outage(error):
+        return _answer_fault(error)
+    # The first line says what happened; those after it quote the statement.
+    logger.warning("%s %s: %s", request.method, request.url_rule, str(error).partition("\n")[0])
+    return _error(503, MESSAGES[503], RETRY_AFTER)
+
+
+def _answer_violation(violation: OwnershipViolated) -> Response:
+    logger.critical("%s %s: OWNERSHIP VIOLATED: %s", request.method, request.url_rule, violation)
+    return _error(500, MESSAGES[500], {})
+
+
+def _answer_fault(error: Exception) -> Response:
+    logger.error("%s %s: %s", request.method, request.url_rule, type(error).__name__, exc_info=error)
+    return _error(500, MESSAGES[500], {})
+
+
+class ErrorSchema(Schema):
+    """The body of every error."""
+
+    class Meta:
+        unknown = RAISE
+
+    error = fields.String(required=True, metadata={"description": "One sentence on what went wrong."})
+
+
+def error_response(description: str, example: str) -> dict[str, Any]:
+    """What flask-smorest's alt_response takes to document an error."""
+    return {"description": description, "schema": ErrorSchema, "example": {"error": example}}
+
+
+def header(description: str, example: str) -> dict[str, Any]:
+    """An OpenAPI header object."""
+    return {"description": description, "schema": {"type": "string"}, "example": example}
+
+
+#: The errors of the OpenAPI document, by status: name, description, example and headers of the component.
+ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
+    400: ("BadRequest", "The request is at fault; nothing was written.", "Title is required", {}),
+    401: (
+        "Unauthorized",
+        "No identity, or one that does not hold.",
+        MESSAGES[401],
+        {"WWW-Authenticate": header("The challenge of RFC 6750.", "Bearer")},
+    ),
+    403: ("Forbidden", "The path's user is not the one who asks.", MESSAGES[403], {}),
+    411: ("LengthRequired", "The body is chunked.", MESSAGES[411], {}),
+    413: ("ContentTooLarge", "The body is larger than 1 MiB.", MESSAGES[413], {}),
+    415: ("UnsupportedMediaType", "The body is not declared as JSON.", MESSAGES[415], {}),
+    500: ("InternalServerError", "A fault of the service.", MESSAGES[500], {}),
+    503: (
+        "ServiceUnavailable",
+        "Something outside the service is away. A write may have been carried out all the same.",
+        MESSAGES[503],
+        {"Retry-After": header("Seconds to wait before the next try.", RETRY_AFTER["Retry-After"])},
+    ),
+}
+
+
+class Api(flask_smorest.Api):
+    """flask-smorest's Api with this service's errors: their body, their headers, and their place in the document."""
+
+    ERROR_SCHEMA = ErrorSchema
+
+    def init_app(self, app: Flask, *, spec_kwargs: Mapping[str, Any] | None = None) -> None:
+        """As flask-smorest's, with the bearer scheme and the error responses in the document."""
+        super().init_app(app, spec_kwargs=spec_kwargs)
+        self.spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
+        for name, description, example, headers in ERROR_RESPONSES.values():
+            content = {"application/json": {"schema": ErrorSchema, "example": {"error": example}}}
+            self.spec.components.response(name, {"description": description, "content": content, "headers": headers})
+
+    def handle_http_exception(self, error: HTTPException) -> Response:
+        """The answer to a failure that Werkzeug or Flask found, with the headers that belong to it (Allow, say)."""
+        status = error.code or 500
+        headers = {name: value for name, value in error.get_headers() if name != "Content-Type"}
+        if status == 401:
+            headers.setdefault("WWW-Authenticate", "Bearer")
+        if status == 503:
+            headers |= RETRY_AFTER
+        return _error(status, MESSAGES.get(status, error.name), headers)
+
+
+class Parser(FlaskParser):
+    """Reads bodies and query strings, strictly, and says in one sentence what is wrong with them."""
+
+    DEFAULT_VALIDATION_STATUS = 400
+    # Each schema decides for itself.
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {}  # noqa: RUF012
+
+    def parse(self, argmap: Any, req: Request | None = None, *, location: str | None = None, **options: Any) -> Any:
+        """As webargs' parse; where the schema's body is optional and absent, {} without a look at the schema."""
+        if location == "json" and getattr(argmap, "is_body_optional", False) and not _read_body(request):
+            return {}
+        return super().parse(argmap, req, location=location, **options)
+
+    def load_json(self, req: Request, schema: Schema) -> dict[str, Any]:
+        """The body, a JSON object in UTF-8 (RFC 8259). Raises InvalidInput, or HTTPException for 411, 413 and 415."""
+        body = _read_body(req)
+        if not body:
+            raise InvalidInput("Request body is required")
+        if not is_json(req.mimetype):
+            raise UnsupportedMediaType
+        value = _load(body)
+        if not isinstance(value, dict):
+            raise InvalidInput("Request body must be a JSON object")
+        return value
+
+    def load_querystring(self, req: Request, schema: Schema) -> dict[str, str]:
+        """The query parameters. Raises InvalidInput for one that is given twice, or is not UTF-8."""
+        try:
+            pairs = parse_qsl(req.query_string.decode(), keep_blank_values=True, errors="strict")
+        except UnicodeDecodeError as error:
+            raise InvalidInput("Query string must be UTF-8") from error
+        return _unique(pairs, "Query parameter given twice: {}")
+
+    def handle_error(self, error: ValidationError, req: Request, schema: Schema, **_: Any) -> NoReturn:
+        """Raise InvalidInput: known fields in the schema's order, the whole, unknown fields in the order they came."""
+        # webargs puts them under their location.
+        (messages,) = cast("dict[str, dict[str, list[str]]]", error.messages).values()
+        rank = {name: place for place, name in enumerate([*schema.load_fields, "_schema"])}
+        ordered = sorted(messages, key=lambda name: rank.get(name, len(rank)))
+        raise InvalidInput("; ".join(message for name in ordered for message in messages[name])) from error
+
+
+def _read_body(req: Request) -> bytes:
+    if "Transfer-Encoding" in req.headers:
+        # How long a chunked body is, and whether all of it came, shows too late to trust.
+        raise LengthRequired
+    body = req.get_data()
+    if len(body) != (req.content_length or 0):
+        # The client went away in the middle; what came may be valid JSON all the same.
+        raise InvalidInput("Request body is shorter than its Content-Length")
+    return body
+
+
+def _load(body: bytes) -> Any:
+    try:
+        return json.loads(
+            body.decode(),
+            object_pairs_hook=lambda pairs: _unique(pairs, "Key given twice: {}"),
+            parse_constant=_refuse_constant,
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput("Request body is not valid JSON") from error
+    except ValueError as error:
+        # Python's bound on the digits of an integer.
+        raise InvalidInput("Request body has a number that is too long") from error
+    except RecursionError as error:
+        raise InvalidInput("Request body is nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]], message: str) -> dict[str, Any]:
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise InvalidInput(message.format(name))
+        unique[name] = value
+    return unique
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    # NaN and Infinity, which Python reads and JSON does not know.
+    raise InvalidInput("Request body is not valid JSON")
+
+
+class Blueprint(flask_smorest.Blueprint):
+    """flask-smorest's Blueprint with this service's parser."""
+
+    ARGUMENTS_PARSER = Parser()
+
+    def path_arguments(self, schema: Schema) -> Callable[[View], View]:
+        """Validate the path's arguments and hand them to the view by name. The route documents them."""
+        return cast("Callable[[View], View]", self.ARGUMENTS_PARSER.use_kwargs(schema, location="path"))
+
+    def fails_with(self, *statuses: int) -> Callable[[View], View]:
+        """Document the errors that a view can give. Purely documentation: errors themselves rise as exceptions."""
+
+        def decorate(view: View) -> View:
+            for status in reversed(statuses):
+                view = self.alt_response(status, ERROR_RESPONSES[status][0])(view)
+            return view
+
+        return decorate

@@ -1,0 +1,81 @@
+"""The hook that runs before every request: who is calling, and does the path belong to them? Asks no database."""
+
+import logging
+from collections.abc import Collection
+from importlib import import_module
+from operator import attrgetter
+from typing import cast
+
+from flask import Flask, g, request
+
+from config import DEVELOPMENT, JWT, ConfigurationError, Settings
+from todo.errors import InvalidCredentials, NotAuthenticated, NotOwner
+from todo.identity.development import identify_by_path
+from todo.identity.identity import Identity, InvalidIdentity, Provider
+from todo.identity.jwt import JwtProvider
+
+logger = logging.getLogger(__name__)
+
+
+def init_app(app: Flask, settings: Settings, *, public: Collection[str]) -> None:
+    """Ask the configured provider before every request but those to the public endpoints, named as Flask names them.
+
+    Raises ConfigurationError where there is no such provider, or its settings do not hold.
+    """
+    provider = _provider(settings)
+
+    def authenticate() -> None:
+        # An unknown route has no endpoint, and a preflight bears no credentials: neither says anything of anybody.
+        if request.endpoint is None or request.endpoint in public or request.method == "OPTIONS":
+            return
+        identity = _identify(provider)
+        # Taken out of the view's arguments: from here on the identity alone says whose data it is.
+        owner = (request.view_args or {}).pop("user_id", identity.user_id)
+        if owner != identity.user_id:
+            raise NotOwner
+        g.identity = identity
+
+    app.before_request(authenticate)
+
+
+def current_identity() -> Identity:
+    """The caller of the request at hand. Raises AttributeError on a public endpoint: nobody was asked for there."""
+    return cast(Identity, g.identity)
+
+
+def _identify(provider: Provider) -> Identity:
+    try:
+        identity = provider(request)
+    except InvalidIdentity as error:
+        raise InvalidCredentials from error
+    if identity is None:
+        raise NotAuthenticated
+    if not isinstance(identity, Identity):
+        raise TypeError(f"the identity provider returned {type(identity).__name__}, not Identity or None")
+    return identity
+
+
+def _provider(settings: Settings) -> Provider:
+    if settings.identity_provider == DEVELOPMENT:
+        if not settings.is_flask_command:
+            logger.warning("IDENTITY_PROVIDER=development: every caller is believed to be whom the path names")
+        return identify_by_path
+    if settings.identity_provider == JWT:
+        if settings.jwt is None:
+            raise ConfigurationError("IDENTITY_PROVIDER=jwt without its settings")
+        return JwtProvider(settings.jwt)
+    return _imported_provider(settings.identity_provider)
+
+
+def _imported_provider(name: str) -> Provider:
+    module, _, attribute = name.partition(":")
+    try:
+        provider = attrgetter(attribute)(import_module(module))
+    except Exception as error:
+        # Whatever the module does when it is imported, the start ends with one line.
+        raise ConfigurationError(
+            f"IDENTITY_PROVIDER={name} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(provider):
+        raise ConfigurationError(f"IDENTITY_PROVIDER={name} is not callable")
+    return cast(Provider, provider)

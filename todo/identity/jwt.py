@@ -1,0 +1,104 @@
+"""The identity provider for bearer tokens: verifies, and believes nothing before that (RFC 7519, RFC 8725)."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jwt
+from flask import Request
+
+from config import JwtSettings
+from todo.errors import InvalidCredentials
+from todo.identity.identity import Identity
+from todo.identity.jwks import KeySet
+from todo.identity.keys import VerificationKey, public_key, secret_key
+
+LEEWAY = 30
+#: The last second of the year 9999; a NumericDate (RFC 7519 section 2) beyond is no date.
+LATEST = 253402300799
+#: The `typ` of tokens that say who is calling: none, a plain JWT, an access token (RFC 9068 section 2.1).
+TOKEN_TYPES = (None, "jwt", "at+jwt", "application/jwt", "application/at+jwt")
+
+# The scheme is named in any letter case (RFC 9110 section 11.1); a token is three parts of base64url (RFC 7515).
+_BEARER = re.compile(r"bearer +([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
+
+# Whatever PyJWT, json or a claim of an unexpected type can raise on a token that somebody made up.
+_MALFORMED = (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
+
+
+class JwtProvider:
+    """Identities from `Authorization: Bearer` (RFC 6750 section 2.1); the token's `sub` is the user."""
+
+    def __init__(self, settings: JwtSettings) -> None:
+        """Raises ConfigurationError for a key that cannot be used."""
+        self._find_key = _key_source(settings)
+        self._issuer = settings.issuer
+        self._audience = settings.audience
+        self._required = ["exp", "sub"]
+        if settings.issuer is not None:
+            self._required.append("iss")
+        if settings.audience is not None:
+            self._required.append("aud")
+
+    def __call__(self, request: Request) -> Identity | None:
+        """Who the token says is calling, or None without a token.
+
+        Raises InvalidCredentials for a token that does not hold, Unavailable where the keys cannot be had, and
+        InvalidIdentity for a subject that cannot be a user.
+        """
+        authorization = request.headers.get("Authorization")
+        if authorization is None:
+            return None
+        # Two Authorization headers arrive as one, joined by a comma, and match nothing.
+        match = _BEARER.fullmatch(authorization)
+        if match is None:
+            raise InvalidCredentials
+        claims = self._verify(match[1])
+        return Identity(claims["sub"], claims.get("email"), claims)
+
+    def _verify(self, token: str) -> Mapping[str, Any]:
+        try:
+            header = jwt.get_unverified_header(token)
+            _check_header(header)
+            key = self._find_key(header.get("kid"))
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key.key,
+                algorithms=key.algorithms,
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=LEEWAY,
+                options={"require": self._required},
+            )
+            self._check_claims(claims)
+        except _MALFORMED as error:
+            raise InvalidCredentials from error
+        return claims
+
+    def _check_claims(self, claims: Mapping[str, Any]) -> None:
+        """What PyJWT lets pass: dates that are no numbers, and an audience where none is expected."""
+        for name in ("exp", "nbf", "iat"):
+            # bool is an int to Python.
+            if name in claims and (type(claims[name]) not in (int, float) or not 0 <= claims[name] <= LATEST):
+                raise ValueError(name)
+        if self._audience is None and "aud" in claims:
+            raise ValueError("aud")
+
+
+def _key_source(settings: JwtSettings) -> Callable[[str | None], VerificationKey]:
+    if settings.jwks_url is not None:
+        return KeySet(settings.jwks_url, settings.algorithms).find
+    if settings.secret is not None:
+        key = secret_key(settings.secret, settings.algorithms)
+    else:
+        key = public_key(settings.public_key or "", settings.algorithms)
+    return lambda _kid: key
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    """Refuse tokens of another kind, and those that ask for more than a plain signature (RFC 7515 section 4.1.11)."""
+    kind = header.get("typ")
+    if (kind.lower() if isinstance(kind, str) else kind) not in TOKEN_TYPES:
+        raise ValueError("typ")
+    if "crit" in header or "b64" in header:
+        raise ValueError("crit")

@@ -1,0 +1,80 @@
+"""The use cases of tasks, and the second check of ownership. Knows no HTTP and writes no SQL."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from todo.errors import OwnershipViolated, TaskNotFound
+from todo.tasks import queries
+from todo.tasks.cursors import decode_cursor, encode_cursor
+from todo.tasks.queries import OwnedRow, TaskRow
+
+PAGE_LIMIT = 1000
+
+Row = TypeVar("Row", bound=OwnedRow)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPage:
+    """Part of a list; next_cursor is None on the last one."""
+
+    tasks: Sequence[TaskRow]
+    next_cursor: str | None
+
+
+def list_tasks(
+    user_id: str,
+    *,
+    status: str | None = None,
+    q: str | None = None,
+    limit: int = PAGE_LIMIT,
+    cursor: str | None = None,
+) -> TaskPage:
+    """One page of the user's tasks, newest first. Raises InvalidInput for a cursor of another list."""
+    before = decode_cursor(user_id, status, q, cursor) if cursor is not None else None
+    # One more than asked for tells whether another page follows.
+    rows = queries.list_tasks(user_id, status=status, q=q, before=before, limit=limit + 1)
+    tasks = [_owned(user_id, row) for row in rows[:limit]]
+    if len(rows) <= limit:
+        return TaskPage(tasks, None)
+    return TaskPage(tasks, encode_cursor(user_id, status, q, tasks[-1].created_at, tasks[-1].id))
+
+
+def create_task(user_id: str, email: str | None, *, title: str, description: str | None = None) -> TaskRow:
+    """A new task of the user, incomplete."""
+    return _owned(user_id, queries.insert_task(user_id, email, title=title, description=description))
+
+
+def get_task(user_id: str, task_id: int) -> TaskRow:
+    """The user's task. Raises TaskNotFound, for a task of somebody else too."""
+    return _found(user_id, queries.find_task(user_id, task_id))
+
+
+def update_task(user_id: str, task_id: int, changes: Mapping[str, Any]) -> TaskRow:
+    """The user's task after the changes. Raises TaskNotFound."""
+    return _found(user_id, queries.update_task(user_id, task_id, changes))
+
+
+def complete_task(user_id: str, task_id: int, status: str | None = None) -> TaskRow:
+    """The user's task with that status, or with the other one than before where none is given. Raises TaskNotFound."""
+    if status is None:
+        return _found(user_id, queries.toggle_task(user_id, task_id))
+    return update_task(user_id, task_id, {"status": status})
+
+
+def delete_task(user_id: str, task_id: int) -> None:
+    """Delete the user's task. Raises TaskNotFound."""
+    _found(user_id, queries.delete_task(user_id, task_id))
+
+
+def _found(user_id: str, row: Row | None) -> Row:
+    if row is None:
+        raise TaskNotFound
+    return _owned(user_id, row)
+
+
+def _owned(user_id: str, row: Row) -> Row:
+    """The row, once its owner is seen to be the user: the queries say so too, and the two must agree."""
+    if row.user_id != user_id:
+        raise OwnershipViolated(f"task {row.id} of {row.user_id!r} came back for {user_id!r}")
+    return row

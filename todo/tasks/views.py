@@ -1,0 +1,126 @@
+"""The six calls, in the words of HTTP only: no `if`, no `try`. Decorators stand in one order: doc, input, answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from flask import url_for
+from flask.views import MethodView
+
+from todo.errors import TaskNotFound
+from todo.http import Blueprint, error_response, header, next_link
+from todo.identity import current_identity
+from todo.tasks import service
+from todo.tasks.queries import TaskRow
+from todo.tasks.schemas import (
+    LARGEST_ID,
+    CompletionSchema,
+    NewTaskSchema,
+    NoQuerySchema,
+    TaskChangesSchema,
+    TaskListQuerySchema,
+    TaskPathSchema,
+    TaskSchema,
+)
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+USER_ID = {
+    "in": "path",
+    "name": "user_id",
+    "description": "The owner; must be the one who asks.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "example": "alice",
+}
+TASK_ID = {
+    "in": "path",
+    "name": "task_id",
+    "description": "The id of the task.",
+    "schema": {"type": "integer", "format": "int64", "minimum": 1, "maximum": LARGEST_ID},
+    "example": 1,
+}
+LINK = {
+    "Link": header("The next page, where more tasks follow (RFC 8288).", '</api/alice/tasks?cursor=...>; rel="next"')
+}
+LOCATION = {"Location": header("The path of the new task.", "/api/alice/tasks/1")}
+
+blp = Blueprint("tasks", __name__, url_prefix="/api/<user_id>/tasks", description="The tasks of one user.")
+
+
+def of_one_task(view: View) -> View:
+    """Give the view its task_id, checked; refuse query parameters; document that there may be no such task."""
+    view = blp.alt_response(404, **error_response("The user has no task of that id.", TaskNotFound.message))(view)
+    view = blp.arguments(NoQuerySchema(), location="query", as_kwargs=True)(view)
+    return blp.path_arguments(TaskPathSchema())(view)
+
+
+@blp.route("", parameters=[USER_ID])
+class Tasks(MethodView):
+    """All tasks of the user."""
+
+    @blp.doc(operationId="listTasks")
+    @blp.arguments(TaskListQuerySchema(), location="query")
+    @blp.response(200, TaskSchema(many=True), headers=LINK)
+    @blp.fails_with(400, 401, 403, 500, 503)
+    def get(self, query: Mapping[str, Any]) -> tuple[Sequence[TaskRow], dict[str, str]]:
+        """List the tasks, newest first"""
+        user_id = current_identity().user_id
+        page = service.list_tasks(user_id, **query)
+        return page.tasks, next_link(".Tasks", user_id, query, page.next_cursor)
+
+    @blp.doc(operationId="createTask")
+    @blp.arguments(NoQuerySchema(), location="query", as_kwargs=True)
+    @blp.arguments(NewTaskSchema())
+    @blp.response(201, TaskSchema(), headers=LOCATION)
+    @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
+    def post(self, new_task: Mapping[str, Any]) -> tuple[TaskRow, dict[str, str]]:
+        """Create a task"""
+        identity = current_identity()
+        task = service.create_task(identity.user_id, identity.email, **new_task)
+        return task, {"Location": url_for(".TaskById", user_id=task.user_id, task_id=task.id)}
+
+
+@blp.route("/<task_id>", parameters=[USER_ID, TASK_ID])
+class TaskById(MethodView):
+    """One task of the user."""
+
+    @blp.doc(operationId="getTask")
+    @of_one_task
+    @blp.response(200, TaskSchema())
+    @blp.fails_with(400, 401, 403, 500, 503)
+    def get(self, task_id: int) -> TaskRow:
+        """Get a task"""
+        return service.get_task(current_identity().user_id, task_id)
+
+    @blp.doc(operationId="updateTask")
+    @of_one_task
+    @blp.arguments(TaskChangesSchema())
+    @blp.response(200, TaskSchema())
+    @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
+    def put(self, changes: Mapping[str, Any], task_id: int) -> TaskRow:
+        """Change a task; what is omitted is kept"""
+        return service.update_task(current_identity().user_id, task_id, changes)
+
+    @blp.doc(operationId="deleteTask")
+    @of_one_task
+    @blp.response(204)
+    @blp.fails_with(400, 401, 403, 500, 503)
+    def delete(self, task_id: int) -> None:
+        """Delete a task"""
+        service.delete_task(current_identity().user_id, task_id)
+
+
+@blp.route("/<task_id>/complete", parameters=[USER_ID, TASK_ID])
+class TaskCompletion(MethodView):
+    """Whether one task of the user is complete."""
+
+    @blp.doc(operationId="completeTask")
+    @of_one_task
+    @blp.arguments(CompletionSchema(), required=False)
+    @blp.response(200, TaskSchema())
+    @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
+    def patch(self, completion: Mapping[str, Any], task_id: int) -> TaskRow:
+        """Turn the status over, or set it
+
+        Without a body the status is turned over; with one it is set, so that a retry is safe.
+        """
+        return service.complete_task(current_identity().user_id, task_id, **completion)
