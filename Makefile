@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lock clean
+.PHONY: help run test openapi lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -23,6 +23,9 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --cov --cov-report=term
+
+openapi: $(VENV)/installed ## Write docs/openapi.json anew from the app
+	@$(BIN)/flask openapi write docs/openapi.json
 
 lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and hashed requirements*.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements.in -o requirements.txt

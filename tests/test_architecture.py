@@ -95,7 +95,7 @@ def test_views_decide_nothing() -> None:
 
 def test_schemas_import_marshmallow_alone() -> None:
     names = imports(ast.parse((ROOT / "todo/tasks/schemas.py").read_text()))
-    assert names == {"re", "typing", "collections.abc", "marshmallow"}
+    assert names == {"re", "typing", "collections.abc", "datetime", "marshmallow"}
 
 
 def test_errors_import_nothing() -> None:

@@ -6,6 +6,7 @@ The parser, Blueprint and Api here are flask-smorest's with the contract's habit
 import json
 import logging
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
@@ -82,7 +83,7 @@ def next_link(endpoint: str, user_id: str, query: Mapping[str, Any], cursor: str
     """
     if cursor is None:
         return {}
-    return {"Link": f'<{url_for(endpoint, **query | {"user_id": user_id, "cursor": cursor})}>; rel="next"'}
+    return {"Link": f'<{url_for(endpoint, **{**query, "user_id": user_id, "cursor": cursor})}>; rel="next"'}
 
 
 def _error(status: int, message: str, headers: Mapping[str, str]) -> Response:
@@ -163,6 +164,8 @@ class Api(flask_smorest.Api):
     """flask-smorest's Api with this service's errors: their body, their headers, and their place in the document."""
 
     ERROR_SCHEMA = ErrorSchema
+    # Each call documents what it really gives.
+    DEFAULT_ERROR_RESPONSE_NAME = None
 
     def init_app(self, app: Flask, *, spec_kwargs: Mapping[str, Any] | None = None) -> None:
         """As flask-smorest's, with the bearer scheme and the error responses in the document."""
@@ -171,6 +174,8 @@ class Api(flask_smorest.Api):
         for name, description, example, headers in ERROR_RESPONSES.values():
             content = {"application/json": {"schema": ErrorSchema, "example": {"error": example}}}
             self.spec.components.response(name, {"description": description, "content": content, "headers": headers})
+        # Of flask-smorest's pagination, which this service does not use.
+        del self.spec.components.schemas["PaginationMetadata"]
 
     def handle_http_exception(self, error: HTTPException) -> Response:
         """The answer to a failure that Werkzeug or Flask found, with the headers that belong to it (Allow, say)."""
@@ -217,12 +222,10 @@ class Parser(FlaskParser):
         return _unique(pairs, "Query parameter given twice: {}")
 
     def handle_error(self, error: ValidationError, req: Request, schema: Schema, **_: Any) -> NoReturn:
-        """Raise InvalidInput: known fields in the schema's order, the whole, unknown fields in the order they came."""
+        """Raise InvalidInput with the schema's messages, in the schema's order."""
         # webargs puts them under their location.
         (messages,) = cast("dict[str, dict[str, list[str]]]", error.messages).values()
-        rank = {name: place for place, name in enumerate([*schema.load_fields, "_schema"])}
-        ordered = sorted(messages, key=lambda name: rank.get(name, len(rank)))
-        raise InvalidInput("; ".join(message for name in ordered for message in messages[name])) from error
+        raise InvalidInput("; ".join(chain.from_iterable(messages.values()))) from error
 
 
 def _read_body(req: Request) -> bytes:

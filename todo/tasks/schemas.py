@@ -2,15 +2,18 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
 
 STATUSES = ("incomplete", "complete")
 TITLE_LIMIT = 255
 DESCRIPTION_LIMIT = 5000
 PAGE_LIMIT = 1000
 LARGEST_ID = 2**63 - 1
+
+INSTANT = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$"
 
 INVALID_STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
 INVALID_LIMIT = f"Limit must be a whole number from 1 to {PAGE_LIMIT}"
@@ -22,26 +25,27 @@ _NATURAL_NUMBER = re.compile("[1-9][0-9]{0,18}")
 
 
 class Input(Schema):
-    """A schema for what comes in: a field that it does not know is refused, by name."""
+    """A schema for what comes in: a field that it does not know, or that is not to be sent, is refused by name.
+
+    The messages stand in order: its fields as they are declared, the whole, then the refused in the order they came.
+    """
 
     class Meta:
-        # Taken out here and refused below, where the order in which they came is still known.
-        unknown = EXCLUDE
+        unknown = RAISE
 
-    #: Known to a reader of tasks, but not to be sent.
+    #: Names that a reader of tasks knows, but that are not to be sent.
     read_only: frozenset[str] = frozenset()
     unknown_message = "Unknown field: {}"
 
-    @validates_schema(pass_original=True, skip_on_field_errors=False)
-    def refuse_unknown(self, _loaded: object, original: Mapping[str, Any], **_: Any) -> None:
-        """Raise ValidationError that names each field which is unknown or read-only."""
-        faults = {
-            name: [("Read-only field: {}" if name in self.read_only else self.unknown_message).format(name)]
-            for name in original
-            if name not in self.load_fields
-        }
-        if faults:
-            raise ValidationError(faults)
+    def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: Any) -> None:
+        """Put the messages in order, and name in each what marshmallow calls an unknown field."""
+        found = cast("dict[str, list[str]]", error.messages)
+        known = {name: found[name] for name in (*self.load_fields, "_schema") if name in found}
+        refused = {name: [self._refusal(name)] for name in data if name not in self.load_fields}
+        error.messages = known | refused
+
+    def _refusal(self, name: str) -> str:
+        return ("Read-only field: {}" if name in self.read_only else self.unknown_message).format(name)
 
 
 class NoQuerySchema(Input):
@@ -89,7 +93,7 @@ def title_field(*, required: bool) -> fields.String:
             "null": "Title is required" if required else "Title cannot be empty",
             "invalid": "Title must be a string",
         },
-        metadata={"minLength": 1, "example": "Buy milk"},
+        metadata={"minLength": 1, "examples": ["Buy milk"]},
     )
 
 
@@ -102,7 +106,7 @@ def description_field() -> fields.String:
             storable("Description"),
         ],
         error_messages={"invalid": "Description must be a string or null"},
-        metadata={"example": "Two litres, whole"},
+        metadata={"examples": ["Two litres, whole"]},
     )
 
 
@@ -112,26 +116,39 @@ def status_field(*, required: bool = False) -> fields.String:
         required=required,
         validate=validate.OneOf(STATUSES, error=INVALID_STATUS),
         error_messages={"required": INVALID_STATUS, "null": INVALID_STATUS, "invalid": INVALID_STATUS},
-        metadata={"example": "complete"},
+        metadata={"examples": ["complete"]},
     )
+
+
+class Instant(fields.DateTime):
+    """An aware instant in UTC (RFC 3339), always with six digits and `Z`."""
+
+    def _serialize(self, value: datetime, attr: str | None, obj: Any, **kwargs: Any) -> str:
+        return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def instant_field() -> Instant:
+    """When something happened to the task."""
+    return Instant(required=True, metadata={"pattern": INSTANT, "examples": ["2025-01-09T12:34:56.123456Z"]})
 
 
 class TaskSchema(Schema):
     """A task, as every answer shows it."""
 
-    id = fields.Integer(required=True, metadata={"minimum": 1, "maximum": LARGEST_ID, "example": 1})
-    user_id = fields.String(required=True, metadata={"minLength": 1, "maxLength": 255, "example": "alice"})
+    class Meta:
+        unknown = RAISE
+
+    id = fields.Integer(
+        required=True, metadata={"format": "int64", "minimum": 1, "maximum": LARGEST_ID, "examples": [1]}
+    )
+    user_id = fields.String(required=True, metadata={"minLength": 1, "maxLength": 255, "examples": ["alice"]})
     title = title_field(required=True)
     description = fields.String(
-        required=True, allow_none=True, metadata={"maxLength": DESCRIPTION_LIMIT, "example": "Two litres, whole"}
+        required=True, allow_none=True, metadata={"maxLength": DESCRIPTION_LIMIT, "examples": ["Two litres, whole"]}
     )
-    status = fields.String(required=True, validate=validate.OneOf(STATUSES), metadata={"example": "incomplete"})
-    created_at = fields.DateTime(
-        required=True, format="%Y-%m-%dT%H:%M:%S.%fZ", metadata={"example": "2025-01-09T12:34:56.123456Z"}
-    )
-    updated_at = fields.DateTime(
-        required=True, format="%Y-%m-%dT%H:%M:%S.%fZ", metadata={"example": "2025-01-09T12:34:56.123456Z"}
-    )
+    status = fields.String(required=True, validate=validate.OneOf(STATUSES), metadata={"examples": ["incomplete"]})
+    created_at = instant_field()
+    updated_at = instant_field()
 
 
 class NewTaskSchema(Input):
@@ -152,10 +169,10 @@ class TaskChangesSchema(Input):
     description = description_field()
     status = status_field()
 
-    @validates_schema
-    def require_change(self, loaded: Mapping[str, Any], **_: Any) -> None:
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def require_change(self, _loaded: object, original: Mapping[str, Any], **_: Any) -> None:
         """Raise ValidationError where there is nothing to change."""
-        if not loaded:
+        if not original.keys() & self.load_fields.keys():
             raise ValidationError("At least one field (title, description or status) must be provided")
 
 

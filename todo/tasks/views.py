@@ -22,6 +22,17 @@ from todo.tasks.schemas import (
     TaskSchema,
 )
 
+EXAMPLE = {
+    "id": 1,
+    "user_id": "alice",
+    "title": "Buy milk",
+    "description": "Two litres, whole",
+    "status": "incomplete",
+    "created_at": "2025-01-09T12:34:56.123456Z",
+    "updated_at": "2025-01-09T12:34:56.123456Z",
+}
+COMPLETED = EXAMPLE | {"status": "complete", "updated_at": "2025-01-10T08:00:00.000000Z"}
+
 View = TypeVar("View", bound=Callable[..., Any])
 
 USER_ID = {
@@ -59,7 +70,7 @@ class Tasks(MethodView):
 
     @blp.doc(operationId="listTasks")
     @blp.arguments(TaskListQuerySchema(), location="query")
-    @blp.response(200, TaskSchema(many=True), headers=LINK)
+    @blp.response(200, TaskSchema(many=True), example=[EXAMPLE], headers=LINK)
     @blp.fails_with(400, 401, 403, 500, 503)
     def get(self, query: Mapping[str, Any]) -> tuple[Sequence[TaskRow], dict[str, str]]:
         """List the tasks, newest first"""
@@ -69,8 +80,8 @@ class Tasks(MethodView):
 
     @blp.doc(operationId="createTask")
     @blp.arguments(NoQuerySchema(), location="query", as_kwargs=True)
-    @blp.arguments(NewTaskSchema())
-    @blp.response(201, TaskSchema(), headers=LOCATION)
+    @blp.arguments(NewTaskSchema(), example={"title": "Buy milk", "description": "Two litres, whole"})
+    @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION)
     @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
     def post(self, new_task: Mapping[str, Any]) -> tuple[TaskRow, dict[str, str]]:
         """Create a task"""
@@ -85,7 +96,7 @@ class TaskById(MethodView):
 
     @blp.doc(operationId="getTask")
     @of_one_task
-    @blp.response(200, TaskSchema())
+    @blp.response(200, TaskSchema(), example=EXAMPLE)
     @blp.fails_with(400, 401, 403, 500, 503)
     def get(self, task_id: int) -> TaskRow:
         """Get a task"""
@@ -93,8 +104,8 @@ class TaskById(MethodView):
 
     @blp.doc(operationId="updateTask")
     @of_one_task
-    @blp.arguments(TaskChangesSchema())
-    @blp.response(200, TaskSchema())
+    @blp.arguments(TaskChangesSchema(), example={"status": "complete"})
+    @blp.response(200, TaskSchema(), example=COMPLETED)
     @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
     def put(self, changes: Mapping[str, Any], task_id: int) -> TaskRow:
         """Change a task; what is omitted is kept"""
@@ -115,8 +126,8 @@ class TaskCompletion(MethodView):
 
     @blp.doc(operationId="completeTask")
     @of_one_task
-    @blp.arguments(CompletionSchema(), required=False)
-    @blp.response(200, TaskSchema())
+    @blp.arguments(CompletionSchema(), required=False, example={"status": "complete"})
+    @blp.response(200, TaskSchema(), example=COMPLETED)
     @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
     def patch(self, completion: Mapping[str, Any], task_id: int) -> TaskRow:
         """Turn the status over, or set it

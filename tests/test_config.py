@@ -1,0 +1,169 @@
+"""The environment becomes settings, or one line that says why not."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from config import ConfigurationError, JwtSettings, load_settings
+from tests.support import ROOT
+
+SECRET = "x" * 32
+POSTGRESQL = "postgresql://todo:secret@db.example/todo?sslmode=require&channel_binding=require"
+GOOD = {"DATABASE_URL": POSTGRESQL, "IDENTITY_PROVIDER": "development"}
+JWT = GOOD | {"IDENTITY_PROVIDER": "jwt"}
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_every_spelling_of_postgresql_means_psycopg2_and_keeps_the_query(scheme: str) -> None:
+    url = load_settings(GOOD | {"DATABASE_URL": POSTGRESQL.replace("postgresql", scheme)}).database_url
+    assert url.drivername == "postgresql+psycopg2"
+    assert (url.username, url.password, url.host, url.database) == ("todo", "secret", "db.example", "todo")
+    assert url.query == {"sslmode": "require", "channel_binding": "require"}
+
+
+@pytest.mark.parametrize("value", ["sqlite:///todo.db", "sqlite:////var/lib/todo.db"])
+def test_sqlite_is_taken_when_named(value: str) -> None:
+    assert str(load_settings(GOOD | {"DATABASE_URL": value}).database_url) == value
+
+
+def test_under_the_flask_command_the_database_may_be_left_out() -> None:
+    environ = {"IDENTITY_PROVIDER": "development", "FLASK_RUN_FROM_CLI": "true"}
+    assert str(load_settings(environ).database_url) == "sqlite:///todo.db"
+
+
+def test_the_defaults_are_quiet_and_closed() -> None:
+    settings = load_settings(GOOD)
+    assert (settings.cors_origins, settings.log_level, settings.log_format, settings.threads) == ((), "INFO", "text", 8)
+    assert not settings.is_flask_command
+
+
+def test_everything_can_be_set() -> None:
+    settings = load_settings(
+        JWT
+        | {
+            "JWT_JWKS_URL": "https://auth.example/api/auth/jwks",
+            "JWT_ALGORITHMS": "RS256, PS256",
+            "JWT_ISSUER": "https://auth.example",
+            "JWT_AUDIENCE": "todo",
+            "CORS_ORIGINS": "https://app.example, http://localhost:3000,http://[::1]:3000",
+            "LOG_LEVEL": "DEBUG",
+            "LOG_FORMAT": "json",
+            "WEB_THREADS": "16",
+        }
+    )
+    assert settings.jwt == JwtSettings(
+        jwks_url="https://auth.example/api/auth/jwks",
+        algorithms=("RS256", "PS256"),
+        issuer="https://auth.example",
+        audience="todo",
+    )
+    assert settings.cors_origins == ("https://app.example", "http://localhost:3000", "http://[::1]:3000")
+    assert (settings.log_level, settings.log_format, settings.threads) == ("DEBUG", "json", 16)
+
+
+@pytest.mark.parametrize("name", ["package.module:callable", "module:object.method", "m:c"])
+def test_a_provider_of_ones_own_is_named_by_module_and_callable(name: str) -> None:
+    assert load_settings(GOOD | {"IDENTITY_PROVIDER": name}).identity_provider == name
+
+
+PROVIDER_FAULT = "IDENTITY_PROVIDER must be jwt, package.module:callable or development"
+DATABASE_FAULT = "DATABASE_URL must begin with postgresql:// or postgres://, or be sqlite:///FILE"
+KEY_FAULT = "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL"
+CORS_FAULT = "CORS_ORIGINS must be origins like https://app.example.com, separated by commas"
+THREADS_FAULT = "WEB_THREADS must be a number from 1 to 1000"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"DATABASE_URL": None}, "DATABASE_URL is not set: name a PostgreSQL database, or sqlite:///FILE"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL is set but empty"),
+        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is not a database URL"),
+        ({"DATABASE_URL": "mysql://db/todo"}, DATABASE_FAULT),
+        ({"DATABASE_URL": "postgresql+psycopg://db/todo"}, DATABASE_FAULT),
+        ({"DATABASE_URL": "sqlite://"}, DATABASE_FAULT),
+        ({"DATABASE_URL": "sqlite:///:memory:"}, DATABASE_FAULT),
+        ({"IDENTITY_PROVIDER": None}, "IDENTITY_PROVIDER is not set: jwt, package.module:callable or development"),
+        ({"IDENTITY_PROVIDER": ""}, "IDENTITY_PROVIDER is set but empty"),
+        ({"IDENTITY_PROVIDER": "JWT"}, PROVIDER_FAULT),
+        ({"IDENTITY_PROVIDER": "module"}, PROVIDER_FAULT),
+        ({"IDENTITY_PROVIDER": "module:"}, PROVIDER_FAULT),
+        ({"IDENTITY_PROVIDER": "mod ule:f()"}, PROVIDER_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt"}, KEY_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_PUBLIC_KEY": "x"}, KEY_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": "x" * 31}, "JWT_SECRET must be at least 32 bytes long"),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": ""}, f"JWT_SECRET is set but empty; {KEY_FAULT}"),
+        (
+            {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "file:///etc/jwks"},
+            "JWT_JWKS_URL must be an http:// or https:// URL",
+        ),
+        (
+            {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "http://[::1/jwks"},
+            "JWT_JWKS_URL must be an http:// or https:// URL",
+        ),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ISSUER": ""}, "JWT_ISSUER is set but empty"),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_AUDIENCE": " "}, "JWT_AUDIENCE is set but empty"),
+        (
+            {"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ALGORITHMS": "none"},
+            "JWT_ALGORITHMS may name ES256, ES384, ES512, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, "
+            "RS256, RS384, RS512, separated by commas",
+        ),
+        (
+            {"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ALGORITHMS": "HS256,RS256"},
+            "JWT_ALGORITHMS must not mix families of algorithms",
+        ),
+        (
+            {"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ALGORITHMS": "RS256"},
+            "JWT_ALGORITHMS does not fit the kind of key",
+        ),
+        (
+            {"IDENTITY_PROVIDER": "jwt", "JWT_PUBLIC_KEY": "x", "JWT_ALGORITHMS": "HS256"},
+            "JWT_ALGORITHMS does not fit the kind of key",
+        ),
+        ({"CORS_ORIGINS": "*"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "null"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "app.example"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://app.example/"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://App.example"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://user@app.example"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://app.example:port"}, CORS_FAULT),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
+        ({"LOG_FORMAT": "xml"}, "LOG_FORMAT must be one of text, json"),
+        ({"WEB_THREADS": "0"}, THREADS_FAULT),
+        ({"WEB_THREADS": "1001"}, THREADS_FAULT),
+        ({"WEB_THREADS": "٣"}, THREADS_FAULT),
+        ({"WEB_THREADS": "-1"}, THREADS_FAULT),
+        (
+            {"DATABASE_URL": None, "IDENTITY_PROVIDER": None, "LOG_LEVEL": ""},
+            "IDENTITY_PROVIDER is not set: jwt, package.module:callable or development; "
+            "DATABASE_URL is not set: name a PostgreSQL database, or sqlite:///FILE; LOG_LEVEL is set but empty",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else None,
+)
+def test_a_bad_value_is_named_in_one_line(changes: Mapping[str, str | None], message: str) -> None:
+    environ = {name: value for name, value in (GOOD | changes).items() if value is not None}
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(environ)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"],
+        [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0", "--config", "python:tests"],
+        [sys.executable, "-m", "flask", "run", "--port", "0"],
+        [sys.executable, "-c", "import wsgi"],
+    ],
+    ids=["gunicorn", "gunicorn without its settings", "flask run", "import"],
+)
+def test_the_service_refuses_to_start_half_configured(command: list[str]) -> None:
+    environ = {"PATH": "/usr/bin:/bin", "IDENTITY_PROVIDER": "jwt", "DATABASE_URL": POSTGRESQL}
+    result = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=20, check=False)
+    assert result.returncode != 0
+    assert [line for line in result.stderr.splitlines() if line.startswith("todo: ")] == [f"todo: {KEY_FAULT}"]
+    assert "Traceback" not in result.stderr
+    assert "secret" not in result.stderr

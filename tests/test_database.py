@@ -1,0 +1,216 @@
+"""What the databases do not share, and what becomes of a request when they fail. All of it with real databases."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL, create_engine, event, text
+from sqlalchemy.exc import InvalidRequestError, ProgrammingError
+
+from tests.support import Caller, migrated_app, postgresql_database, settings, sql, sqlite_database
+from todo import create_app, database
+from todo.extensions import db
+
+Make = Callable[..., Flask]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes apps that are put away after the test."""
+    made: list[Flask] = []
+
+    def make_app(url: URL, **changes: Any) -> Flask:
+        made.append(create_app(settings(url, **changes)))
+        return made[-1]
+
+    yield make_app
+    for app in made:
+        with app.app_context():
+            db.engine.dispose()
+
+
+@pytest.fixture
+def postgresql(server: URL) -> Iterator[URL]:
+    """A migrated PostgreSQL database of the test's own, with a task of alice."""
+    with postgresql_database(server) as url:
+        put_away(migrated_app(url))
+        yield url
+
+
+@pytest.fixture
+def sqlite() -> Iterator[URL]:
+    """A migrated SQLite database of the test's own, with a task of alice."""
+    with sqlite_database() as url:
+        put_away(migrated_app(url))
+        yield url
+
+
+def put_away(app: Flask) -> None:
+    """Leave a task of alice behind, and no connection."""
+    Caller(app, "alice").create()
+    with app.app_context():
+        db.engine.dispose()
+
+
+def is_unavailable(caller: Caller, method: str = "GET", **options: Any) -> bool:
+    """Whether the call is answered as an outage of the database."""
+    response = caller(method, **options)
+    assert response.status_code in (200, 201, 503), response.get_json()
+    if response.status_code == 503:
+        assert response.get_json() == {"error": "Service unavailable"}
+        assert response.headers["Retry-After"] == "1"
+    return response.status_code == 503
+
+
+NEW = {"json": {"title": "x"}}
+
+
+def test_both_databases_fold_case_alike(apps: dict[str, Flask]) -> None:
+    """For every letter that Python's Unicode knows, but for those that got their other case only after it."""
+    letters = [chr(point) for point in range(1, 0x110000) if not 0xD800 <= point < 0xE000 and chr(point).isalpha()]
+    with apps["postgresql"].app_context():
+        rows = db.session.execute(
+            text("SELECT fold_case(letter) FROM unnest(:letters) AS letter"), {"letters": letters}
+        )
+        folded = list(rows.scalars())
+    unlike = [letter for letter, fold in zip(letters, folded, strict=True) if fold != database.fold_case(letter)]
+    assert len(letters) > 100_000
+    assert unlike == [letter for letter in unlike if letter in "ƛɤ"]
+
+
+def test_no_connection_is_opened_before_the_first_request(make: Make, postgresql: URL) -> None:
+    app = make(postgresql)
+    with app.app_context():
+        assert db.engine.pool.checkedin() == 0
+    assert Caller(app, "alice").titles() == ["Buy milk"]
+
+
+def test_a_connection_that_the_server_closed_is_replaced(make: Make, postgresql: URL) -> None:
+    alice = Caller(make(postgresql), "alice")
+    for method, options in (("GET", {}), ("POST", NEW)):
+        assert not is_unavailable(alice)
+        sql(
+            postgresql,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        time.sleep(0.1)
+        assert not is_unavailable(alice, method, **options)
+
+
+def test_a_locked_row_is_503_within_the_budget(make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice = Caller(make(postgresql), "alice")
+    task = alice("GET").get_json()[0]
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
+    engine = create_engine(postgresql)
+    with engine.begin() as connection:
+        connection.execute(text("SELECT 1 FROM tasks FOR UPDATE"))
+        started = time.monotonic()
+        assert is_unavailable(alice, "PATCH", path=f"/{task['id']}/complete")
+        assert 0.4 <= time.monotonic() - started < 2
+    engine.dispose()
+    assert not is_unavailable(alice)
+
+
+def test_a_server_that_never_answers_is_503_within_the_budget(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
+        started = time.monotonic()
+        assert is_unavailable(Caller(make(url), "alice"))
+        assert 0.4 <= time.monotonic() - started < 2
+
+
+def test_a_read_only_database_is_503_to_writes_alone(make: Make, postgresql: URL) -> None:
+    sql(postgresql, f"ALTER DATABASE {postgresql.database} SET default_transaction_read_only = on")
+    alice = Caller(make(postgresql), "alice")
+    assert is_unavailable(alice, "POST", **NEW)
+    assert not is_unavailable(alice)
+
+
+def test_a_statement_that_the_server_stops_is_503(make: Make, postgresql: URL) -> None:
+    alice = Caller(make(postgresql), "alice")
+    sql(postgresql, "ALTER TABLE tasks ADD CHECK (pg_sleep(30) IS NOT NULL) NOT VALID")
+    sql(postgresql, f"ALTER DATABASE {postgresql.database} SET statement_timeout = '100ms'")
+    assert is_unavailable(alice, "POST", **NEW)
+
+
+def test_missing_rights_are_a_fault_of_ours(make: Make, postgresql: URL) -> None:
+    role = f"{postgresql.database}_role"
+    sql(postgresql, f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+    try:
+        alice = Caller(make(postgresql.set(username=role, password="secret")), "alice")
+        response = alice("GET")
+        assert (response.status_code, response.get_json()) == (500, {"error": "Internal server error"})
+        with alice.app.app_context():
+            db.engine.dispose()
+    finally:
+        sql(postgresql, f"DROP ROLE {role}")
+
+
+def test_no_free_connection_is_503(make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "POOL_TIMEOUT", 0.1)
+    app = make(postgresql, threads=1)
+    with app.app_context(), db.engine.connect():
+        assert is_unavailable(Caller(app, "alice"))
+    assert not is_unavailable(Caller(app, "alice"))
+
+
+def test_a_writer_that_stays_is_503_to_writes_alone(make: Make, sqlite: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT", 0.1)
+    alice = Caller(make(sqlite), "alice")
+    engine = create_engine(sqlite, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        assert is_unavailable(alice, "POST", **NEW)
+        assert not is_unavailable(alice)
+        connection.exec_driver_sql("ROLLBACK")
+    engine.dispose()
+    assert not is_unavailable(alice, "POST", **NEW)
+
+
+def test_a_read_only_file_is_503_to_writes_alone(make: Make, sqlite: URL) -> None:
+    url = sqlite.set(database=f"file:{sqlite.database}", query={"mode": "ro", "uri": "true"})
+    alice = Caller(make(url), "alice")
+    assert is_unavailable(alice, "POST", **NEW)
+    assert not is_unavailable(alice)
+
+
+def test_a_full_disk_is_503_and_loses_nothing(make: Make, sqlite: URL) -> None:
+    app = make(sqlite)
+    with app.app_context():
+        event.listen(db.engine, "connect", lambda connection, _: connection.execute("PRAGMA max_page_count = 1"))
+    alice = Caller(app, "alice")
+    assert is_unavailable(alice, "POST", json={"title": "x", "description": "x" * 5000})
+    assert alice.titles() == ["Buy milk"]
+
+
+def test_a_file_that_is_no_database_is_503(make: Make, sqlite: URL) -> None:
+    with open(sqlite.database or "", "wb") as file:
+        file.write(b"no database" * 1000)
+    assert is_unavailable(Caller(make(sqlite), "alice"))
+
+
+def test_a_folder_that_is_gone_is_503(make: Make, sqlite: URL) -> None:
+    assert is_unavailable(Caller(make(sqlite.set(database="/nowhere/todo.db")), "alice"))
+
+
+def test_a_fault_of_the_statement_is_no_outage(apps: dict[str, Flask]) -> None:
+    for app in apps.values():
+        with app.app_context(), pytest.raises(Exception, match="nowhere") as caught:
+            db.session.execute(text("SELECT * FROM nowhere"))
+        assert not database.is_outage(caught.value)
+    assert not database.is_outage(InvalidRequestError())
+    assert not database.is_outage(ProgrammingError("", {}, ValueError()))
+
+
+def test_titles_stay_out_of_the_log(make: Make, sqlite: URL, capsys: pytest.CaptureFixture[str]) -> None:
+    alice = Caller(make(sqlite), "alice")
+    sql(sqlite, "DROP TABLE tasks")
+    assert alice("POST", json={"title": "a private matter"}).status_code == 500
+    log = capsys.readouterr().err
+    assert "no such table: tasks" in log
+    assert "private" not in log

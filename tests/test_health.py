@@ -1,0 +1,52 @@
+"""GET /health/live and /health/ready."""
+
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+from tests.support import Caller, postgresql_database, settings, sqlite_database
+from todo import create_app
+from todo.extensions import db
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, server: URL) -> Iterator[Flask]:
+    """An app whose database has no tables."""
+    with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
+        app = create_app(settings(url))
+        yield app
+        with app.app_context():
+            db.engine.dispose()
+
+
+@pytest.fixture
+def lost() -> Flask:
+    """An app whose database is away."""
+    return create_app(settings(URL.create("postgresql+psycopg2", host="127.0.0.1", port=9, database="todo")))
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/health/live/", "/health/ready/?probe=1"])
+def test_all_is_well(app: Flask, path: str) -> None:
+    response = app.test_client().get(path)
+    assert (response.status_code, response.get_json()) == (200, {"status": "ok"})
+    assert app.test_client().head(path).status_code == 200
+
+
+def test_live_asks_no_database(lost: Flask) -> None:
+    assert lost.test_client().get("/health/live").status_code == 200
+
+
+def test_ready_is_503_without_the_database(lost: Flask) -> None:
+    response = lost.test_client().get("/health/ready")
+    assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
+    assert response.headers["Retry-After"] == "1"
+
+
+def test_ready_says_that_the_tables_are_missing_and_calls_are_500(empty: Flask) -> None:
+    response = empty.test_client().get("/health/ready")
+    message = "The database has no tables yet: run flask db upgrade"
+    assert (response.status_code, response.get_json()) == (503, {"error": message})
+    for call in (Caller(empty, "alice")("GET"), Caller(empty, "alice")("POST", json={"title": "x"})):
+        assert (call.status_code, call.get_json()) == (500, {"error": "Internal server error"})

@@ -1,0 +1,72 @@
+"""How often a request goes to the database and back, counted on the wire."""
+
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+from tests.support import Caller, migrated_app, postgresql_database
+from tests.wire import Wire, wire_to
+from todo.extensions import db
+
+
+@pytest.fixture(scope="module")
+def wired(server: URL) -> Iterator[tuple[Flask, Wire]]:
+    """An app whose database is behind a wire, and the wire."""
+    with postgresql_database(server) as url, wire_to(url) as (wire, wired_url):
+        app = migrated_app(wired_url, threads=1)
+        Caller(app, "alice", "shared@example.com").create()
+        yield app, wire
+        with app.app_context():
+            db.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "", None, 200),
+        ("GET", "?status=complete&q=milk&limit=1", None, 200),
+        ("POST", "", {"title": "x"}, 201),
+        ("GET", "/{id}", None, 200),
+        ("PUT", "/{id}", {"title": "x", "status": "complete"}, 200),
+        ("PATCH", "/{id}/complete", None, 200),
+        ("PATCH", "/{id}/complete", {"status": "complete"}, 200),
+        ("DELETE", "/{id}", None, 204),
+        ("GET", "/9223372036854775807", None, 404),
+    ],
+)
+def test_a_known_user_costs_one_round_trip(
+    wired: tuple[Flask, Wire], method: str, path: str, body: object, status: int
+) -> None:
+    app, wire = wired
+    alice = Caller(app, "alice")
+    task = alice.create()
+    wire.reset()
+    assert alice(method, path.format(id=task["id"]), json=body).status_code == status
+    assert (wire.round_trips, wire.connections) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("user_id", "email", "round_trips"),
+    [("bob", None, 2), ("carol", "carol@example.com", 2), ("dave", "shared@example.com", 3)],
+)
+def test_a_first_task_costs_at_most_three(
+    wired: tuple[Flask, Wire], user_id: str, email: str | None, round_trips: int
+) -> None:
+    app, wire = wired
+    wire.reset()
+    Caller(app, user_id, email).create()
+    assert (wire.round_trips, wire.connections) == (round_trips, 0)
+
+
+def test_a_refused_request_costs_none(wired: tuple[Flask, Wire]) -> None:
+    app, wire = wired
+    wire.reset()
+    alice = Caller(app, "alice")
+    assert app.test_client().get("/api/alice/tasks").status_code == 401
+    assert alice.open("GET", "/api/bob/tasks").status_code == 403
+    assert alice("GET", "/x").status_code == 400
+    assert alice("POST", json={}).status_code == 400
+    assert app.test_client().options("/api/alice/tasks").status_code == 200
+    assert (wire.round_trips, wire.connections) == (0, 0)

@@ -1,0 +1,85 @@
+"""A TCP proxy before PostgreSQL that counts round trips: how often the client speaks after the server has spoken."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import URL
+
+
+class Wire:
+    """What went over the wire."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.round_trips = 0
+
+    def reset(self) -> None:
+        """Count from nought."""
+        self.connections = self.round_trips = 0
+
+
+@contextmanager
+def wire_to(server: URL) -> Iterator[tuple[Wire, URL]]:
+    """A proxy on a port of 127.0.0.1, and the server's URL by way of it."""
+    wire = Wire()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_accept, args=(wire, listener, server), daemon=True).start()
+        # Unencrypted, so that a turn of the conversation is one packet after the other.
+        query = {name: value for name, value in server.query.items() if name not in ("host", "port")}
+        url = server.set(host="127.0.0.1", port=listener.getsockname()[1], query=query | {"sslmode": "disable"})
+        yield wire, url
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def _accept(wire: Wire, listener: socket.socket, server: URL) -> None:
+    while True:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        wire.connections += 1
+        threading.Thread(target=_Conversation(wire, client, _connect(server)).run, daemon=True).start()
+
+
+def _connect(server: URL) -> socket.socket:
+    host = str(server.query.get("host") or server.host or "127.0.0.1")
+    port = server.port or 5432
+    if not host.startswith("/"):
+        return socket.create_connection((host, port))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(f"{host}/.s.PGSQL.{port}")
+    return connection
+
+
+class _Conversation:
+    def __init__(self, wire: Wire, client: socket.socket, server: socket.socket) -> None:
+        self.wire, self.client, self.server = wire, client, server
+        self.has_server_spoken = True
+
+    def run(self) -> None:
+        answers = threading.Thread(target=self._answer, daemon=True)
+        answers.start()
+        while said := self._receive(self.client):
+            # X is good-bye, which asks for no answer.
+            if self.has_server_spoken and said[:1] != b"X":
+                self.wire.round_trips += 1
+            self.has_server_spoken = False
+            self.server.sendall(said)
+        self.server.shutdown(socket.SHUT_WR)
+        answers.join()
+        self.client.close()
+        self.server.close()
+
+    def _answer(self) -> None:
+        while answer := self._receive(self.server):
+            self.has_server_spoken = True
+            self.client.sendall(answer)
+
+    @staticmethod
+    def _receive(connection: socket.socket) -> bytes:
+        try:
+            return connection.recv(65536)
+        except OSError:
+            return b""
