@@ -1,0 +1,139 @@
+"""Live servers: a process that is started as README says, and plain HTTP to it."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL
+
+from tests.support import ROOT, SECRET, token
+
+PATIENCE = 15.0
+
+
+class Server:
+    """A server on a port of 127.0.0.1."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process, self.port, self.log = process, port, log
+
+    def request(
+        self, method: str, path: str, user_id: str = "alice", *, json: object = None, **headers: str
+    ) -> tuple[int, Any]:
+        """One request on a connection of its own: the status, and the JSON of the body."""
+        connection = self.connect()
+        try:
+            return self.send(connection, method, path, user_id, json=json, **headers)
+        finally:
+            connection.close()
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection, to be kept alive."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+
+    @staticmethod
+    def send(
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        user_id: str = "alice",
+        *,
+        json: object = None,
+        **headers: str,
+    ) -> tuple[int, Any]:
+        """One request on that connection."""
+        body = None if json is None else _dumps(json)
+        content_type = {} if json is None else {"Content-Type": "application/json"}
+        authorization = {"Authorization": f"Bearer {token(user_id)}"}
+        connection.request(method, path, body, content_type | authorization | headers)
+        response = connection.getresponse()
+        data = response.read()
+        return response.status, _loads(data)
+
+    def raw(self, request: bytes, *, then_close: bool = False) -> bytes:
+        """What comes back for those bytes, until the server closes or keeps silent for a while."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            connection.sendall(request)
+            if then_close:
+                connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(1.0)
+            answer = b""
+            try:
+                while part := connection.recv(65536):
+                    answer += part
+            except TimeoutError:
+                pass
+            return answer
+
+    def workers(self) -> list[int]:
+        """The process ids of the workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def wait_until_ready(self) -> None:
+        """Return once the service is ready. Raises AssertionError where it is not in time."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if self.request("GET", "/health/ready")[0] == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+
+_dumps, _loads = json.dumps, lambda data: json.loads(data) if data else None
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], port: int, environ: dict[str, str], log: Path, cwd: Path = ROOT) -> Iterator[Server]:
+    """The server that the command starts, ended together with all its children."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+    server = Server(process, port, log)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def gunicorn(url: URL, log: Path, **environ: str) -> Iterator[Server]:
+    """`gunicorn wsgi:app`, with bearer tokens."""
+    port = free_port()
+    settings = {
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": url.render_as_string(hide_password=False),
+        "IDENTITY_PROVIDER": "jwt",
+        "JWT_SECRET": SECRET,
+        "PORT": str(port),
+        "WEB_CONCURRENCY": "2",
+    }
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
+    with running(command, port, settings | environ, log) as server:
+        yield server

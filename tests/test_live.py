@@ -1,0 +1,167 @@
+"""What only a live gunicorn shows: framing, keep-alive, workers, restarts."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+from tests.live import Server, gunicorn
+from tests.support import migrated_app, postgresql_database, settings, sql, sqlite_database, token
+from todo import create_app
+from todo.extensions import db
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
+    """A migrated database of this module's own."""
+    with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
+        app = migrated_app(url)
+        with app.app_context():
+            db.engine.dispose()
+        yield url
+
+
+@pytest.fixture(scope="module")
+def live(database: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A gunicorn of two workers."""
+    with gunicorn(database, tmp_path_factory.mktemp("live") / "log") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _empty(database: URL) -> Iterator[None]:
+    yield
+    sql(database, "DELETE FROM users")
+
+
+def head(method: str, path: str, *lines: str) -> bytes:
+    """The head of a request of alice."""
+    fixed = ["Host: localhost", f"Authorization: Bearer {token()}", "Content-Type: application/json"]
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *fixed, *lines, "", ""]).encode()
+
+
+BODY = b'{"title": "x"}'
+BYE = "Connection: close"
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", ""), ("PUT", "/1"), ("PATCH", "/1/complete")])
+def test_a_chunked_body_is_411_and_nothing_is_written(live: Server, method: str, path: str) -> None:
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    answer = live.raw(head(method, f"/api/alice/tasks{path}", "Transfer-Encoding: chunked", BYE) + chunked)
+    assert answer.startswith(b"HTTP/1.1 411 ")
+    assert answer.endswith(b'{"error":"Content-Length is required: a chunked body is not accepted"}\n')
+    assert live.request("GET", "/api/alice/tasks") == (200, [])
+
+
+def test_a_body_over_one_mebibyte_is_413(live: Server) -> None:
+    largest = BODY.ljust(1024 * 1024)
+    accepted = live.raw(head("POST", "/api/alice/tasks", f"Content-Length: {len(largest)}", BYE) + largest)
+    assert accepted.startswith(b"HTTP/1.1 201 ")
+    refused = live.raw(head("POST", "/api/alice/tasks", f"Content-Length: {len(largest) + 1}", BYE) + largest + b" ")
+    assert refused.startswith(b"HTTP/1.1 413 ")
+    assert refused.endswith(b'{"error":"Request body must be 1 MiB or less"}\n')
+    assert len(live.request("GET", "/api/alice/tasks")[1]) == 1
+
+
+def test_a_body_that_breaks_off_is_not_written(live: Server) -> None:
+    live.raw(head("POST", "/api/alice/tasks", f"Content-Length: {len(BODY) + 5}") + BODY, then_close=True)
+    assert live.request("GET", "/api/alice/tasks") == (200, [])
+
+
+def test_the_rest_of_an_unread_body_is_not_taken_for_a_request(live: Server) -> None:
+    smuggled = b"DELETE /api/alice/tasks/1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for method in ("GET", "DELETE"):
+        request = head(method, "/api/alice/tasks/999999", f"Content-Length: {len(smuggled)}") + smuggled
+        answer = live.raw(request + head("GET", "/api/alice/tasks", BYE))
+        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"404", b"200"]
+
+
+def test_a_connection_is_kept_for_many_requests_and_through_errors(live: Server) -> None:
+    connection = live.connect()
+    for _ in range(5):
+        assert live.send(connection, "GET", "/api/alice/tasks") == (200, [])
+        assert live.send(connection, "GET", "/api/alice/tasks/x")[0] == 400
+        assert live.send(connection, "POST", "/api/alice/tasks", json={"title": ""})[0] == 400
+        assert live.send(connection, "GET", "/api/bob/tasks")[0] == 403
+        assert live.send(connection, "DELETE", "/api/alice/tasks/999999")[0] == 404
+    connection.close()
+
+
+@pytest.mark.parametrize("target", [b"/api/alice/tasks?q=\xff", b"/api/alice/tasks/\xff", b"/api/al\xc3\xadce/tasks"])
+def test_bytes_beyond_ascii_in_the_target_are_no_fault_of_ours(live: Server, target: bytes) -> None:
+    answer = live.raw(head("GET", "TARGET", BYE).replace(b"TARGET", target))
+    assert answer.split(b" ", 2)[1] in (b"400", b"403"), answer
+
+
+@pytest.mark.parametrize("path", ["/api//tasks", "/api/alice//tasks", "/api/../api/alice/tasks"])
+def test_odd_paths_are_404_without_a_redirect(live: Server, path: str) -> None:
+    assert live.request("GET", path) == (404, {"error": "Unknown route"})
+
+
+def test_two_authorization_headers_are_401(live: Server) -> None:
+    answer = live.raw(head("GET", "/api/alice/tasks", f"Authorization: Bearer {token()}", BYE))
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b'WWW-Authenticate: Bearer error="invalid_token"\r\n' in answer
+
+
+def test_two_workers_lose_no_write_and_make_one_user(live: Server, database: URL) -> None:
+    assert len(live.workers()) == 2
+
+    def work(number: int) -> int:
+        status, task = live.request("POST", "/api/carol/tasks", "carol", json={"title": str(number)})
+        assert status == 201, task
+        return live.request("PATCH", f"/api/carol/tasks/{task['id']}/complete", "carol")[0]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(work, range(50))) == {200}
+    status, tasks = live.request("GET", "/api/carol/tasks?status=complete", "carol")
+    assert (status, sorted(int(task["title"]) for task in tasks)) == (200, list(range(50)))
+    assert sql(database, "SELECT id FROM users") == [("carol",)]
+
+
+def test_a_killed_worker_is_replaced(live: Server) -> None:
+    victim = live.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while victim in live.workers() or len(live.workers()) != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    live.wait_until_ready()
+
+
+def test_a_restart_loses_nothing_and_two_instances_stand_side_by_side(
+    live: Server, database: URL, tmp_path: Path
+) -> None:
+    status, task = live.request("POST", "/api/alice/tasks", json={"title": "kept"})
+    assert status == 201
+    for name in ("first", "second"):
+        with gunicorn(database, tmp_path / name) as other:
+            assert other.request("GET", "/api/alice/tasks") == (200, [task])
+        assert other.process.returncode == 0
+
+
+def test_the_pool_is_as_large_as_the_threads(apps: dict[str, Flask], database: URL) -> None:
+    app = create_app(settings(database, threads=3))
+    with app.app_context():
+        assert (db.engine.pool.size(), db.engine.pool._max_overflow) == (3, 0)
+
+
+def test_one_log_line_is_one_json_object(database: URL, tmp_path: Path) -> None:
+    import json  # noqa: PLC0415
+
+    log = tmp_path / "log"
+    with gunicorn(database, log, LOG_FORMAT="json", IDENTITY_PROVIDER="development"):
+        pass
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    messages = {(line["level"], line["logger"], line["message"]) for line in lines}
+    warning = "IDENTITY_PROVIDER=development: every caller is believed to be whom the path names"
+    assert ("WARNING", "todo.identity.hook", warning) in messages
+    assert any(logger == "gunicorn.error" for _, logger, _ in messages)
+    assert all(line["time"] for line in lines)
