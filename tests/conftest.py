@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, Engine, event
+from sqlalchemy import URL, Engine, event, text
 
-from tests.support import Call, Caller, migrated_app, postgresql_database, postgresql_server, sql, sqlite_database
+from tests.support import Call, Caller, migrated_app, postgresql_database, postgresql_server, sqlite_database
 from todo.extensions import db
 
 DATABASES = ("sqlite", "postgresql")
@@ -40,7 +40,8 @@ def app(request: pytest.FixtureRequest, apps: dict[str, Flask]) -> Iterator[Flas
     """The app on one of the databases, empty."""
     app = apps[request.param]
     yield app
-    sql(url_of(app), "DELETE FROM users")
+    with app.app_context():
+        db.session.execute(text("DELETE FROM users"))
 
 
 @pytest.fixture

@@ -79,13 +79,13 @@ class Server:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()]
 
-    def wait_until_ready(self) -> None:
-        """Return once the service is ready. Raises AssertionError where it is not in time."""
+    def wait_until(self, path: str) -> None:
+        """Return once that path is answered with 200. Raises AssertionError where it is not in time."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                if self.request("GET", "/health/ready")[0] == 200:
+                if self.request("GET", path)[0] == 200:
                     return
             except OSError:
                 pass
@@ -103,7 +103,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], port: int, environ: dict[str, str], log: Path, cwd: Path = ROOT) -> Iterator[Server]:
+def running(
+    command: list[str], port: int, environ: dict[str, str], log: Path, cwd: Path = ROOT, ready: str = "/health/ready"
+) -> Iterator[Server]:
     """The server that the command starts, ended together with all its children."""
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -111,7 +113,7 @@ def running(command: list[str], port: int, environ: dict[str, str], log: Path, c
         )
     server = Server(process, port, log)
     try:
-        server.wait_until_ready()
+        server.wait_until(ready)
         yield server
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -123,7 +125,7 @@ def running(command: list[str], port: int, environ: dict[str, str], log: Path, c
 
 
 @contextmanager
-def gunicorn(url: URL, log: Path, **environ: str) -> Iterator[Server]:
+def gunicorn(url: URL, log: Path, ready: str = "/health/ready", **environ: str) -> Iterator[Server]:
     """`gunicorn wsgi:app`, with bearer tokens."""
     port = free_port()
     settings = {
@@ -135,5 +137,5 @@ def gunicorn(url: URL, log: Path, **environ: str) -> Iterator[Server]:
         "WEB_CONCURRENCY": "2",
     }
     command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
-    with running(command, port, settings | environ, log) as server:
+    with running(command, port, settings | environ, log, ready=ready) as server:
         yield server

@@ -1,5 +1,6 @@
 """What only a live gunicorn shows: framing, keep-alive, workers, restarts."""
 
+import json
 import os
 import re
 import signal
@@ -36,9 +37,10 @@ def live(database: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 @pytest.fixture(autouse=True)
-def _empty(database: URL) -> Iterator[None]:
+def _empty(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    sql(database, "DELETE FROM users")
+    if "database" in request.fixturenames:
+        sql(request.getfixturevalue("database"), "DELETE FROM users")
 
 
 def head(method: str, path: str, *lines: str) -> bytes:
@@ -133,18 +135,23 @@ def test_a_killed_worker_is_replaced(live: Server) -> None:
     while victim in live.workers() or len(live.workers()) != 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    live.wait_until_ready()
+    live.wait_until("/health/ready")
 
 
-def test_a_restart_loses_nothing_and_two_instances_stand_side_by_side(
+def test_two_instances_stand_side_by_side_and_a_restart_loses_nothing(
     live: Server, database: URL, tmp_path: Path
 ) -> None:
-    status, task = live.request("POST", "/api/alice/tasks", json={"title": "kept"})
-    assert status == 201
-    for name in ("first", "second"):
-        with gunicorn(database, tmp_path / name) as other:
-            assert other.request("GET", "/api/alice/tasks") == (200, [task])
-        assert other.process.returncode == 0
+    with gunicorn(database, tmp_path / "log") as other:
+        status, task = other.request("POST", "/api/alice/tasks", json={"title": "kept"})
+        assert status == 201
+        assert live.request("GET", "/api/alice/tasks") == (200, [task])
+    assert other.process.returncode == 0
+    before = set(live.workers())
+    os.kill(live.process.pid, signal.SIGHUP)
+    deadline = time.monotonic() + 10
+    while before & set(live.workers()):
+        assert live.request("GET", "/api/alice/tasks") == (200, [task])
+        assert time.monotonic() < deadline
 
 
 def test_the_pool_is_as_large_as_the_threads(apps: dict[str, Flask], database: URL) -> None:
@@ -153,11 +160,10 @@ def test_the_pool_is_as_large_as_the_threads(apps: dict[str, Flask], database: U
         assert (db.engine.pool.size(), db.engine.pool._max_overflow) == (3, 0)
 
 
-def test_one_log_line_is_one_json_object(database: URL, tmp_path: Path) -> None:
-    import json  # noqa: PLC0415
-
+def test_one_log_line_is_one_json_object(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with gunicorn(database, log, LOG_FORMAT="json", IDENTITY_PROVIDER="development"):
+    url = URL.create("sqlite", database=f"{tmp_path}/todo.db")
+    with gunicorn(url, log, ready="/health/live", LOG_FORMAT="json", IDENTITY_PROVIDER="development"):
         pass
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     messages = {(line["level"], line["logger"], line["message"]) for line in lines}
