@@ -26,7 +26,7 @@ MINIMUM_SECRET_BYTES = 32
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMATS = ("text", "json")
 DEFAULT_THREADS = 8
-MOST_THREADS = 1000
+LARGEST_NUMBER = 1000
 
 
 class ConfigurationError(Exception):
@@ -59,6 +59,7 @@ class Settings:
     log_level: str = "INFO"
     log_format: str = "text"
     threads: int = DEFAULT_THREADS
+    workers: int | None = None
     is_flask_command: bool = False
 
 
@@ -87,7 +88,11 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "formatters": {"chosen": formatters[settings.log_format]},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "chosen"}},
         "root": {"level": settings.log_level, "handlers": ["stderr"]},
-        "loggers": {"gunicorn.error": {"level": settings.log_level, "handlers": [], "propagate": True}},
+        "loggers": {
+            "gunicorn.error": {"level": settings.log_level, "handlers": [], "propagate": True},
+            # Six lines at each start of `flask db`.
+            "alembic.runtime.plugins": {"level": "WARNING"},
+        },
     }
 
 
@@ -107,7 +112,8 @@ class _Reader:
         cors_origins = self._cors_origins()
         log_level = self._one_of("LOG_LEVEL", LOG_LEVELS, "INFO")
         log_format = self._one_of("LOG_FORMAT", LOG_FORMATS, "text")
-        threads = self._threads()
+        threads = self._number("WEB_THREADS")
+        workers = self._number("WEB_CONCURRENCY")
         if self._faults:
             raise ConfigurationError("; ".join(self._faults))
         return Settings(
@@ -117,7 +123,8 @@ class _Reader:
             cors_origins=cors_origins,
             log_level=log_level,
             log_format=log_format,
-            threads=threads,
+            threads=threads or DEFAULT_THREADS,
+            workers=workers,
             is_flask_command=is_flask_command,
         )
 
@@ -144,13 +151,13 @@ class _Reader:
             return url
         try:
             url = make_url(value)
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             self._faults.append("DATABASE_URL is not a database URL")
             return url
         if url.drivername in ("postgres", "postgresql", "postgresql+psycopg2"):
             # SQLAlchemy knows no postgres://, and takes postgresql:// for another driver.
             return url.set(drivername="postgresql+psycopg2")
-        if url.drivername != "sqlite" or url.database in (None, "", ":memory:"):
+        if url.drivername != "sqlite" or not url.database or ":memory:" in url.database:
             self._faults.append("DATABASE_URL must begin with postgresql:// or postgres://, or be sqlite:///FILE")
         return url
 
@@ -207,12 +214,14 @@ class _Reader:
             self._faults.append("CORS_ORIGINS must be origins like https://app.example.com, separated by commas")
         return tuple(origins)
 
-    def _threads(self) -> int:
-        value = self._text("WEB_THREADS") or str(DEFAULT_THREADS)
-        if value.isascii() and value.isdigit() and 1 <= int(value[:5]) <= MOST_THREADS:
+    def _number(self, name: str) -> int | None:
+        value = self._text(name)
+        if value is None:
+            return None
+        if value.isascii() and value.isdigit() and 1 <= int(value[:5]) <= LARGEST_NUMBER:
             return int(value)
-        self._faults.append(f"WEB_THREADS must be a number from 1 to {MOST_THREADS}")
-        return DEFAULT_THREADS
+        self._faults.append(f"{name} must be a number from 1 to {LARGEST_NUMBER}")
+        return None
 
 
 def _is_http_url(value: str) -> bool:

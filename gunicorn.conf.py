@@ -1,6 +1,7 @@
 """How gunicorn runs the service; it reads this file by itself when started in the project folder."""
 
 import os
+import subprocess
 import sys
 
 from config import ConfigurationError, load_settings, logging_config
@@ -8,13 +9,18 @@ from config import ConfigurationError, load_settings, logging_config
 try:
     settings = load_settings(os.environ)
 except ConfigurationError as error:
-    # Here, before a worker exists, so that the service ends with this one line.
     sys.exit(f"todo: {error}")
 
+# What the settings alone do not tell (a key that is none, a provider that cannot be imported) is tried here, so that
+# the start ends with its one line before there are workers. In a process of its own: what gunicorn itself has
+# imported, a HUP would not load anew.
+trial = subprocess.run([sys.executable, "-c", "import wsgi"], env=os.environ | {"LOG_LEVEL": "CRITICAL"}, check=False)
+if trial.returncode:
+    sys.exit(trial.returncode)
+
 worker_class = "gthread"
-# WEB_CONCURRENCY is gunicorn's own name for the number of workers. A container may see far more cores than it may
-# use, hence the ceiling.
-workers = int(os.environ.get("WEB_CONCURRENCY") or max(2, min(len(os.sched_getaffinity(0)), 4)))
+# A container may see far more cores than it may use, hence the ceiling.
+workers = settings.workers or max(2, min(len(os.sched_getaffinity(0)), 4))
 # Each worker's connection pool is as large as this (todo/database.py): no thread waits for a connection.
 threads = settings.threads
 # Every worker builds its own app, hence its own pool: a connection shared across fork would mix up answers.
@@ -27,6 +33,8 @@ graceful_timeout = 30
 keepalive = 5
 # Room for a cursor and a long ?q= ; gunicorn itself answers 414 beyond.
 limit_request_line = 8190
+# By default a request may say SCRIPT_NAME in a header, and so where links lead.
+forwarder_headers = ""
 
 # On by default at a path per user, where two instances collide.
 control_socket_disable = True

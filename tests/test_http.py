@@ -137,7 +137,20 @@ def test_no_answer_repeats_the_host_header(alice: Caller, host: str) -> None:
 
 def test_a_host_that_cannot_be_one_is_refused_in_json(app: Flask) -> None:
     response = app.test_client().get("/health/live", headers={"Host": "a" * 5000})
-    assert (response.status_code, response.get_json()) == (400, {"error": "Bad request"})
+    assert (response.status_code, response.get_json()) == (400, {"error": "Invalid Host header"})
+
+
+def test_a_websocket_is_refused_in_json(alice: Caller) -> None:
+    response = alice("GET", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+    assert (response.status_code, response.get_json()) == (400, {"error": "WebSocket is not spoken here"})
+
+
+def test_a_sentence_has_an_end(alice: Caller) -> None:
+    response = alice("POST", json={f"{number}": 1 for number in range(50_000)})
+    assert response.status_code == 400
+    message = response.get_json()["error"]
+    assert message.startswith("Title is required; Unknown field: 0; Unknown field: 1; ")
+    assert (len(message), message[-1]) == (2001, "…")
 
 
 @pytest.fixture

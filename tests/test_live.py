@@ -107,6 +107,14 @@ def test_odd_paths_are_404_without_a_redirect(live: Server, path: str) -> None:
     assert live.request("GET", path) == (404, {"error": "Unknown route"})
 
 
+@pytest.mark.parametrize("name", ["SCRIPT_NAME", "Script-Name", "PATH_INFO"])
+def test_no_header_says_where_links_lead(live: Server, name: str) -> None:
+    lines = [f"{name}: //evil.example", f"Content-Length: {len(BODY)}", BYE]
+    answer = live.raw(head("POST", "/api/alice/tasks", *lines) + BODY)
+    assert answer.startswith(b"HTTP/1.1 201 ")
+    assert b"Location: /api/alice/tasks/" in answer
+
+
 def test_two_authorization_headers_are_401(live: Server) -> None:
     answer = live.raw(head("GET", "/api/alice/tasks", f"Authorization: Bearer {token()}", BYE))
     assert answer.startswith(b"HTTP/1.1 401 ")

@@ -11,6 +11,7 @@ from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
 from tests.support import Call, Caller, sql
+from todo import database
 from todo.errors import OwnershipViolated
 from todo.extensions import db
 from todo.tasks import queries, service
@@ -43,7 +44,11 @@ def statements(app: Flask) -> list[str]:
     seen: list[str] = []
     with app.app_context():
         event.listen(db.engine, "checkout", lambda *_: seen.append("checkout"))
-        event.listen(db.engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+        event.listen(
+            db.engine,
+            "before_cursor_execute",
+            lambda *args: seen.append(args[2].removeprefix(database.STATEMENT_LIMITS)),
+        )
     return seen
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg2
 from flask import Flask, g, has_app_context
 from psycopg2 import extensions
-from sqlalchemy import TIMESTAMP, BigInteger, Boolean, Dialect, Engine, Integer, event
+from sqlalchemy import TIMESTAMP, BigInteger, Boolean, Connection, Dialect, Engine, Integer, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
@@ -26,6 +26,10 @@ from todo.instants import from_microseconds, to_microseconds
 #: Seconds that one request may spend on the database, the making of a connection included. A hosted database that
 #: sleeps takes most of this to wake.
 REQUEST_BUDGET = 9.0
+#: What goes before each statement of a request, in the same round trip and, autocommit being on, the same transaction:
+#: PostgreSQL itself stops a statement that is too slow or waits for a lock, so that none goes on that nobody waits
+#: for. Unlike a plain SET it passes a transaction pooler, and unlike a limit of the role it needs no set-up.
+STATEMENT_LIMITS = "SELECT set_config('lock_timeout', '1s', true), set_config('statement_timeout', '3s', true); "
 #: Seconds to wait for a connection of the pool. Threads and connections are equally many, so that this only ever
 #: passes under a server with more threads than WEB_THREADS says.
 POOL_TIMEOUT = 2.0
@@ -166,6 +170,7 @@ def init_app(app: Flask, engine: Engine) -> None:
         event.listen(engine, "connect", _set_up_sqlite)
     else:
         event.listen(engine, "checkout", _replace_if_closed)
+        event.listen(engine, "before_cursor_execute", _limit_statement, retval=True)
         # psycopg2 knows one callback for the whole process. Without it a connection gone silent blocks its thread.
         extensions.set_wait_callback(_wait_within_budget)
 
@@ -192,13 +197,23 @@ def _start_budget() -> None:
     g.database_deadline = monotonic() + REQUEST_BUDGET
 
 
+def _deadline() -> float | None:
+    # Outside a request (a migration, say) there is none.
+    return g.get("database_deadline") if has_app_context() else None
+
+
+def _limit_statement(
+    _connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _executemany: bool
+) -> tuple[str, Any]:
+    return (statement if _deadline() is None else STATEMENT_LIMITS + statement), parameters
+
+
 def _wait_within_budget(connection: Any) -> None:
     """psycopg2's wait callback: wait for the server, but never past the request's deadline.
 
-    Outside a request (a migration, say) there is no deadline. Raises OperationalError, on which psycopg2 closes the
-    connection: what the server does with the statement is unknown from then on.
+    Raises OperationalError, on which psycopg2 closes the connection: what became of the statement is unknown.
     """
-    deadline = g.get("database_deadline") if has_app_context() else None
+    deadline = _deadline()
     while (state := connection.poll()) != extensions.POLL_OK:
         poller = select.poll()
         poller.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
@@ -221,6 +236,14 @@ def is_outage(error: SQLAlchemyError) -> bool:
             return type(cause) in (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError)
         return cause.pgcode.startswith(_POSTGRESQL_OUTAGES)
     return False
+
+
+def describe(error: SQLAlchemyError) -> str:
+    """What went wrong in one line, for the log: the server's own sentence, without the values that it quotes."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, psycopg2.Error) and cause.pgcode is not None:
+        return f"{type(cause).__name__} {cause.pgcode}: {cause.diag.message_primary}"
+    return f"{type(cause).__name__}: {cause}".partition("\n")[0]
 
 
 def is_foreign_key_violation(error: DBAPIError) -> bool:

@@ -5,6 +5,7 @@ The parser, Blueprint and Api here are flask-smorest's with the contract's habit
 
 import json
 import logging
+import traceback
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, NoReturn, TypeVar, cast
@@ -16,9 +17,10 @@ from marshmallow import RAISE, Schema, ValidationError, fields
 from sqlalchemy.exc import SQLAlchemyError
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import HTTPException, LengthRequired, UnsupportedMediaType
+from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException, LengthRequired, UnsupportedMediaType
+from werkzeug.routing.exceptions import WebsocketMismatch
 
-from todo.database import is_outage
+from todo.database import describe, is_outage
 from todo.errors import (
     InvalidCredentials,
     InvalidInput,
@@ -33,6 +35,7 @@ from todo.errors import (
 logger = logging.getLogger(__name__)
 
 BODY_LIMIT = 1024 * 1024
+MESSAGE_LIMIT = 2000
 RETRY_AFTER = {"Retry-After": "1"}
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -60,6 +63,13 @@ MESSAGES: Mapping[int, str] = {
     415: "Content-Type must be application/json",
     500: "Internal server error",
     503: Unavailable.message,
+}
+
+#: What is said of a bad request that Werkzeug found before any view.
+BAD_REQUESTS: Mapping[type[HTTPException], str] = {
+    BadHost: "Invalid Host header",
+    ClientDisconnected: "Request body is shorter than its Content-Length",
+    WebsocketMismatch: "WebSocket is not spoken here",
 }
 
 
@@ -93,19 +103,26 @@ def _error(status: int, message: str, headers: Mapping[str, str]) -> Response:
     return response
 
 
+def _sentence(message: str) -> str:
+    # It names what the caller sent, which may be a mebibyte of names.
+    return message if len(message) <= MESSAGE_LIMIT else f"{message[:MESSAGE_LIMIT]}…"
+
+
 def _answer_failure(failure: TodoError) -> Response:
     status, headers = next(FAILURES[kind] for kind in type(failure).mro() if kind in FAILURES)
     if status == 503:
         logger.warning("%s %s: %s", request.method, request.url_rule, failure.__cause__ or failure)
-    return _error(status, failure.message, headers)
+    return _error(status, _sentence(failure.message), headers)
 
 
 def _answer_database_error(error: SQLAlchemyError) -> Response:
-    if not is_outage(error):
-        return _answer_fault(error)
-    # The first line says what happened; those after it quote the statement.
-    logger.warning("%s %s: %s", request.method, request.url_rule, str(error).partition("\n")[0])
-    return _error(503, MESSAGES[503], RETRY_AFTER)
+    if is_outage(error):
+        logger.warning("%s %s: %s", request.method, request.url_rule, describe(error))
+        return _error(503, MESSAGES[503], RETRY_AFTER)
+    # Not the exception itself: PostgreSQL's message quotes what the user wrote.
+    trace = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s %s: %s\n%s", request.method, request.url_rule, describe(error), trace)
+    return _error(500, MESSAGES[500], {})
 
 
 def _answer_violation(violation: OwnershipViolated) -> Response:
@@ -185,7 +202,7 @@ class Api(flask_smorest.Api):
             headers.setdefault("WWW-Authenticate", "Bearer")
         if status == 503:
             headers |= RETRY_AFTER
-        return _error(status, MESSAGES.get(status, error.name), headers)
+        return _error(status, BAD_REQUESTS.get(type(error)) or MESSAGES.get(status, error.name), headers)
 
 
 class Parser(FlaskParser):

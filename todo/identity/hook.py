@@ -71,7 +71,7 @@ def _imported_provider(name: str) -> Provider:
     module, _, attribute = name.partition(":")
     try:
         provider = attrgetter(attribute)(import_module(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever the module does when it is imported, the start ends with one line.
         raise ConfigurationError(
             f"IDENTITY_PROVIDER={name} cannot be loaded: {type(error).__name__}: {error}"

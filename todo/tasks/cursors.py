@@ -28,11 +28,11 @@ def decode_cursor(user_id: str, status: str | None, q: str | None, cursor: str) 
     """
     try:
         place = base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
-        microseconds, task_id, digest = _LAYOUT.unpack(place)
+        microseconds, task_id, _ = _LAYOUT.unpack(place)
         created_at = from_microseconds(microseconds)
     except (ValueError, OverflowError, struct.error) as error:
         raise InvalidInput(_INVALID) from error
-    if digest != _digest(user_id, status, q):
+    if cursor != encode_cursor(user_id, status, q, created_at, task_id):
         raise InvalidInput(_INVALID)
     return created_at, task_id
 

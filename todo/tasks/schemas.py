@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any, cast
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
@@ -123,8 +122,8 @@ def status_field(*, required: bool = False) -> fields.String:
 class Instant(fields.DateTime):
     """An aware instant in UTC (RFC 3339), always with six digits and `Z`."""
 
-    def _serialize(self, value: datetime, attr: str | None, obj: Any, **kwargs: Any) -> str:
-        return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str:
+        return f"{value:%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def instant_field() -> Instant:

@@ -8,8 +8,7 @@ from todo.errors import OwnershipViolated, TaskNotFound
 from todo.tasks import queries
 from todo.tasks.cursors import decode_cursor, encode_cursor
 from todo.tasks.queries import OwnedRow, TaskRow
-
-PAGE_LIMIT = 1000
+from todo.tasks.schemas import PAGE_LIMIT
 
 Row = TypeVar("Row", bound=OwnedRow)
 
