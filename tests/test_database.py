@@ -115,7 +115,7 @@ def test_a_locked_row_is_503_within_a_second_and_leaves_nothing_waiting(make: Ma
         connection.execute(text("SELECT 1 FROM tasks FOR UPDATE"))
         started = time.monotonic()
         assert is_unavailable(alice, "PATCH", path=f"/{task['id']}/complete")
-        assert 1 <= time.monotonic() - started < 2
+        assert 1 <= time.monotonic() - started < 4
         assert still_running(postgresql) == []
     engine.dispose()
     assert alice("GET").get_json() == [task]
@@ -130,7 +130,7 @@ def test_a_statement_that_is_too_slow_is_503_and_stopped(
     sql(postgresql, "ALTER TABLE tasks ADD CHECK (pg_sleep(30) IS NOT NULL) NOT VALID")
     started = time.monotonic()
     assert is_unavailable(alice, "POST", **NEW)
-    assert 0.3 <= time.monotonic() - started < 2
+    assert 0.3 <= time.monotonic() - started < 4
     assert still_running(postgresql) == []
     assert alice.titles() == ["Buy milk"]
 
@@ -149,7 +149,7 @@ def test_a_server_that_never_answers_is_503_within_the_budget(make: Make, monkey
         url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
         started = time.monotonic()
         assert is_unavailable(Caller(make(url), "alice"))
-        assert 0.4 <= time.monotonic() - started < 2
+        assert 0.4 <= time.monotonic() - started < 4
 
 
 def test_a_read_only_database_is_503_to_writes_alone(make: Make, postgresql: URL) -> None:

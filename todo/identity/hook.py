@@ -73,9 +73,8 @@ def _imported_provider(name: str) -> Provider:
         provider = attrgetter(attribute)(import_module(module))
     except (Exception, SystemExit) as error:
         # Whatever the module does when it is imported, the start ends with one line.
-        raise ConfigurationError(
-            f"IDENTITY_PROVIDER={name} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigurationError(f"IDENTITY_PROVIDER={name} cannot be loaded: {reason}") from error
     if not callable(provider):
         raise ConfigurationError(f"IDENTITY_PROVIDER={name} is not callable")
     return cast(Provider, provider)

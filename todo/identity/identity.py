@@ -30,7 +30,7 @@ class Identity:
 
     user_id: str
     email: str | None = None
-    claims: Mapping[str, Any] = field(default_factory=dict)
+    claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not _is_user_id(self.user_id):

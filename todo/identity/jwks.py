@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from threading import Event, Lock, Thread
 from time import monotonic
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from todo.errors import InvalidCredentials, Unavailable
 from todo.identity.keys import VerificationKey, jwk_key
@@ -55,7 +55,7 @@ class KeySet:
                 self._refresh()
             return key
         fetch, is_mine = self._refresh()
-        if is_mine or self._keys is None:
+        if is_mine or self._current() is None:
             # While keys are held nobody waits for somebody else's fetch: it would slow down known callers.
             fetch.done.wait(TIMEOUT)
         key = self._held(kid)
@@ -66,12 +66,14 @@ class KeySet:
         raise InvalidCredentials
 
     def _held(self, kid: str | None) -> VerificationKey | None:
-        keys = self._keys
-        if keys is None or self._clock() >= self._fetched_at + LIFETIME + GRACE:
-            return None
+        keys = self._current() or {}
         if kid is None:
             return next(iter(keys.values())) if len(keys) == 1 else None
         return keys.get(kid)
+
+    def _current(self) -> Mapping[str | int, VerificationKey] | None:
+        """The keys, unless there are none yet or they are too old to be used."""
+        return self._keys if self._clock() < self._fetched_at + LIFETIME + GRACE else None
 
     def _refresh(self) -> "tuple[_Fetch, bool]":
         """The latest fetch, and whether this call began it."""
@@ -83,7 +85,8 @@ class KeySet:
                 return self._fetch, False
             fetch = self._fetch = _Fetch(started_at=now)
             self._failures += 1  # until it has succeeded
-            self._next_fetch_at = now + (COOLDOWN if self._keys is not None else min(2.0**self._failures, COOLDOWN))
+            backoff = COOLDOWN if self._current() is not None else min(2.0**self._failures, COOLDOWN)
+            self._next_fetch_at = now + backoff
         Thread(target=self._run, args=(fetch,), name="jwks", daemon=True).start()
         return fetch, True
 
@@ -106,14 +109,28 @@ class KeySet:
         body = b""
         # config.py let only http and https through.
         request = Request(self._url, headers={"Accept": "application/json", "User-Agent": "todo"})  # noqa: S310
-        with urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
+        with build_opener(_NoRedirect).open(request, timeout=TIMEOUT) as response:
             while chunk := response.read1(SIZE_LIMIT):
                 body += chunk
                 if len(body) > SIZE_LIMIT or self._clock() > deadline:
                     raise ValueError("the answer is too large, or too slow")
-        found = ((jwk, jwk_key(jwk, self._algorithms)) for jwk in json.loads(body)["keys"])
-        # A key without an id counts, for a set of one, but cannot be asked for: its place stands in.
-        return {jwk.get("kid", place): key for place, (jwk, key) in enumerate(found) if key is not None}
+        found = json.loads(body)["keys"]
+        if not isinstance(found, list):
+            raise TypeError("keys is no array")
+        keys: dict[str | int, VerificationKey] = {}
+        for place, jwk in enumerate(found):
+            if (key := jwk_key(jwk, self._algorithms)) is not None:
+                # A key without an id counts, for a set of one, but cannot be asked for: its place stands in.
+                kid = jwk.get("kid")
+                keys[kid if isinstance(kid, str) else place] = key
+        return keys
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """A redirect would lead to whichever host and scheme the answer names."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
 
 
 class _Fetch:

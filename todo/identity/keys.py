@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -29,7 +30,7 @@ def secret_key(secret: str, algorithms: tuple[str, ...]) -> VerificationKey:
     try:
         jwt.get_algorithm_by_name("HS256").prepare_key(key)
     except jwt.InvalidKeyError as error:
-        raise ConfigurationError("JWT_SECRET is a public key or a certificate: it would be no secret") from error
+        raise ConfigurationError("JWT_SECRET is a key of another kind, or a certificate: it is no secret") from error
     return VerificationKey(key, algorithms or ("HS256",))
 
 
@@ -38,7 +39,7 @@ def public_key(pem: str, algorithms: tuple[str, ...]) -> VerificationKey:
     try:
         # Where a variable cannot hold line ends they are written as \n.
         key = load_pem_public_key(pem.replace("\\n", "\n").encode())
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError("JWT_PUBLIC_KEY is not a public key in PEM") from error
     fitting = _fitting(key, algorithms)
     if not fitting:
@@ -56,7 +57,7 @@ def jwk_key(jwk: Mapping[str, Any], algorithms: tuple[str, ...]) -> Verification
             return None
         key = jwt.PyJWK(dict(jwk)).key
         named = jwk.get("alg")
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+    except Exception:  # noqa: BLE001 (whatever a malformed key makes the libraries raise, the others must serve)
         return None
     fitting = tuple(name for name in _fitting(key, algorithms) if named in (None, name))
     return VerificationKey(key, fitting) if fitting else None

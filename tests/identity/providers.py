@@ -1,0 +1,61 @@
+"""Identity providers as somebody else would write them, for IDENTITY_PROVIDER=tests.identity.providers:..."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from flask import Request
+
+from todo.errors import InvalidCredentials, Unavailable
+from todo.identity import Identity
+
+NOT_CALLABLE = "by_header"
+
+
+def by_header(request: Request) -> Identity | None:
+    """Whom the header names, as a gateway in front of the service would set it."""
+    user_id = request.headers.get("X-User")
+    return None if user_id is None else Identity(user_id, request.headers.get("X-Email"), {"via": ["gateway"]})
+
+
+class Gateway:
+    """A provider that is a method, to be found by a dotted name."""
+
+    @staticmethod
+    def identify(request: Request) -> Identity | None:
+        return by_header(request)
+
+
+def nobody(_request: Request) -> None:
+    """No identity, ever."""
+
+
+def a_string(_request: Request) -> Any:
+    return "alice-of-secrets"
+
+
+def a_truth(_request: Request) -> Any:
+    return True
+
+
+def a_dictionary(_request: Request) -> Any:
+    return {"user_id": "alice", "secret": "alice-of-secrets"}
+
+
+def a_lookalike(_request: Request) -> Any:
+    return SimpleNamespace(user_id="alice", email=None, claims={})
+
+
+def impossible(_request: Request) -> Identity:
+    return Identity("..")
+
+
+def refusing(_request: Request) -> Identity:
+    raise InvalidCredentials
+
+
+def broken(_request: Request) -> Identity:
+    raise RuntimeError("alice-of-secrets")
+
+
+def away(_request: Request) -> Identity:
+    raise Unavailable

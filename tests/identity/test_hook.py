@@ -1,0 +1,273 @@
+"""The hook, and the providers that it can ask; bearer tokens have their own tests."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+from flask import Flask, jsonify
+from flask.typing import ResponseReturnValue
+from sqlalchemy import URL
+from werkzeug.test import TestResponse
+
+from config import ConfigurationError
+from tests.identity.test_jwt import no_database_connection
+from tests.support import settings, sql
+from todo import create_app
+from todo.extensions import db
+from todo.identity import current_identity
+
+PROVIDERS = "tests.identity.providers"
+MakeApp = Callable[..., Flask]
+
+
+@pytest.fixture
+def database(apps: dict[str, Flask]) -> Iterator[URL]:
+    """A database with its tables, empty."""
+    url: URL = apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"]
+    yield url
+    sql(url, "DELETE FROM users")
+
+
+@pytest.fixture
+def make_app(database: URL) -> Iterator[MakeApp]:
+    """Makes an app that asks that provider."""
+    made: list[Flask] = []
+
+    def make(provider: str, *, is_flask_command: bool = True) -> Flask:
+        made.append(
+            create_app(settings(database, identity_provider=provider, jwt=None, is_flask_command=is_flask_command))
+        )
+        return made[-1]
+
+    yield make
+    for app in made:
+        with app.app_context():
+            db.engine.dispose()
+
+
+@pytest.fixture
+def development(make_app: MakeApp) -> Flask:
+    """An app that believes the path."""
+    return make_app("development")
+
+
+@pytest.fixture
+def gateway(make_app: MakeApp) -> Flask:
+    """An app that believes a header, with a view that shows who is calling."""
+    app = make_app(f"{PROVIDERS}:by_header")
+
+    @app.get("/api/<user_id>/who")
+    def who() -> ResponseReturnValue:
+        identity = current_identity()
+        return jsonify(user_id=identity.user_id, email=identity.email, claims=dict(identity.claims))
+
+    return app
+
+
+def get(app: Flask, path: str = "/api/alice/tasks", **headers: str) -> TestResponse:
+    """The answer to a GET."""
+    return app.test_client().get(path, headers=headers)
+
+
+def assert_unauthorized(response: TestResponse, challenge: str) -> None:
+    assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
+    assert response.headers["WWW-Authenticate"] == challenge
+
+
+class TestDevelopment:
+    """IDENTITY_PROVIDER=development."""
+
+    def test_the_path_is_believed(self, development: Flask, database: URL) -> None:
+        response = development.test_client().post("/api/alice/tasks", json={"title": "x"})
+        assert (response.status_code, response.get_json()["user_id"]) == (201, "alice")
+        assert sql(database, "SELECT id, email FROM users") == [("alice", None)]
+        assert get(development, "/api/alice/tasks").get_json() == [response.get_json()]
+        assert get(development, "/api/bob/tasks").get_json() == []
+
+    @pytest.mark.parametrize("name", ["%20", "...", "%252F", "jos%C3%A9", "a" * 255])
+    def test_every_possible_name_is_believed(self, development: Flask, name: str) -> None:
+        assert get(development, f"/api/{name}/tasks").status_code == 200
+
+    @pytest.mark.parametrize(
+        "name", [".", "..", "%2E", "%00", "a%0Ab", "%7F", "%C2%80", "%ff", "%ED%A0%80", "%EF%BF%BD", "a" * 256]
+    )
+    def test_a_name_that_cannot_be_a_user_id_is_401(self, development: Flask, name: str) -> None:
+        with no_database_connection(development):
+            response = get(development, f"/api/{name}/tasks")
+        assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
+        assert response.headers["WWW-Authenticate"].startswith("Bearer")
+
+    def test_a_route_that_names_nobody_is_401(self, development: Flask) -> None:
+        development.add_url_rule("/mine", "mine", lambda: "")
+        assert_unauthorized(get(development, "/mine"), "Bearer")
+
+
+class TestWarning:
+    """What a start with IDENTITY_PROVIDER=development says."""
+
+    @pytest.fixture
+    def hook_log(self, caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+        """What the hook's module logs; the handlers of the root are replaced at every start."""
+        logger = logging.getLogger("todo.identity.hook")
+        logger.addHandler(caplog.handler)
+        yield caplog
+        logger.removeHandler(caplog.handler)
+
+    def test_a_start_outside_the_flask_command_warns(
+        self, make_app: MakeApp, hook_log: pytest.LogCaptureFixture
+    ) -> None:
+        make_app("development", is_flask_command=False)
+        make_app("development", is_flask_command=False)
+        message = "IDENTITY_PROVIDER=development: every caller is believed to be whom the path names"
+        assert [(record.levelname, record.getMessage()) for record in hook_log.records] == [("WARNING", message)] * 2
+
+    def test_the_flask_command_does_not_warn(self, make_app: MakeApp, hook_log: pytest.LogCaptureFixture) -> None:
+        make_app("development", is_flask_command=True)
+        assert hook_log.records == []
+
+    def test_another_provider_does_not_warn(self, make_app: MakeApp, hook_log: pytest.LogCaptureFixture) -> None:
+        make_app(f"{PROVIDERS}:by_header", is_flask_command=False)
+        assert hook_log.records == []
+
+
+class TestCustomProvider:
+    """IDENTITY_PROVIDER=package.module:callable."""
+
+    def test_whom_it_names_reaches_their_own_path(self, gateway: Flask, database: URL) -> None:
+        headers = {"X-User": "alice", "X-Email": "a@example.com"}
+        response = gateway.test_client().post("/api/alice/tasks", json={"title": "x"}, headers=headers)
+        assert (response.status_code, response.get_json()["user_id"]) == (201, "alice")
+        assert sql(database, "SELECT id, email FROM users") == [("alice", "a@example.com")]
+
+    def test_whom_it_names_reaches_no_other_path(self, gateway: Flask) -> None:
+        with no_database_connection(gateway):
+            response = get(gateway, "/api/bob/tasks", **{"X-User": "alice"})
+        assert (response.status_code, response.get_json()) == (403, {"error": "Forbidden"})
+
+    def test_it_may_be_a_dotted_name_within_the_module(self, make_app: MakeApp) -> None:
+        app = make_app(f"{PROVIDERS}:Gateway.identify")
+        assert get(app, **{"X-User": "alice"}).status_code == 200
+        assert_unauthorized(get(app), "Bearer")
+
+    @pytest.mark.parametrize("provider", ["by_header", "nobody"])
+    def test_none_is_401(self, make_app: MakeApp, provider: str) -> None:
+        app = make_app(f"{PROVIDERS}:{provider}")
+        with no_database_connection(app):
+            response = get(app)
+        assert_unauthorized(response, "Bearer")
+
+    @pytest.mark.parametrize("provider", ["impossible", "refusing"])
+    def test_credentials_that_do_not_hold_are_401(self, make_app: MakeApp, provider: str) -> None:
+        app = make_app(f"{PROVIDERS}:{provider}")
+        with no_database_connection(app):
+            response = get(app)
+        assert_unauthorized(response, 'Bearer error="invalid_token"')
+
+    @pytest.mark.parametrize("provider", ["a_string", "a_truth", "a_dictionary", "a_lookalike", "broken"])
+    def test_a_fault_of_the_provider_is_500_and_tells_nothing(self, make_app: MakeApp, provider: str) -> None:
+        app = make_app(f"{PROVIDERS}:{provider}")
+        with no_database_connection(app):
+            response = get(app)
+        assert (response.status_code, response.get_json()) == (500, {"error": "Internal server error"})
+        assert "secret" not in response.get_data(as_text=True) + str(response.headers)
+
+    def test_what_is_away_is_503(self, make_app: MakeApp) -> None:
+        app = make_app(f"{PROVIDERS}:away")
+        with no_database_connection(app):
+            response = get(app)
+        assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
+        assert response.headers["Retry-After"] == "1"
+
+
+class TestRoutes:
+    """Where the hook asks, and where it does not."""
+
+    @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/openapi.json"])
+    def test_a_public_route_asks_nobody(self, make_app: MakeApp, path: str) -> None:
+        assert get(make_app(f"{PROVIDERS}:broken"), path).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("method", "path", "status"),
+        [("GET", "/nowhere", 404), ("DELETE", "/api/alice/tasks", 405), ("OPTIONS", "/api/alice/tasks", 200)],
+    )
+    def test_the_route_and_the_method_come_before_identity(
+        self, make_app: MakeApp, method: str, path: str, status: int
+    ) -> None:
+        app = make_app(f"{PROVIDERS}:broken")
+        assert app.test_client().open(path, method=method).status_code == status
+
+    def test_a_new_route_is_not_public(self, gateway: Flask) -> None:
+        gateway.add_url_rule("/new", "new", lambda: "")
+        assert_unauthorized(get(gateway, "/new"), "Bearer")
+        assert get(gateway, "/new", **{"X-User": "alice"}).status_code == 200
+
+
+class TestCurrentIdentity:
+    """What views find."""
+
+    def test_it_is_what_the_provider_made(self, gateway: Flask) -> None:
+        response = get(gateway, "/api/alice/who", **{"X-User": "alice", "X-Email": "a@example.com"})
+        assert response.get_json() == {"user_id": "alice", "email": "a@example.com", "claims": {"via": ["gateway"]}}
+
+    def test_it_cannot_be_changed(self, gateway: Flask) -> None:
+        @gateway.get("/api/<user_id>/become-bob")
+        def become_bob() -> str:
+            identity = current_identity()
+            with pytest.raises(FrozenInstanceError):
+                identity.user_id = "bob"  # type: ignore[misc]
+            with pytest.raises(TypeError):
+                identity.claims["admin"] = True  # type: ignore[index]
+            return current_identity().user_id
+
+        assert get(gateway, "/api/alice/become-bob", **{"X-User": "alice"}).data == b"alice"
+
+    def test_there_is_none_on_a_public_route(self, gateway: Flask) -> None:
+        with gateway.test_request_context("/health/live"), pytest.raises(AttributeError):
+            current_identity()
+
+
+class TestConfiguration:
+    """Providers that cannot be had."""
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("tests.identity.nowhere:x", "No module named 'tests.identity.nowhere'"),
+            ("nowhere:x", "No module named 'nowhere'"),
+            (f"{PROVIDERS}:missing", "has no attribute 'missing'"),
+            (f"{PROVIDERS}:Gateway.missing", "has no attribute 'missing'"),
+            (f"{PROVIDERS}:NOT_CALLABLE", "is not callable"),
+        ],
+    )
+    def test_a_name_of_no_provider_stops_the_start(self, make_app: MakeApp, name: str, reason: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            make_app(name)
+        assert f"IDENTITY_PROVIDER={name} " in str(caught.value)
+        assert reason in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("source", "reason"),
+        [
+            ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+            ("raise SystemExit('no licence')", "SystemExit: no licence"),
+            ("raise RuntimeError('first\\nsecond')", "RuntimeError: first second"),
+            ("import nowhere", "No module named 'nowhere'"),
+            ("def provider(:", "SyntaxError"),
+        ],
+    )
+    def test_a_module_that_fails_to_import_stops_the_start(
+        self, make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
+    ) -> None:
+        (tmp_path / "failing_provider.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ConfigurationError) as caught:
+            make_app("failing_provider:provider")
+        assert reason in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+
+    def test_jwt_without_its_settings_stops_the_start(self, make_app: MakeApp) -> None:
+        with pytest.raises(ConfigurationError, match="IDENTITY_PROVIDER=jwt without its settings"):
+            make_app("jwt")

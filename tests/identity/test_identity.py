@@ -1,0 +1,122 @@
+"""The Identity value: which user ids can be, which emails are kept, and that nobody changes it."""
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from todo.identity import Identity, InvalidIdentity
+
+CONTROL_CHARACTERS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
+LONE_SURROGATES = [chr(code) for code in (0xD800, 0xDBFF, 0xDC00, 0xDFFF)]
+
+
+@pytest.mark.parametrize(
+    "user_id",
+    [
+        "a",
+        "alice",
+        "0",
+        "null",
+        " ",
+        "a b",
+        "...",
+        ".alice",
+        "%2F",
+        "\\",
+        "~",
+        "\xa0",
+        "jos\xe9",
+        "jose\u0301",
+        "\u200b",
+        "\u2028",
+        "\u202e",
+        "\ud7ff",
+        "\ue000",
+        "\ufffc",
+        "\ufffe",
+        "\U0010ffff",
+        "a" * 255,
+        "\U0001f600" * 255,
+    ],
+    ids=ascii,
+)
+def test_a_user_id_is_kept_as_it_came(user_id: str) -> None:
+    assert Identity(user_id).user_id == user_id
+
+
+@pytest.mark.parametrize(
+    "user_id",
+    [
+        "",
+        ".",
+        "..",
+        "/",
+        "a/b",
+        *LONE_SURROGATES,
+        "a\ud83d",
+        "\ufffd",
+        "a\ufffdb",
+        "a" * 256,
+        "\U0001f600" * 256,
+    ],
+    ids=ascii,
+)
+def test_a_string_that_cannot_be_a_user_id_is_refused(user_id: str) -> None:
+    with pytest.raises(InvalidIdentity):
+        Identity(user_id)
+
+
+@pytest.mark.parametrize("character", CONTROL_CHARACTERS, ids=ascii)
+def test_a_control_character_in_a_user_id_is_refused(character: str) -> None:
+    for user_id in (character, f"a{character}", f"{character}a", f"a{character}b"):
+        with pytest.raises(InvalidIdentity):
+            Identity(user_id)
+
+
+@pytest.mark.parametrize("user_id", [None, 0, 1, 1.5, True, b"alice", ["alice"], {"alice": 1}], ids=repr)
+def test_a_user_id_that_is_no_string_is_refused(user_id: Any) -> None:
+    with pytest.raises(InvalidIdentity):
+        Identity(user_id)
+
+
+@pytest.mark.parametrize("email", ["a@example.com", "x", "jos\xe9@example.com", "a" * 320], ids=ascii)
+def test_a_usable_email_is_kept(email: str) -> None:
+    assert Identity("alice", email).email == email
+
+
+@pytest.mark.parametrize(
+    "email", ["", "a" * 321, "a\0b", "\ud800", None, 5, True, b"a@example.com", ["a@example.com"], {}], ids=ascii
+)
+def test_an_unusable_email_becomes_none(email: Any) -> None:
+    assert Identity("alice", email).email is None
+
+
+@pytest.mark.parametrize("name", ["user_id", "email", "claims"])
+def test_no_field_can_be_changed(name: str) -> None:
+    identity = Identity("alice", "a@example.com", {"role": "reader"})
+    with pytest.raises(FrozenInstanceError):
+        setattr(identity, name, "bob")
+    with pytest.raises(FrozenInstanceError):
+        delattr(identity, name)
+    assert identity == Identity("alice", "a@example.com", {"role": "reader"})
+
+
+def test_claims_cannot_be_changed() -> None:
+    claims: Any = Identity("alice", claims={"role": "reader"}).claims
+    with pytest.raises(TypeError):
+        claims["role"] = "admin"
+    with pytest.raises(TypeError):
+        del claims["role"]
+    assert claims == {"role": "reader"}
+
+
+def test_claims_are_a_copy() -> None:
+    given = {"role": "reader"}
+    identity = Identity("alice", claims=given)
+    given["role"] = "admin"
+    assert identity.claims == {"role": "reader"}
+
+
+def test_there_are_no_claims_by_default() -> None:
+    assert Identity("alice").claims == {}
