@@ -8,8 +8,17 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL, Engine, event, text
 
-from tests.support import Call, Caller, migrated_app, postgresql_database, postgresql_server, sqlite_database
-from todo import database
+from tests.support import (
+    Call,
+    Caller,
+    Make,
+    migrated_app,
+    postgresql_database,
+    postgresql_server,
+    settings,
+    sqlite_database,
+)
+from todo import create_app, database
 from todo.extensions import db
 
 DATABASES = ("sqlite", "postgresql")
@@ -43,6 +52,21 @@ def app(request: pytest.FixtureRequest, apps: dict[str, Flask]) -> Iterator[Flas
     yield app
     with app.app_context():
         db.session.execute(text("DELETE FROM users"))
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes apps on a database, with settings of their own: `make(url, threads=1)`."""
+    made: list[Flask] = []
+
+    def make_app(url: URL, **changes: Any) -> Flask:
+        made.append(create_app(settings(url, **changes)))
+        return made[-1]
+
+    yield make_app
+    for app in made:
+        with app.app_context():
+            db.engine.dispose()
 
 
 @pytest.fixture

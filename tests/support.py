@@ -75,6 +75,7 @@ class Caller:
 
 
 Call = Callable[..., Caller]
+Make = Callable[..., Flask]
 
 
 def sql(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:

@@ -1,24 +1,17 @@
 """Cross-origin requests."""
 
-from collections.abc import Iterator
-
 import pytest
 from flask import Flask
 
-from tests.support import Caller, settings
-from todo import create_app
-from todo.extensions import db
+from tests.support import Caller, Make
 
 ORIGIN = "https://app.example"
 
 
 @pytest.fixture(params=[(ORIGIN,), (ORIGIN, "http://[::1]:3000")], ids=["one origin", "two origins"])
-def app(request: pytest.FixtureRequest, apps: dict[str, Flask]) -> Iterator[Flask]:
+def app(request: pytest.FixtureRequest, make: Make, apps: dict[str, Flask]) -> Flask:
     """An app that lists origins."""
-    app = create_app(settings(apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"], cors_origins=request.param))
-    yield app
-    with app.app_context():
-        db.engine.dispose()
+    return make(apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"], cors_origins=request.param)
 
 
 def test_a_preflight_needs_no_identity(app: Flask) -> None:

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,26 +10,9 @@ from flask import Flask
 from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.exc import InvalidRequestError, ProgrammingError
 
-from tests.support import Caller, migrated_app, postgresql_database, settings, sql, sqlite_database
-from todo import create_app, database
+from tests.support import Caller, Make, migrated_app, postgresql_database, sql, sqlite_database
+from todo import database
 from todo.extensions import db
-
-Make = Callable[..., Flask]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    """Makes apps that are put away after the test."""
-    made: list[Flask] = []
-
-    def make_app(url: URL, **changes: Any) -> Flask:
-        made.append(create_app(settings(url, **changes)))
-        return made[-1]
-
-    yield make_app
-    for app in made:
-        with app.app_context():
-            db.engine.dispose()
 
 
 @pytest.fixture

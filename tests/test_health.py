@@ -6,25 +6,20 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL
 
-from tests.support import Caller, postgresql_database, settings, sqlite_database
-from todo import create_app
-from todo.extensions import db
+from tests.support import Caller, Make, postgresql_database, sqlite_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def empty(request: pytest.FixtureRequest, server: URL) -> Iterator[Flask]:
+def empty(request: pytest.FixtureRequest, server: URL, make: Make) -> Iterator[Flask]:
     """An app whose database has no tables."""
     with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
-        app = create_app(settings(url))
-        yield app
-        with app.app_context():
-            db.engine.dispose()
+        yield make(url)
 
 
 @pytest.fixture
-def lost() -> Flask:
+def lost(make: Make) -> Flask:
     """An app whose database is away."""
-    return create_app(settings(URL.create("postgresql+psycopg2", host="127.0.0.1", port=9, database="todo")))
+    return make(URL.create("postgresql+psycopg2", host="127.0.0.1", port=9, database="todo"))
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/health/live/", "/health/ready/?probe=1"])

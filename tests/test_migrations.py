@@ -13,7 +13,7 @@ from flask_migrate import downgrade
 from sqlalchemy import URL, create_engine, inspect
 from sqlalchemy.exc import DatabaseError
 
-from tests.support import ROOT, migrate, postgresql_database, settings, sql, sqlite_database
+from tests.support import ROOT, Make, migrate, postgresql_database, settings, sql, sqlite_database
 from todo import create_app
 from todo.extensions import db
 from todo.tasks.models import WHITE_SPACE
@@ -40,12 +40,9 @@ def fresh(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
 
 
 @pytest.fixture
-def bare(fresh: URL) -> Iterator[Flask]:
+def bare(fresh: URL, make: Make) -> Flask:
     """An app on an empty database."""
-    app = create_app(settings(fresh))
-    yield app
-    with app.app_context():
-        db.engine.dispose()
+    return make(fresh)
 
 
 def tables(url: URL) -> set[str]:

@@ -13,9 +13,7 @@ from werkzeug.test import TestResponse
 
 from config import ConfigurationError
 from tests.identity.test_jwt import no_database_connection
-from tests.support import settings, sql
-from todo import create_app
-from todo.extensions import db
+from tests.support import Make, sql
 from todo.identity import current_identity
 
 PROVIDERS = "tests.identity.providers"
@@ -31,20 +29,13 @@ def database(apps: dict[str, Flask]) -> Iterator[URL]:
 
 
 @pytest.fixture
-def make_app(database: URL) -> Iterator[MakeApp]:
+def make_app(make: Make, database: URL) -> MakeApp:
     """Makes an app that asks that provider."""
-    made: list[Flask] = []
 
-    def make(provider: str, *, is_flask_command: bool = True) -> Flask:
-        made.append(
-            create_app(settings(database, identity_provider=provider, jwt=None, is_flask_command=is_flask_command))
-        )
-        return made[-1]
+    def make_app(provider: str, *, is_flask_command: bool = True) -> Flask:
+        return make(database, identity_provider=provider, jwt=None, is_flask_command=is_flask_command)
 
-    yield make
-    for app in made:
-        with app.app_context():
-            db.engine.dispose()
+    return make_app
 
 
 @pytest.fixture

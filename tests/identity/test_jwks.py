@@ -19,10 +19,8 @@ from werkzeug.test import TestResponse
 
 from config import JwtSettings
 from tests.identity.test_jwt import base64url, no_database_connection
-from tests.support import SECRET, settings, token
-from todo import create_app
+from tests.support import SECRET, Make, token
 from todo.errors import InvalidCredentials, Unavailable
-from todo.extensions import db
 from todo.identity.jwks import COOLDOWN, GRACE, LIFETIME, SIZE_LIMIT, TIMEOUT, KeySet
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -700,22 +698,13 @@ class TestProvider:
     """The whole of it: bearer tokens whose key is in the issuer's set."""
 
     @pytest.fixture
-    def app_of(self, apps: dict[str, Flask], issuer: Issuer) -> Iterator[Callable[..., Flask]]:
+    def app_of(self, make: Make, apps: dict[str, Flask], issuer: Issuer) -> Make:
         """Makes an app that trusts the issuer's set."""
         url = apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"]
-        made: list[Flask] = []
-
-        def make(**changes: Any) -> Flask:
-            made.append(create_app(settings(url, jwt=JwtSettings(jwks_url=issuer.url, **changes))))
-            return made[-1]
-
-        yield make
-        for app in made:
-            with app.app_context():
-                db.engine.dispose()
+        return lambda **changes: make(url, jwt=JwtSettings(jwks_url=issuer.url, **changes))
 
     @pytest.fixture
-    def app(self, app_of: Callable[..., Flask]) -> Flask:
+    def app(self, app_of: Make) -> Flask:
         """An app that trusts the issuer's set."""
         return app_of()
 
@@ -794,7 +783,7 @@ class TestProvider:
             self.assert_refused(app, rsa_key, "a", algorithm)
 
     def test_the_algorithms_that_are_set_narrow_those_of_the_key(
-        self, app_of: Callable[..., Flask], issuer: Issuer, rsa_key: RsaKey
+        self, app_of: Make, issuer: Issuer, rsa_key: RsaKey
     ) -> None:
         app = app_of(algorithms=("RS512", "PS256"))
         issuer.serve(jwk(rsa_key, "a"))
