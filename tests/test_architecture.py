@@ -31,7 +31,7 @@ ALLOWED = {
         "todo.identity.jwks",
         "todo.identity.keys",
     },
-    "todo/ownership.py": {"todo.database", "todo.extensions", "todo.users.models"},
+    "todo/ownership.py": {"todo.database", "todo.errors", "todo.extensions", "todo.users.models"},
     "todo/tasks/cursors.py": {"todo.errors", "todo.instants"},
     "todo/tasks/models.py": {"todo.database", "todo.extensions", "todo.ownership"},
     "todo/tasks/queries.py": {"todo.database", "todo.extensions", "todo.ownership", "todo.tasks.models"},

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from tests.support import Call, Caller, sql
+from tests.support import Call, Caller, Make, migrate, postgresql_database, sql, sqlite_database
 from todo import database
 from todo.errors import OwnershipViolated
 from todo.extensions import db
@@ -174,6 +174,26 @@ def test_the_service_alone_keeps_users_apart(
         ):
             with pytest.raises(OwnershipViolated):
                 steal()
+
+
+NO_USERS = {
+    "sqlite": ["CREATE TRIGGER no_users BEFORE INSERT ON users BEGIN SELECT RAISE(IGNORE); END"],
+    "postgresql": [
+        "CREATE FUNCTION no_users() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "CREATE TRIGGER no_users BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION no_users()",
+    ],
+}
+
+
+@pytest.mark.parametrize("backend", NO_USERS)
+def test_a_user_who_is_taken_away_at_the_same_moment_is_503(server: URL, make: Make, backend: str) -> None:
+    with sqlite_database() if backend == "sqlite" else postgresql_database(server) as url:
+        migrate(make(url))
+        for statement in NO_USERS[backend]:
+            sql(url, statement)
+        response = Caller(make(url), "alice", "alice@example.com")("POST", json={"title": "x"})
+        assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
+        assert sql(url, "SELECT * FROM tasks") == []
 
 
 def test_an_insert_that_breaks_another_rule_is_not_repeated(app: Flask, alice: Caller, url: URL) -> None:

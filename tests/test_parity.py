@@ -4,9 +4,11 @@ import re
 
 import pytest
 from flask import Flask
+from sqlalchemy import URL
 
 from tests.conftest import url_of
-from tests.support import Caller, sql
+from tests.support import Caller, migrated_app, postgresql_database, sql, sqlite_database
+from todo.extensions import db
 
 BIDI = "\u202eright to left\u200b"
 REQUESTS = [
@@ -60,3 +62,13 @@ def test_both_databases_tell_the_same_story(apps: dict[str, Flask], user_id: str
     sqlite, postgresql = (story(app, user_id) for app in apps.values())
     assert sqlite == postgresql
     assert {status for status, _, _ in sqlite} == {200, 201, 204, 400, 404, 415}
+
+
+def test_both_databases_count_from_one(server: URL) -> None:
+    with sqlite_database() as sqlite_url, postgresql_database(server) as postgresql_url:
+        for url in (sqlite_url, postgresql_url):
+            app = migrated_app(url)
+            people = [("alice", "shared@example.com"), ("bob", "shared@example.com"), ("alice", None)]
+            assert [Caller(app, *person).create()["id"] for person in people] == [1, 2, 3]
+            with app.app_context():
+                db.engine.dispose()

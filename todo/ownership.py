@@ -1,15 +1,29 @@
 """Ownership: the one place that writes the owner into a statement. Must not know any owned model."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, TypeVar
 
-from sqlalchemy import ColumnElement, ForeignKey, Row, Text
+from sqlalchemy import (
+    ColumnElement,
+    ForeignKey,
+    Row,
+    Text,
+    case,
+    cast,
+    exists,
+    insert,
+    inspect,
+    null,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
-from sqlalchemy.sql.dml import ReturningInsert
 
 from todo.database import is_foreign_key_violation
+from todo.errors import Unavailable
 from todo.extensions import db
 from todo.users.models import User
 
@@ -40,39 +54,57 @@ def owned_by(user_id: str, model: type[Owned], statement: Statement) -> Statemen
     return statement.where(model.user_id == user_id)
 
 
-def insert_owned(user_id: str, email: str | None, statement: ReturningInsert[*Columns]) -> Row[*Columns]:
-    """Run the insert with the user as its owner, and return its row.
+def insert_owned(user_id: str, email: str | None, model: type[Owned], values: Mapping[str, Any]) -> Row[*Columns]:
+    """Insert a row with these values (by column) and the user as its owner, and return all of it.
 
-    One statement for a user who owns something already. For the first thing that a user owns the foreign key fails,
-    and the user's row is made together with it, in one transaction: also when fifty first things arrive at once. The
-    email is left out where another user has it. Raises IntegrityError for any other constraint.
+    One statement for a user who owns something already. For the first thing that a user owns it inserts nothing, and
+    the user's row is made together with the thing, in one transaction: also when fifty first things arrive at once.
+    The email is left out where another user has it. Raises IntegrityError for any other constraint, and Unavailable
+    where the user's row is taken away at the same moment.
     """
-    statement = statement.values(user_id=user_id)
-    try:
-        return db.session.execute(statement).one()
-    except IntegrityError as error:
-        _pass_only_missing_owner(error)
-    try:
-        return _insert_with_owner(user_id, email, statement)
-    except IntegrityError as error:
-        # ON CONFLICT DO NOTHING made no user: somebody else has the email.
-        _pass_only_missing_owner(error)
-    return _insert_with_owner(user_id, None, statement)
+    attempts: tuple[Callable[[], Row[*Columns] | None], ...] = (
+        lambda: _insert_for_known(user_id, model, values),
+        lambda: _insert_with_owner(user_id, email, model, values),
+        # Between the look at the emails and the insert, somebody else took this one.
+        lambda: _insert_with_owner(user_id, None, model, values),
+    )
+    for attempt in attempts:
+        try:
+            if (row := attempt()) is not None:
+                return row
+        except IntegrityError as error:
+            if not is_foreign_key_violation(error):
+                raise
+        db.session.rollback()
+    raise Unavailable
 
 
-def _pass_only_missing_owner(error: IntegrityError) -> None:
-    db.session.rollback()
-    if not is_foreign_key_violation(error):
-        raise error
+def _insert_for_known(user_id: str, model: type[Owned], values: Mapping[str, Any]) -> Row[*Columns] | None:
+    # From a SELECT that finds nothing for a new user, rather than from VALUES that break the foreign key: PostgreSQL
+    # would have spent an id on those, and logged an error.
+    columns = inspect(model).columns
+    row = select(*(cast(value, columns[name].type) for name, value in values.items()), User.id)
+    statement = insert(model).from_select([*values, "user_id"], row.where(User.id == user_id))
+    return db.session.execute(statement.returning(*columns)).one_or_none()
 
 
-def _insert_with_owner(user_id: str, email: str | None, statement: ReturningInsert[*Columns]) -> Row[*Columns]:
-    if db.engine.dialect.name == "sqlite":
-        # SQLite has no INSERT within WITH: two statements, hence an explicit transaction.
-        db.session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
-        db.session.execute(sqlite_insert(User).values(id=user_id, email=email).on_conflict_do_nothing())
-        row = db.session.execute(statement).one()
-        db.session.commit()
-        return row
-    owner = postgresql_insert(User).values(id=user_id, email=email).on_conflict_do_nothing().cte("owner")
-    return db.session.execute(statement.add_cte(owner)).one()
+def _insert_with_owner(
+    user_id: str, email: str | None, model: type[Owned], values: Mapping[str, Any]
+) -> Row[*Columns] | None:
+    is_sqlite = db.engine.dialect.name == "sqlite"
+    free_email = case((exists().where(User.email == email), null()), else_=cast(email, Text))
+    owner = (
+        (sqlite_insert if is_sqlite else postgresql_insert)(User)
+        # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE before it.
+        .from_select(["id", "email"], select(cast(user_id, Text), free_email).where(true()))
+        .on_conflict_do_nothing()
+    )
+    statement = insert(model).values(**values, user_id=user_id).returning(*inspect(model).columns)
+    if not is_sqlite:
+        return db.session.execute(statement.add_cte(owner.cte("owner"))).one()
+    # SQLite has no INSERT within WITH: two statements, hence an explicit transaction.
+    db.session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+    db.session.execute(owner)
+    row = db.session.execute(statement).one()
+    db.session.commit()
+    return row

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, cast
 
-from sqlalchemy import case, delete, insert, literal, or_, select, tuple_, update
+from sqlalchemy import case, delete, literal, or_, select, tuple_, update
 
 from todo.database import UtcInstant, contains_ignoring_case, later_instant
 from todo.extensions import db
@@ -59,8 +59,7 @@ def find_task(user_id: str, task_id: int) -> TaskRow | None:
 
 def insert_task(user_id: str, email: str | None, *, title: str, description: str | None) -> TaskRow:
     """The new task, together with the user's own row where this is the first."""
-    statement = insert(Task).values(title=title, description=description).returning(*COLUMNS)
-    return cast(TaskRow, insert_owned(user_id, email, statement))
+    return cast(TaskRow, insert_owned(user_id, email, Task, {"title": title, "description": description}))
 
 
 def update_task(user_id: str, task_id: int, changes: Mapping[str, Any]) -> TaskRow | None:
