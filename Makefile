@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help run test openapi lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/installed ## Serve on http://127.0.0.1:5000 with SQLite in instance/ (PORT=… moves it)
 	@$(BIN)/flask db upgrade

@@ -3,11 +3,14 @@
 Pure: a mapping goes in, a value or a ConfigurationError comes out. Opens nothing, logs nothing, knows no Flask.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from psycopg2 import ProgrammingError
+from psycopg2.extensions import make_dsn
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -23,6 +26,7 @@ ALGORITHM_FAMILIES: Mapping[str, tuple[str, ...]] = {
 }
 MINIMUM_SECRET_BYTES = 32
 
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMATS = ("text", "json")
 DEFAULT_THREADS = 8
@@ -154,9 +158,14 @@ class _Reader:
         except (ArgumentError, ValueError):
             self._faults.append("DATABASE_URL is not a database URL")
             return url
+        if value != value.strip():
+            self._faults.append("DATABASE_URL must not begin or end with white space")
         if url.drivername in ("postgres", "postgresql", "postgresql+psycopg2"):
             # SQLAlchemy knows no postgres://, and takes postgresql:// for another driver.
-            return url.set(drivername="postgresql+psycopg2")
+            url = url.set(drivername="postgresql+psycopg2")
+            if not _is_known_to_libpq(url):
+                self._faults.append("DATABASE_URL has a parameter that PostgreSQL's client library does not know")
+            return url
         if url.drivername != "sqlite" or not url.database or ":memory:" in url.database:
             self._faults.append("DATABASE_URL must begin with postgresql:// or postgres://, or be sqlite:///FILE")
         return url
@@ -218,7 +227,7 @@ class _Reader:
         value = self._text(name)
         if value is None:
             return None
-        if value.isascii() and value.isdigit() and 1 <= int(value[:5]) <= LARGEST_NUMBER:
+        if re.fullmatch("[1-9][0-9]{0,3}", value) and int(value) <= LARGEST_NUMBER:
             return int(value)
         self._faults.append(f"{name} must be a number from 1 to {LARGEST_NUMBER}")
         return None
@@ -232,8 +241,20 @@ def _is_http_url(value: str) -> bool:
         return False
 
 
+def _is_known_to_libpq(url: URL) -> bool:
+    """Whether libpq takes the query string; it looks at the value of sslmode only when it connects."""
+    try:
+        make_dsn(**{name: str(value) for name, value in url.query.items()})
+    except (ProgrammingError, TypeError):
+        return False
+    return url.query.get("sslmode", "prefer") in SSL_MODES
+
+
 def _is_origin(value: str) -> bool:
     """Whether the value is what a browser sends as Origin (RFC 6454 section 6.2), lower case and without a path."""
-    return (
-        _is_http_url(value) and value == "{0.scheme}://{0.netloc}".format(urlsplit(value)).lower() and "@" not in value
-    )
+    if not _is_http_url(value):
+        return False
+    parts = urlsplit(value)
+    is_bare = value == f"{parts.scheme}://{parts.netloc}".lower() and "@" not in value and value.isascii()
+    # A browser leaves the default port out.
+    return is_bare and parts.port != {"http": 80, "https": 443}[parts.scheme]

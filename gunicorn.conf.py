@@ -20,7 +20,7 @@ if trial.returncode:
 
 worker_class = "gthread"
 # A container may see far more cores than it may use, hence the ceiling.
-workers = settings.workers or max(2, min(len(os.sched_getaffinity(0)), 4))
+workers = settings.workers or max(2, min(os.cpu_count() or 1, 4))
 # Each worker's connection pool is as large as this (todo/database.py): no thread waits for a connection.
 threads = settings.threads
 # Every worker builds its own app, hence its own pool: a connection shared across fork would mix up answers.

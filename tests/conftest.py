@@ -20,6 +20,7 @@ from tests.support import (
 )
 from todo import create_app, database
 from todo.extensions import db
+from todo.ownership import Owned
 
 DATABASES = ("sqlite", "postgresql")
 
@@ -100,7 +101,8 @@ def url_of(app: Flask) -> URL:
 
 
 def refuse_unowned(_connection: Engine, _cursor: Any, statement: str, *_: Any) -> None:
-    """Fail whatever test makes the app read, change or delete tasks without naming their owner."""
+    """Fail whatever test makes the app read, change or delete owned rows without naming their owner."""
     statement = statement.removeprefix(database.STATEMENT_LIMITS)
-    if re.search(r"\btasks\b", statement) and not statement.startswith(("INSERT", "WITH owner AS")):
-        assert "tasks.user_id = " in statement, statement
+    for table in (model.__tablename__ for model in Owned.__subclasses__()):
+        if re.search(rf"\b{table}\b", statement) and not statement.startswith(("INSERT", "WITH owner AS")):
+            assert f"{table}.user_id = " in statement, statement

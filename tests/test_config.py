@@ -72,6 +72,7 @@ def test_a_provider_of_ones_own_is_named_by_module_and_callable(name: str) -> No
 
 PROVIDER_FAULT = "IDENTITY_PROVIDER must be jwt, package.module:callable or development"
 DATABASE_FAULT = "DATABASE_URL must begin with postgresql:// or postgres://, or be sqlite:///FILE"
+LIBPQ_FAULT = "DATABASE_URL has a parameter that PostgreSQL's client library does not know"
 KEY_FAULT = "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL"
 CORS_FAULT = "CORS_ORIGINS must be origins like https://app.example.com, separated by commas"
 THREADS_FAULT = "WEB_THREADS must be a number from 1 to 1000"
@@ -86,6 +87,9 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is not a database URL"),
         ({"DATABASE_URL": "postgresql://todo:a@b:c@db:5432/todo"}, "DATABASE_URL is not a database URL"),
         ({"DATABASE_URL": "postgresql://db:port/todo"}, "DATABASE_URL is not a database URL"),
+        ({"DATABASE_URL": f"{POSTGRESQL}\n"}, "DATABASE_URL must not begin or end with white space"),
+        ({"DATABASE_URL": "postgresql://db/todo?colour=red"}, LIBPQ_FAULT),
+        ({"DATABASE_URL": "postgresql://db/todo?sslmode=perhaps"}, LIBPQ_FAULT),
         ({"DATABASE_URL": "mysql://db/todo"}, DATABASE_FAULT),
         ({"DATABASE_URL": "postgresql+psycopg://db/todo"}, DATABASE_FAULT),
         ({"DATABASE_URL": "sqlite://"}, DATABASE_FAULT),
@@ -135,6 +139,9 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"CORS_ORIGINS": "https://App.example"}, CORS_FAULT),
         ({"CORS_ORIGINS": "https://user@app.example"}, CORS_FAULT),
         ({"CORS_ORIGINS": "https://app.example:port"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://app.example:443"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "http://app.example:80"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://bücher.example"}, CORS_FAULT),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT must be one of text, json"),
         ({"WEB_THREADS": "0"}, THREADS_FAULT),

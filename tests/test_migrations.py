@@ -1,9 +1,9 @@
 """The migrations: up, down and up again, the same as the models, with every constraint of the contract."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -181,25 +181,46 @@ def test_the_first_page_and_a_deep_one_are_read_off_the_index(url: URL) -> None:
         assert "TEMP B-TREE" not in text
 
 
+def test_an_id_is_given_by_the_database_alone(server: URL, make: Make) -> None:
+    with postgresql_database(server) as url:
+        migrate(make(url))
+        sql(url, "INSERT INTO users (id) VALUES ('alice')")
+        with pytest.raises(DatabaseError, match="GENERATED ALWAYS"):
+            sql(url, "INSERT INTO tasks (id, user_id, title) VALUES (500, 'alice', 'x')")
+
+
 def test_migrations_are_numbered_and_the_last_is_the_head() -> None:
     files = sorted(path.name for path in (ROOT / "migrations/versions").glob("*.py"))
     assert [name[:5] for name in files] == [f"{number:04}_" for number in range(1, len(files) + 1)]
 
 
-def test_two_processes_that_migrate_at_once_do_not_collide(fresh: URL) -> None:
+def flask_db(command: str, url: URL) -> subprocess.Popen[str]:
+    """`flask db …` as a process."""
     environ = {
-        "PATH": "/usr/bin:/bin",
-        "DATABASE_URL": fresh.render_as_string(hide_password=False),
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": url.render_as_string(hide_password=False),
         "IDENTITY_PROVIDER": "development",
     }
+    arguments = [sys.executable, "-m", "flask", "db", command]
+    return subprocess.Popen(arguments, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def upgrade(command: str) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, "-m", "flask", "db", command]
-        return subprocess.run(arguments, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30, check=False)
 
-    with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(upgrade, ["upgrade", "upgrade"]))
-    assert [result.returncode for result in results] == [0, 0], results
+def test_a_process_that_migrates_waits_for_another(fresh: URL) -> None:
+    engine = create_engine(fresh, isolation_level="AUTOCOMMIT")
+    with engine.connect() as other:
+        if fresh.get_backend_name() == "sqlite":
+            other.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            other.exec_driver_sql("BEGIN")
+            other.exec_driver_sql("SELECT pg_advisory_xact_lock(7236158401)")
+        process = flask_db("upgrade", fresh)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=2)
+        other.exec_driver_sql("ROLLBACK")
+        _, log = process.communicate(timeout=20)
+    engine.dispose()
+    assert process.returncode == 0, log
     assert tables(fresh) == {"users", "tasks"}
-    check = upgrade("check")
-    assert (check.returncode, check.stdout.strip()) == (0, "No new upgrade operations detected.")
+    check = flask_db("check", fresh)
+    assert check.communicate(timeout=20)[0].strip() == "No new upgrade operations detected."
+    assert check.returncode == 0

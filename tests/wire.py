@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import URL
 
@@ -14,6 +14,7 @@ class Wire:
     def __init__(self) -> None:
         self.connections = 0
         self.round_trips = 0
+        self.sockets: list[socket.socket] = []
 
     def reset(self) -> None:
         """Count from nought."""
@@ -31,6 +32,8 @@ def wire_to(server: URL) -> Iterator[tuple[Wire, URL]]:
         url = server.set(host="127.0.0.1", port=listener.getsockname()[1], query=query | {"sslmode": "disable"})
         yield wire, url
         listener.shutdown(socket.SHUT_RDWR)
+        for connection in wire.sockets:
+            _close(connection)
 
 
 def _accept(wire: Wire, listener: socket.socket, server: URL) -> None:
@@ -40,7 +43,8 @@ def _accept(wire: Wire, listener: socket.socket, server: URL) -> None:
         except OSError:
             return
         wire.connections += 1
-        threading.Thread(target=_Conversation(wire, client, _connect(server)).run, daemon=True).start()
+        wire.sockets += (client, server_side := _connect(server))
+        threading.Thread(target=_Conversation(wire, client, server_side).run, daemon=True).start()
 
 
 def _connect(server: URL) -> socket.socket:
@@ -53,6 +57,13 @@ def _connect(server: URL) -> socket.socket:
     return connection
 
 
+def _close(connection: socket.socket) -> None:
+    with suppress(OSError):
+        # Wakes whoever is reading from it.
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
 class _Conversation:
     def __init__(self, wire: Wire, client: socket.socket, server: socket.socket) -> None:
         self.wire, self.client, self.server = wire, client, server
@@ -61,25 +72,19 @@ class _Conversation:
     def run(self) -> None:
         answers = threading.Thread(target=self._answer, daemon=True)
         answers.start()
-        while said := self._receive(self.client):
-            # X is good-bye, which asks for no answer.
-            if self.has_server_spoken and said[:1] != b"X":
-                self.wire.round_trips += 1
-            self.has_server_spoken = False
-            self.server.sendall(said)
-        self.server.shutdown(socket.SHUT_WR)
+        with suppress(OSError):
+            while said := self.client.recv(65536):
+                # X is good-bye, which asks for no answer.
+                if self.has_server_spoken and said[:1] != b"X":
+                    self.wire.round_trips += 1
+                self.has_server_spoken = False
+                self.server.sendall(said)
+        _close(self.server)
         answers.join()
-        self.client.close()
-        self.server.close()
+        _close(self.client)
 
     def _answer(self) -> None:
-        while answer := self._receive(self.server):
-            self.has_server_spoken = True
-            self.client.sendall(answer)
-
-    @staticmethod
-    def _receive(connection: socket.socket) -> bytes:
-        try:
-            return connection.recv(65536)
-        except OSError:
-            return b""
+        with suppress(OSError):
+            while answer := self.server.recv(65536):
+                self.has_server_spoken = True
+                self.client.sendall(answer)

@@ -1,11 +1,15 @@
-"""What the two databases do not share: column types, functions, connections, time limits and faults.
+"""What the two databases do not share: column types, functions, connections and time limits.
 
 Must not know any table.
 """
 
 import select
 import sqlite3
+from contextlib import suppress
 from datetime import UTC, datetime
+from queue import Empty, Queue
+from socket import SOCK_STREAM, getaddrinfo
+from threading import Thread
 from time import monotonic
 from typing import Any
 
@@ -13,8 +17,7 @@ import psycopg2
 from flask import Flask, g, has_app_context
 from psycopg2 import extensions
 from sqlalchemy import TIMESTAMP, BigInteger, Boolean, Connection, Dialect, Engine, Integer, event
-from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -143,7 +146,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "pool_size": settings.threads,
         "max_overflow": 0,
         "pool_timeout": POOL_TIMEOUT,
-        # Errors are logged with their statement; what users wrote stays out of the log.
+        # What users wrote stays out of whatever prints an error.
         "hide_parameters": True,
     }
     if settings.database_url.get_backend_name() == "sqlite":
@@ -169,6 +172,7 @@ def init_app(app: Flask, engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
     else:
+        event.listen(engine, "do_connect", _resolve_host)
         event.listen(engine, "checkout", _replace_if_closed)
         event.listen(engine, "before_cursor_execute", _limit_statement, retval=True)
         # psycopg2 knows one callback for the whole process. Without it a connection gone silent blocks its thread.
@@ -177,9 +181,41 @@ def init_app(app: Flask, engine: Engine) -> None:
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
-    # Readers and the writer do not wait for each other, across processes too.
-    connection.execute("PRAGMA journal_mode = WAL")
+    # Readers and the writer do not wait for each other, across processes too. The file remembers it; while somebody
+    # writes to a new file SQLite refuses at once, and a later connection will do it.
+    with suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode = WAL")
     connection.create_function("fold_case", 1, fold_case, deterministic=True)
+
+
+def _resolve_host(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
+    """Look the server's addresses up within the request's budget: libpq would block in that, beyond any callback.
+
+    The name stays beside the addresses, for TLS to check.
+    """
+    host = parameters.get("host", "")
+    deadline = _deadline()
+    if deadline is None or not host or host.startswith("/") or "," in host or "hostaddr" in parameters:
+        return
+    found: Queue[list[str]] = Queue()
+    # A daemon: a look-up that never ends holds up neither the request nor the end of the process.
+    Thread(target=_look_up, args=(host, found), daemon=True).start()
+    try:
+        addresses = found.get(timeout=max(0.0, deadline - monotonic()))
+    except Empty as error:
+        raise psycopg2.OperationalError("the database's name was not resolved in time") from error
+    if addresses:
+        parameters["host"] = ",".join([host] * len(addresses))
+        parameters["hostaddr"] = ",".join(addresses)
+
+
+def _look_up(host: str, found: "Queue[list[str]]") -> None:
+    try:
+        addresses = [str(address[0]) for *_, address in getaddrinfo(host, None, type=SOCK_STREAM)]
+    except OSError:
+        # libpq fails to find it too, and says why.
+        addresses = []
+    found.put(addresses)
 
 
 def _replace_if_closed(connection: Any, _record: object, _proxy: object) -> None:
@@ -221,59 +257,3 @@ def _wait_within_budget(connection: Any) -> None:
         patience = None if deadline is None else max(0, round((deadline - monotonic()) * 1000))
         if not poller.poll(patience):
             raise psycopg2.OperationalError("the database did not answer in time")
-
-
-def is_outage(error: SQLAlchemyError) -> bool:
-    """Whether the database is away, full, read-only or too slow, as opposed to a statement being at fault."""
-    if isinstance(error, PoolTimeout):
-        return True
-    cause = error.orig if isinstance(error, DBAPIError) else None
-    if isinstance(cause, sqlite3.Error):
-        return _sqlite_code(cause) & 0xFF in _SQLITE_OUTAGES
-    if isinstance(cause, psycopg2.Error):
-        if cause.pgcode is None:
-            # No answer of the server: the connection failed, or broke.
-            return type(cause) in (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError)
-        return cause.pgcode.startswith(_POSTGRESQL_OUTAGES)
-    return False
-
-
-def describe(error: SQLAlchemyError) -> str:
-    """What went wrong in one line, for the log: the server's own sentence, without the values that it quotes."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    if isinstance(cause, psycopg2.Error) and cause.pgcode is not None:
-        return f"{type(cause).__name__} {cause.pgcode}: {cause.diag.message_primary}"
-    return f"{type(cause).__name__}: {cause}".partition("\n")[0]
-
-
-def is_foreign_key_violation(error: DBAPIError) -> bool:
-    """Whether the statement named a row that is not there."""
-    if isinstance(error.orig, sqlite3.Error):
-        return _sqlite_code(error.orig) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
-    return getattr(error.orig, "pgcode", None) == "23503"
-
-
-def _sqlite_code(error: sqlite3.Error) -> int:
-    # The driver's own complaints bear no code of SQLite's.
-    return getattr(error, "sqlite_errorcode", 0)
-
-
-#: SQLSTATE (PostgreSQL documentation, appendix A): connection, resources, intervention and time-outs, system, lock
-#: not available, read-only, rolled back in a conflict.
-_POSTGRESQL_OUTAGES = ("08", "53", "57", "58", "55P03", "25006", "40")
-#: Primary result codes (sqlite.org/rescode.html).
-_SQLITE_OUTAGES = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOTADB,
-    }
-)

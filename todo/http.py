@@ -7,7 +7,6 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
@@ -20,7 +19,6 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException, LengthRequired, UnsupportedMediaType
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from todo.database import describe, is_outage
 from todo.errors import (
     InvalidCredentials,
     InvalidInput,
@@ -31,6 +29,7 @@ from todo.errors import (
     TodoError,
     Unavailable,
 )
+from todo.faults import describe, is_outage
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +213,7 @@ class Parser(FlaskParser):
 
     def parse(self, argmap: Any, req: Request | None = None, *, location: str | None = None, **options: Any) -> Any:
         """As webargs' parse; where the schema's body is optional and absent, {} without a look at the schema."""
-        if location == "json" and getattr(argmap, "is_body_optional", False) and not _read_body(request):
+        if location == "json" and getattr(argmap, "is_body_optional", False) and not _read_body(req or request):
             return {}
         return super().parse(argmap, req, location=location, **options)
 
@@ -239,10 +238,10 @@ class Parser(FlaskParser):
         return _unique(pairs, "Query parameter given twice: {}")
 
     def handle_error(self, error: ValidationError, req: Request, schema: Schema, **_: Any) -> NoReturn:
-        """Raise InvalidInput with the schema's messages, in the schema's order."""
+        """Raise InvalidInput with the messages of the schema, an Input (todo/schemas.py)."""
         # webargs puts them under their location.
-        (messages,) = cast("dict[str, dict[str, list[str]]]", error.messages).values()
-        raise InvalidInput("; ".join(chain.from_iterable(messages.values()))) from error
+        (messages,) = cast("dict[str, list[str]]", error.messages).values()
+        raise InvalidInput("; ".join(messages)) from error
 
 
 def _read_body(req: Request) -> bytes:

@@ -1,6 +1,6 @@
 """Ownership: the one place that writes the owner into a statement. Must not know any owned model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, Self, TypeVar
 
 from sqlalchemy import (
@@ -22,9 +22,8 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from todo.database import is_foreign_key_violation
-from todo.errors import Unavailable
 from todo.extensions import db
+from todo.faults import is_foreign_key_violation
 from todo.users.models import User
 
 Columns = tuple[Any, ...]
@@ -59,24 +58,19 @@ def insert_owned(user_id: str, email: str | None, model: type[Owned], values: Ma
 
     One statement for a user who owns something already. For the first thing that a user owns it inserts nothing, and
     the user's row is made together with the thing, in one transaction: also when fifty first things arrive at once.
-    The email is left out where another user has it. Raises IntegrityError for any other constraint, and Unavailable
-    where the user's row is taken away at the same moment.
+    The email is left out where another user has it. Raises IntegrityError for any other constraint.
     """
-    attempts: tuple[Callable[[], Row[*Columns] | None], ...] = (
-        lambda: _insert_for_known(user_id, model, values),
-        lambda: _insert_with_owner(user_id, email, model, values),
-        # Between the look at the emails and the insert, somebody else took this one.
-        lambda: _insert_with_owner(user_id, None, model, values),
-    )
-    for attempt in attempts:
-        try:
-            if (row := attempt()) is not None:
-                return row
-        except IntegrityError as error:
-            if not is_foreign_key_violation(error):
-                raise
+    if (row := _insert_for_known(user_id, model, values)) is not None:
+        return row
+    db.session.rollback()
+    try:
+        return _insert_with_owner(user_id, email, model, values)
+    except IntegrityError as error:
+        if not is_foreign_key_violation(error):
+            raise
+        # Somebody else took the email at the same moment, and ON CONFLICT made no user.
         db.session.rollback()
-    raise Unavailable
+    return _insert_with_owner(user_id, None, model, values)
 
 
 def _insert_for_known(user_id: str, model: type[Owned], values: Mapping[str, Any]) -> Row[*Columns] | None:
@@ -88,9 +82,7 @@ def _insert_for_known(user_id: str, model: type[Owned], values: Mapping[str, Any
     return db.session.execute(statement.returning(*columns)).one_or_none()
 
 
-def _insert_with_owner(
-    user_id: str, email: str | None, model: type[Owned], values: Mapping[str, Any]
-) -> Row[*Columns] | None:
+def _insert_with_owner(user_id: str, email: str | None, model: type[Owned], values: Mapping[str, Any]) -> Row[*Columns]:
     is_sqlite = db.engine.dialect.name == "sqlite"
     free_email = case((exists().where(User.email == email), null()), else_=cast(email, Text))
     owner = (

@@ -269,7 +269,6 @@ class TestRefusedAuthorization:
     @pytest.mark.parametrize(
         "authorization",
         [
-            "",
             "Bearer",
             "Bearer ",
             "Bearer a=b",
@@ -284,13 +283,10 @@ class TestRefusedAuthorization:
             "Bearer eyJhbGciOiJIUzI1NiJ9.e30.AA",
             "Bearer \xe9.\xe9.\xe9",
             "Bearer \xff\xfe",
-            "Basic YWxpY2U6c2VjcmV0",
-            "Digest username=alice",
             "Bearer: a.b.c",
-            "null",
-            "a" * 10_000,
+            "Bearer " + "a" * 10_000,
         ],
-        ids=range(20),
+        ids=range(16),
     )
     def test_what_is_no_token_is_refused(self, plain: Flask, authorization: str) -> None:
         assert_unauthorized(plain, authorization)
@@ -298,11 +294,7 @@ class TestRefusedAuthorization:
     @pytest.mark.parametrize(
         "form",
         [
-            "{}",
             "Bearer{}",
-            "Token {}",
-            "Basic {}",
-            "JWT {}",
             "Bearer\t{}",
             'Bearer "{}"',
             "Bearer token={}",
@@ -318,6 +310,12 @@ class TestRefusedAuthorization:
     )
     def test_a_good_token_in_a_bad_header_is_refused(self, plain: Flask, form: str) -> None:
         assert_unauthorized(plain, form.format(token()))
+
+    @pytest.mark.parametrize("form", ["", "{}", "Token {}", "Basic {}", "Digest username={}", "null", " Bearer {}"])
+    def test_another_scheme_is_no_bearer_token(self, plain: Flask, form: str) -> None:
+        response = plain.test_client().get(PATH, headers={"Authorization": form.format(token())})
+        assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
+        assert response.headers["WWW-Authenticate"] == "Bearer"
 
     def test_two_headers_are_refused(self, plain: Flask) -> None:
         headers = [("Authorization", f"Bearer {token()}"), ("Authorization", f"Bearer {token()}")]

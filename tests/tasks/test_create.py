@@ -63,7 +63,11 @@ def test_a_description_is_stored_as_sent(alice: Caller, description: str | None)
         ({"title": "x", "description": "x" * 5001}, "Description must be 5000 characters or less"),
         ({"title": "x", "description": "\0"}, "Description must not contain NUL or lone surrogates"),
         ({"title": "x", "status": "complete"}, "Read-only field: status"),
-        ({"title": "x", "id": 1}, "Read-only field: id"),
+        *[
+            ({"title": "x", name: 1}, f"Read-only field: {name}")
+            for name in ("id", "user_id", "created_at", "updated_at")
+        ],
+        ({"title": "x", "a": 1, "_schema": 1, "b": 1}, "Unknown field: a; Unknown field: _schema; Unknown field: b"),
         ({"title": "x", "colour": 1}, "Unknown field: colour"),
         ({"title": "x", "a\ud800\0": 1}, "Unknown field: a\ud800\0"),
         (

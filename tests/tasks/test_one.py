@@ -1,6 +1,7 @@
 """GET, PUT and DELETE /api/{user_id}/tasks/{id}, and PATCH …/complete."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import URL
@@ -56,6 +57,9 @@ def test_an_update_changes_what_it_names_and_keeps_the_rest(alice: Caller, chang
         ({"status": "complete\0"}, INVALID_STATUS),
         ({"title": "x", "created_at": "2025-01-09T12:34:56.123456Z"}, "Read-only field: created_at"),
         ({"id": 1}, f"{NOTHING_TO_DO}; Read-only field: id"),
+        ({"_schema": 1}, f"{NOTHING_TO_DO}; Unknown field: _schema"),
+        ({"title": "x", "user_id": "bob"}, "Read-only field: user_id"),
+        ({"title": "x", "updated_at": "2025-01-09T12:34:56.123456Z"}, "Read-only field: updated_at"),
         ({"status": 1, "x": 1, "title": 1}, f"Title must be a string; {INVALID_STATUS}; Unknown field: x"),
     ],
 )
@@ -109,6 +113,17 @@ def test_of_toggles_at_once_none_is_lost(alice: Caller) -> None:
         answers = list(pool.map(lambda _: alice("PATCH", path).get_json(), range(41)))
     assert alice("GET", path.removesuffix("/complete")).get_json()["status"] == "complete"
     assert len({answer["updated_at"] for answer in answers}) == 41
+
+
+@pytest.mark.parametrize(("method", "suffix"), [("PUT", ""), ("PATCH", "/complete")])
+def test_a_change_is_dated_now(alice: Caller, url: URL, method: str, suffix: str) -> None:
+    task = alice.create()
+    instant = "0" if url.get_backend_name() == "sqlite" else "'1970-01-01Z'"
+    sql(url, f"UPDATE tasks SET updated_at = {instant}")
+    changed = alice(method, f"/{task['id']}{suffix}", json={"status": "complete"}).get_json()
+    age = datetime.now(UTC) - datetime.fromisoformat(changed["updated_at"])
+    assert timedelta(seconds=-1) < age < timedelta(seconds=10)
+    assert changed["created_at"] == task["created_at"]
 
 
 def test_a_change_is_later_than_the_last_also_when_the_clock_has_gone_back(alice: Caller, url: URL) -> None:

@@ -46,8 +46,9 @@ class JwtProvider:
         Raises InvalidCredentials for a token that does not hold, Unavailable where the keys cannot be had, and
         InvalidIdentity for a subject that cannot be a user.
         """
-        authorization = request.headers.get("Authorization")
-        if authorization is None:
+        authorization = request.headers.get("Authorization", "")
+        if not authorization.lower().startswith("bearer"):
+            # None, or of a scheme that is not ours: a bare challenge (RFC 6750 section 3.1).
             return None
         # Two Authorization headers arrive as one, joined by a comma, and match nothing.
         match = _BEARER.fullmatch(authorization)

@@ -1,10 +1,11 @@
-"""What a client may send about tasks, and what it gets. Imports marshmallow alone: knows no database and no HTTP."""
+"""What a client may send about tasks, and what it gets. Marshmallow alone: knows no database and no HTTP."""
 
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
+
+from todo.schemas import Input, NaturalNumber, NoQuerySchema, instant_field, storable
 
 STATUSES = ("incomplete", "complete")
 TITLE_LIMIT = 255
@@ -12,64 +13,9 @@ DESCRIPTION_LIMIT = 5000
 PAGE_LIMIT = 1000
 LARGEST_ID = 2**63 - 1
 
-INSTANT = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$"
-
 INVALID_STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
 INVALID_LIMIT = f"Limit must be a whole number from 1 to {PAGE_LIMIT}"
 INVALID_TASK_ID = "Invalid task ID"
-
-# What PostgreSQL cannot store, or UTF-8 not express (RFC 3629 section 3).
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_NATURAL_NUMBER = re.compile("[1-9][0-9]{0,18}")
-
-
-class Input(Schema):
-    """A schema for what comes in: a field that it does not know, or that is not to be sent, is refused by name.
-
-    The messages stand in order: its fields as they are declared, the whole, then the refused in the order they came.
-    """
-
-    class Meta:
-        unknown = RAISE
-
-    #: Names that a reader of tasks knows, but that are not to be sent.
-    read_only: frozenset[str] = frozenset()
-    unknown_message = "Unknown field: {}"
-
-    def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: Any) -> None:
-        """Put the messages in order, and name in each what marshmallow calls an unknown field."""
-        found = cast("dict[str, list[str]]", error.messages)
-        known = {name: found[name] for name in (*self.load_fields, "_schema") if name in found}
-        refused = {name: [self._refusal(name)] for name in data if name not in self.load_fields}
-        error.messages = known | refused
-
-    def _refusal(self, name: str) -> str:
-        return ("Read-only field: {}" if name in self.read_only else self.unknown_message).format(name)
-
-
-class NoQuerySchema(Input):
-    """The query string of a call that takes no parameters."""
-
-    unknown_message = "Unknown query parameter: {}"
-
-
-class NaturalNumber(fields.Integer):
-    """A number from 1 up, in ASCII digits without sign, blank or leading zero."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
-        if not _NATURAL_NUMBER.fullmatch(value):
-            raise self.make_error("invalid")
-        return super()._deserialize(value, attr, data, **kwargs)
-
-
-def storable(name: str) -> Callable[[str], None]:
-    """A validator that refuses NUL and lone surrogates, in the name of the field."""
-
-    def refuse_unstorable(value: str) -> None:
-        if _UNSTORABLE.search(value):
-            raise ValidationError(f"{name} must not contain NUL or lone surrogates")
-
-    return refuse_unstorable
 
 
 def refuse_blank_title(value: str) -> None:
@@ -117,18 +63,6 @@ def status_field(*, required: bool = False) -> fields.String:
         error_messages={"required": INVALID_STATUS, "null": INVALID_STATUS, "invalid": INVALID_STATUS},
         metadata={"examples": ["complete"]},
     )
-
-
-class Instant(fields.DateTime):
-    """An aware instant in UTC (RFC 3339), always with six digits and `Z`."""
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str:
-        return f"{value:%Y-%m-%dT%H:%M:%S.%fZ}"
-
-
-def instant_field() -> Instant:
-    """When something happened to the task."""
-    return Instant(required=True, metadata={"pattern": INSTANT, "examples": ["2025-01-09T12:34:56.123456Z"]})
 
 
 class TaskSchema(Schema):
@@ -203,7 +137,7 @@ class TaskListQuerySchema(NoQuerySchema):
     )
 
 
-class TaskPathSchema(Schema):
+class TaskPathSchema(Input):
     """The path of one task, but for the owner, which the identity hook has checked."""
 
     task_id = NaturalNumber(

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from todo.cursors import decode_cursor, encode_cursor
 from todo.errors import OwnershipViolated, TaskNotFound
 from todo.tasks import queries
-from todo.tasks.cursors import decode_cursor, encode_cursor
 from todo.tasks.queries import OwnedRow, TaskRow
 from todo.tasks.schemas import PAGE_LIMIT
 

@@ -9,13 +9,13 @@ from flask.views import MethodView
 from todo.errors import TaskNotFound
 from todo.http import Blueprint, error_response, header, next_link
 from todo.identity import current_identity
+from todo.schemas import NoQuerySchema
 from todo.tasks import service
 from todo.tasks.queries import TaskRow
 from todo.tasks.schemas import (
     LARGEST_ID,
     CompletionSchema,
     NewTaskSchema,
-    NoQuerySchema,
     TaskChangesSchema,
     TaskListQuerySchema,
     TaskPathSchema,

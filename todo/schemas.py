@@ -1,0 +1,77 @@
+"""What the schemas of all features share. Imports marshmallow alone, like them: knows no database and no HTTP."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from marshmallow import RAISE, Schema, ValidationError, fields
+
+INSTANT = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$"
+
+# What PostgreSQL cannot store, or UTF-8 not express (RFC 3629 section 3).
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_NATURAL_NUMBER = re.compile("[1-9][0-9]{0,18}")
+
+
+class Input(Schema):
+    """A schema for what comes in: a field that it does not know, or that is not to be sent, is refused by name.
+
+    Its ValidationError bears a list of sentences in order: on its fields as they are declared, on the whole, then on
+    the refused fields in the order they came.
+    """
+
+    class Meta:
+        unknown = RAISE
+
+    #: Names that a reader of the resource knows, but that are not to be sent.
+    read_only: frozenset[str] = frozenset()
+    unknown_message = "Unknown field: {}"
+
+    def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: Any) -> None:
+        """Put the messages in order, and name in each what marshmallow calls an unknown field."""
+        found = cast("dict[str, list[str]]", error.messages)
+        known = [message for name in self.load_fields for message in found.get(name, ())]
+        # A field that somebody calls _schema meets marshmallow's own name for the whole.
+        whole = [message for message in found.get("_schema", ()) if message != self.error_messages["unknown"]]
+        refused = [self._refusal(name) for name in data if name not in self.load_fields]
+        error.messages = [*known, *whole, *refused]
+
+    def _refusal(self, name: str) -> str:
+        return ("Read-only field: {}" if name in self.read_only else self.unknown_message).format(name)
+
+
+class NoQuerySchema(Input):
+    """The query string of a call that takes no parameters."""
+
+    unknown_message = "Unknown query parameter: {}"
+
+
+class NaturalNumber(fields.Integer):
+    """A number from 1 up, in ASCII digits without sign, blank or leading zero."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
+        if not _NATURAL_NUMBER.fullmatch(value):
+            raise self.make_error("invalid")
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Instant(fields.DateTime):
+    """An aware instant in UTC (RFC 3339), always with six digits and `Z`."""
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str:
+        return f"{value:%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def instant_field() -> Instant:
+    """When something happened to the resource."""
+    return Instant(required=True, metadata={"pattern": INSTANT, "examples": ["2025-01-09T12:34:56.123456Z"]})
+
+
+def storable(name: str) -> Callable[[str], None]:
+    """A validator that refuses NUL and lone surrogates, in the name of the field."""
+
+    def refuse_unstorable(value: str) -> None:
+        if _UNSTORABLE.search(value):
+            raise ValidationError(f"{name} must not contain NUL or lone surrogates")
+
+    return refuse_unstorable
