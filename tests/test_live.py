@@ -146,7 +146,7 @@ def test_a_killed_worker_is_replaced(live: Server) -> None:
     live.wait_until("/health/ready")
 
 
-def test_two_instances_stand_side_by_side_and_a_restart_loses_nothing(
+def test_two_instances_stand_side_by_side_and_the_data_outlives_them(
     live: Server, database: URL, tmp_path: Path
 ) -> None:
     with gunicorn(database, tmp_path / "log") as other:
@@ -154,12 +154,22 @@ def test_two_instances_stand_side_by_side_and_a_restart_loses_nothing(
         assert status == 201
         assert live.request("GET", "/api/alice/tasks") == (200, [task])
     assert other.process.returncode == 0
-    before = set(live.workers())
-    os.kill(live.process.pid, signal.SIGHUP)
-    deadline = time.monotonic() + 10
-    while before & set(live.workers()):
-        assert live.request("GET", "/api/alice/tasks") == (200, [task])
-        assert time.monotonic() < deadline
+    assert live.request("GET", "/api/alice/tasks") == (200, [task])
+
+
+def test_a_hangup_brings_new_workers_without_a_failed_request(tmp_path: Path) -> None:
+    with sqlite_database() as url:
+        with migrated_app(url).app_context():
+            db.engine.dispose()
+        with gunicorn(url, tmp_path / "log") as live:
+            status, task = live.request("POST", "/api/alice/tasks", json={"title": "kept"})
+            assert status == 201
+            before = set(live.workers())
+            os.kill(live.process.pid, signal.SIGHUP)
+            deadline = time.monotonic() + 10
+            while before & set(live.workers()):
+                assert live.request("GET", "/api/alice/tasks") == (200, [task])
+                assert time.monotonic() < deadline
 
 
 def test_the_pool_is_as_large_as_the_threads(apps: dict[str, Flask], database: URL) -> None:
