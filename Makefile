@@ -22,7 +22,7 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
+	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
 openapi: $(VENV)/installed ## Write docs/openapi.json anew from the app
 	@$(BIN)/flask openapi write docs/openapi.json

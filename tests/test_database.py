@@ -149,9 +149,10 @@ def test_a_name_that_is_never_resolved_is_503_within_the_budget(make: Make, monk
     go.set()
 
 
-def test_a_name_that_is_none_is_503(make: Make) -> None:
+def test_a_name_that_is_none_is_503(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     url = URL.create("postgresql+psycopg2", host="db.invalid", database="todo")
     assert is_unavailable(Caller(make(url), "alice"))
+    assert "could not find the address of db.invalid: " in capsys.readouterr().err
 
 
 def test_a_name_is_resolved_to_each_of_its_addresses(make: Make, server: URL, monkeypatch: pytest.MonkeyPatch) -> None:

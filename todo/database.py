@@ -5,9 +5,9 @@ Must not know any table.
 
 import select
 import sqlite3
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
-from queue import Empty, Queue
 from socket import SOCK_STREAM, getaddrinfo
 from threading import Thread
 from time import monotonic
@@ -197,25 +197,24 @@ def _resolve_host(_dialect: object, _record: object, _arguments: object, paramet
     deadline = _deadline()
     if deadline is None or not host or host.startswith("/") or "," in host or "hostaddr" in parameters:
         return
-    found: Queue[list[str]] = Queue()
+    look_up: Future[list[str]] = Future()
     # A daemon: a look-up that never ends holds up neither the request nor the end of the process.
-    Thread(target=_look_up, args=(host, found), daemon=True).start()
+    Thread(target=_look_up, args=(host, look_up), daemon=True).start()
     try:
-        addresses = found.get(timeout=max(0.0, deadline - monotonic()))
-    except Empty as error:
-        raise psycopg2.OperationalError("the database's name was not resolved in time") from error
-    if addresses:
-        parameters["host"] = ",".join([host] * len(addresses))
-        parameters["hostaddr"] = ",".join(addresses)
+        addresses = look_up.result(timeout=max(0.0, deadline - monotonic()))
+    except OSError as error:
+        # TimeoutError is one too. libpq must not try again, without a bound.
+        reason = f"could not find the address of {host}: {error or 'it took too long'}"
+        raise psycopg2.OperationalError(reason) from error
+    parameters["host"] = ",".join([host] * len(addresses))
+    parameters["hostaddr"] = ",".join(addresses)
 
 
-def _look_up(host: str, found: "Queue[list[str]]") -> None:
+def _look_up(host: str, look_up: "Future[list[str]]") -> None:
     try:
-        addresses = [str(address[0]) for *_, address in getaddrinfo(host, None, type=SOCK_STREAM)]
-    except OSError:
-        # libpq fails to find it too, and says why.
-        addresses = []
-    found.put(addresses)
+        look_up.set_result([str(address[0]) for *_, address in getaddrinfo(host, None, type=SOCK_STREAM)])
+    except OSError as error:
+        look_up.set_exception(error)
 
 
 def _replace_if_closed(connection: Any, _record: object, _proxy: object) -> None:
