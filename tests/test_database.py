@@ -4,9 +4,10 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
-from socket import AF_INET, SOCK_STREAM
+from socket import AF_INET, SOCK_STREAM, gaierror
 from threading import Event
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from flask import Flask
@@ -149,10 +150,18 @@ def test_a_name_that_is_never_resolved_is_503_within_the_budget(make: Make, monk
     go.set()
 
 
-def test_a_name_that_is_none_is_503(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    url = URL.create("postgresql+psycopg2", host="db.invalid", database="todo")
-    assert is_unavailable(Caller(make(url), "alice"))
-    assert "could not find the address of db.invalid: " in capsys.readouterr().err
+# The last is refused before any name server is asked.
+@pytest.mark.parametrize("error", [gaierror(-2, "Name or service not known"), None], ids=["unknown", "no name"])
+def test_a_name_that_is_none_is_503(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: OSError | None
+) -> None:
+    host = "db.example" if error else "d" * 64
+    if error:
+        monkeypatch.setattr(database, "getaddrinfo", Mock(side_effect=error))
+    started = time.monotonic()
+    assert is_unavailable(Caller(make(URL.create("postgresql+psycopg2", host=host, database="todo")), "alice"))
+    assert time.monotonic() - started < 4
+    assert f"could not find the address of {host}: " in capsys.readouterr().err
 
 
 def test_a_name_is_resolved_to_each_of_its_addresses(make: Make, server: URL, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,8 +202,8 @@ def _resolve_host(_dialect: object, _record: object, _arguments: object, paramet
     Thread(target=_look_up, args=(host, look_up), daemon=True).start()
     try:
         addresses = look_up.result(timeout=max(0.0, deadline - monotonic()))
-    except OSError as error:
-        # TimeoutError is one too. libpq must not try again, without a bound.
+    except (OSError, UnicodeError) as error:
+        # TimeoutError is an OSError too. libpq must not try again, without a bound.
         reason = f"could not find the address of {host}: {error or 'it took too long'}"
         raise psycopg2.OperationalError(reason) from error
     parameters["host"] = ",".join([host] * len(addresses))
@@ -213,7 +213,8 @@ def _resolve_host(_dialect: object, _record: object, _arguments: object, paramet
 def _look_up(host: str, look_up: "Future[list[str]]") -> None:
     try:
         look_up.set_result([str(address[0]) for *_, address in getaddrinfo(host, None, type=SOCK_STREAM)])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        # UnicodeError: a label that is too long, or empty.
         look_up.set_exception(error)
 
 
