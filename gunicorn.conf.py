@@ -13,7 +13,7 @@ except ConfigurationError as error:
 
 # What the settings alone do not tell (a key that is none, a provider that cannot be imported) is tried here, so that
 # the start ends with its one line before there are workers. In a process of its own: what gunicorn itself has
-# imported, a HUP would not load anew.
+# imported, a HUP would not load anew. It is quiet, since the workers will say again what there is to be warned of.
 trial = subprocess.run([sys.executable, "-c", "import wsgi"], env=os.environ | {"LOG_LEVEL": "CRITICAL"}, check=False)
 if trial.returncode:
     sys.exit(trial.returncode)

@@ -12,6 +12,7 @@ from tests.support import (
     Call,
     Caller,
     Make,
+    close,
     migrated_app,
     postgresql_database,
     postgresql_server,
@@ -42,8 +43,7 @@ def apps(server: URL) -> Iterator[dict[str, Flask]]:
                 event.listen(db.engine, "before_cursor_execute", refuse_unowned)
         yield apps
         for app in apps.values():
-            with app.app_context():
-                db.engine.dispose()
+            close(app)
 
 
 @pytest.fixture(params=DATABASES)
@@ -66,8 +66,7 @@ def make() -> Iterator[Make]:
 
     yield make_app
     for app in made:
-        with app.app_context():
-            db.engine.dispose()
+        close(app)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Live servers: a process that is started as README says, and plain HTTP to it."""
 
 import http.client
-import json
 import os
 import signal
 import socket
@@ -10,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,13 @@ class Server:
         **headers: str,
     ) -> tuple[int, Any]:
         """One request on that connection."""
-        body = None if json is None else _dumps(json)
+        body = None if json is None else dumps(json)
         content_type = {} if json is None else {"Content-Type": "application/json"}
         authorization = {"Authorization": f"Bearer {token(user_id)}"}
         connection.request(method, path, body, content_type | authorization | headers)
         response = connection.getresponse()
         data = response.read()
-        return response.status, _loads(data)
+        return response.status, loads(data) if data else None
 
     def raw(self, request: bytes, *, then_close: bool = False) -> bytes:
         """What comes back for those bytes, until the server closes or keeps silent for a while."""
@@ -91,9 +91,6 @@ class Server:
                 pass
             time.sleep(0.05)
         raise AssertionError(self.log.read_text())
-
-
-_dumps, _loads = json.dumps, lambda data: json.loads(data) if data else None
 
 
 def free_port() -> int:

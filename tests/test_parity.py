@@ -7,8 +7,7 @@ from flask import Flask
 from sqlalchemy import URL
 
 from tests.conftest import url_of
-from tests.support import Caller, migrated_app, postgresql_database, sql, sqlite_database
-from todo.extensions import db
+from tests.support import Caller, close, migrated_app, postgresql_database, sql, sqlite_database
 
 BIDI = "\u202eright to left\u200b"
 REQUESTS = [
@@ -70,5 +69,4 @@ def test_both_databases_count_from_one(server: URL) -> None:
             app = migrated_app(url)
             people = [("alice", "shared@example.com"), ("bob", "shared@example.com"), ("alice", None)]
             assert [Caller(app, *person).create()["id"] for person in people] == [1, 2, 3]
-            with app.app_context():
-                db.engine.dispose()
+            close(app)

@@ -94,9 +94,8 @@ def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Pat
                 command, log = localized(step.command), tmp_path / f"log{number}"
                 if command.endswith(SERVERS):
                     started.close()
-                    started.enter_context(
-                        running(["bash", "-c", f"exec {exec_form(command)}"], port, environ, log, copy)
-                    )
+                    # env takes the settings before the command, so that it can take the place of the shell.
+                    started.enter_context(running(["bash", "-c", f"exec env {command}"], port, environ, log, copy))
                     assert localized(step.output) in log.read_text()
                 elif "() {" in command:
                     functions += f"{command}\n"
@@ -113,11 +112,6 @@ def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Pat
                     assert result.returncode == 0, (command, result)
                     assert INSTANT.sub("", result.stdout) == INSTANT.sub("", step.output), command
     assert ran > 25
-
-
-def exec_form(command: str) -> str:
-    """The command with its settings handed to env, so that it can take the place of the shell."""
-    return f"env {command}"
 
 
 def test_every_call_of_the_service_is_shown() -> None:

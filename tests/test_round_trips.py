@@ -6,9 +6,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL
 
-from tests.support import Caller, migrated_app, postgresql_database
+from tests.support import Caller, close, migrated_app, postgresql_database
 from tests.wire import Wire, wire_to
-from todo.extensions import db
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +17,7 @@ def wired(server: URL) -> Iterator[tuple[Flask, Wire]]:
         app = migrated_app(wired_url, threads=1)
         Caller(app, "alice", "shared@example.com").create()
         yield app, wire
-        with app.app_context():
-            db.engine.dispose()
+        close(app)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sqlalchemy import URL, event
 from werkzeug.test import TestResponse
 
 from config import ConfigurationError, JwtSettings
-from tests.support import SECRET, settings, token
+from tests.support import SECRET, close, settings, token
 from todo import create_app
 from todo.extensions import db
 from todo.identity import current_identity
@@ -86,8 +86,7 @@ def app_of(database: URL) -> Iterator[AppOf]:
 
     yield make
     for app in made:
-        with app.app_context():
-            db.engine.dispose()
+        close(app)
 
 
 @pytest.fixture(scope="module")

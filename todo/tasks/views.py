@@ -1,13 +1,13 @@
 """The six calls, in the words of HTTP only: no `if`, no `try`. Decorators stand in one order: doc, input, answers."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flask import url_for
 from flask.views import MethodView
 
 from todo.errors import TaskNotFound
-from todo.http import Blueprint, error_response, header, next_link
+from todo.http import Blueprint, View, error_response, header, next_link
 from todo.identity import current_identity
 from todo.schemas import NoQuerySchema
 from todo.tasks import service
@@ -32,8 +32,6 @@ EXAMPLE = {
     "updated_at": "2025-01-09T12:34:56.123456Z",
 }
 COMPLETED = EXAMPLE | {"status": "complete", "updated_at": "2025-01-10T08:00:00.000000Z"}
-
-View = TypeVar("View", bound=Callable[..., Any])
 
 USER_ID = {
     "in": "path",
