@@ -59,10 +59,8 @@ class JwtProvider:
 
     def _verify(self, token: str) -> Mapping[str, Any]:
         try:
-            header = jwt.get_unverified_header(token)
-            _check_header(header)
-            key = self._find_key(header.get("kid"))
-            claims: dict[str, Any] = jwt.decode(
+            key = self._find_key(token)
+            verified = jwt.decode_complete(
                 token,
                 key.key,
                 algorithms=key.algorithms,
@@ -71,6 +69,8 @@ class JwtProvider:
                 leeway=LEEWAY,
                 options={"require": self._required},
             )
+            _check_header(verified["header"])
+            claims: dict[str, Any] = verified["payload"]
             self._check_claims(claims)
         except _MALFORMED as error:
             raise InvalidCredentials from error
@@ -86,14 +86,16 @@ class JwtProvider:
             raise ValueError("aud")
 
 
-def _key_source(settings: JwtSettings) -> Callable[[str | None], VerificationKey]:
+def _key_source(settings: JwtSettings) -> Callable[[str], VerificationKey]:
+    """What finds the key for a token."""
     if settings.jwks_url is not None:
-        return KeySet(settings.jwks_url, settings.algorithms).find
+        keys = KeySet(settings.jwks_url, settings.algorithms)
+        return lambda token: keys.find(jwt.get_unverified_header(token).get("kid"))
     if settings.secret is not None:
         key = secret_key(settings.secret, settings.algorithms)
     else:
         key = public_key(settings.public_key or "", settings.algorithms)
-    return lambda _kid: key
+    return lambda _token: key
 
 
 def _check_header(header: Mapping[str, Any]) -> None:
