@@ -33,7 +33,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def _build(settings: Settings) -> Flask:
     dictConfig(logging_config(settings))
-    app = Flask(__name__, static_folder=None)
+    app = http.App(__name__, static_folder=None)
     app.config.from_mapping(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings),

@@ -11,7 +11,9 @@ from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import flask_smorest
+import orjson
 from flask import Flask, Request, Response, jsonify, request, url_for
+from flask.json.provider import DefaultJSONProvider
 from marshmallow import RAISE, Schema, ValidationError, fields
 from sqlalchemy.exc import SQLAlchemyError
 from webargs.core import is_json
@@ -72,10 +74,38 @@ BAD_REQUESTS: Mapping[type[HTTPException], str] = {
 }
 
 
+class JsonProvider(DefaultJSONProvider):
+    """Flask's JSON, but for answers, which orjson writes at a twentieth of the cost.
+
+    It writes instants in UTC as well (RFC 3339); where one has no microseconds it leaves the six digits out.
+    """
+
+    sort_keys = False
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        """What jsonify returns."""
+        value = self._prepare_response_obj(args, kwargs)
+        try:
+            body = orjson.dumps(value, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+        except orjson.JSONEncodeError:
+            # An error that names what UTF-8 cannot express: the standard library escapes it.
+            return cast(Response, super().response(*args, **kwargs))
+        return Response(body, mimetype="application/json")
+
+
+class App(Flask):
+    """Flask for views that are ordinary functions, with this service's JSON."""
+
+    json_provider_class = JsonProvider
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as it is: Flask would look whether it is async, once for each decorator of each call."""
+        return func
+
+
 def init_app(app: Flask) -> None:
     """Answer every failure in JSON, and accept both spellings of a path, with and without the trailing slash."""
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # DefaultJSONProvider has it
     app.url_map.strict_slashes = False
     # A redirect to single slashes would be HTML, and browsers refuse redirects on preflighted calls.
     app.url_map.merge_slashes = False

