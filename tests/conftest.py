@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, Engine, event, text
+from sqlalchemy import URL, text
 
 from tests.support import (
     Call,
@@ -18,8 +18,9 @@ from tests.support import (
     postgresql_server,
     settings,
     sqlite_database,
+    statements_of,
 )
-from todo import create_app, database
+from todo import create_app
 from todo.extensions import db
 from todo.ownership import Owned
 
@@ -38,21 +39,32 @@ def apps(server: URL) -> Iterator[dict[str, Flask]]:
     """The app on each database, migrated."""
     with sqlite_database() as sqlite_url, postgresql_database(server) as postgresql_url:
         apps = {"sqlite": migrated_app(sqlite_url), "postgresql": migrated_app(postgresql_url)}
-        for app in apps.values():
-            with app.app_context():
-                event.listen(db.engine, "before_cursor_execute", refuse_unowned)
         yield apps
         for app in apps.values():
             close(app)
 
 
 @pytest.fixture(params=DATABASES)
-def app(request: pytest.FixtureRequest, apps: dict[str, Flask]) -> Iterator[Flask]:
-    """The app on one of the databases, empty."""
+def watched(request: pytest.FixtureRequest, apps: dict[str, Flask]) -> Iterator[tuple[Flask, list[str]]]:
+    """The app on one of the databases, empty, and what it executes."""
     app = apps[request.param]
-    yield app
+    with statements_of(app) as statements:
+        yield app, statements
+    refuse_unowned(statements)
     with app.app_context():
         db.session.execute(text("DELETE FROM users"))
+
+
+@pytest.fixture
+def app(watched: tuple[Flask, list[str]]) -> Flask:
+    """The app on one of the databases, empty."""
+    return watched[0]
+
+
+@pytest.fixture
+def statements(watched: tuple[Flask, list[str]]) -> list[str]:
+    """What the app has executed, and "checkout" where it took a connection."""
+    return watched[1]
 
 
 @pytest.fixture
@@ -99,9 +111,9 @@ def url_of(app: Flask) -> URL:
         return db.engine.url
 
 
-def refuse_unowned(_connection: Engine, _cursor: Any, statement: str, *_: Any) -> None:
-    """Fail whatever test makes the app read, change or delete owned rows without naming their owner."""
-    statement = statement.removeprefix(database.STATEMENT_LIMITS)
+def refuse_unowned(statements: list[str]) -> None:
+    """Fail whatever test made the app read, change or delete owned rows without naming their owner."""
     for table in (model.__tablename__ for model in Owned.__subclasses__()):
-        if re.search(rf"\b{table}\b", statement) and not statement.startswith(("INSERT", "WITH owner AS")):
-            assert f"{table}.user_id = " in statement, statement
+        for statement in statements:
+            if re.search(rf"\b{table}\b", statement) and not statement.startswith(("INSERT", "WITH owner AS")):
+                assert f"{table}.user_id = " in statement, statement

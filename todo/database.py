@@ -16,7 +16,7 @@ from typing import Any
 import psycopg2
 from flask import Flask, g, has_app_context
 from psycopg2 import extensions
-from sqlalchemy import TIMESTAMP, BigInteger, Boolean, Connection, Dialect, Engine, Integer, event
+from sqlalchemy import TIMESTAMP, BigInteger, Boolean, Dialect, Engine, Integer, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -138,6 +138,14 @@ def fold_case(text: str | None) -> str | None:
     return None if text is None else text.lower().upper()
 
 
+class LimitedCursor(extensions.cursor):
+    """A cursor that bounds the time of a request's statements on the server."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """As psycopg2's, behind STATEMENT_LIMITS where there is a request."""
+        super().execute(query if _deadline() is None else STATEMENT_LIMITS + query, vars)
+
+
 def engine_options(settings: Settings) -> dict[str, Any]:
     """The arguments of create_engine: autocommit, and one connection for each thread."""
     options: dict[str, Any] = {
@@ -150,7 +158,8 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "hide_parameters": True,
     }
     if settings.database_url.get_backend_name() == "sqlite":
-        return options | {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT}}
+        # Named parameters, like PostgreSQL's driver (todo/statements.py).
+        return options | {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT}, "paramstyle": "named"}
     return options | {
         "pool_use_lifo": True,
         # A look-up on every new connection for a type that is not used.
@@ -158,6 +167,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         # The kernel's probes find a peer that went away without a word; all of this is libpq's own, so that a
         # connection pooler between never sees it.
         "connect_args": {
+            "cursor_factory": LimitedCursor,
             "application_name": "todo",
             "keepalives_idle": 30,
             "keepalives_interval": 10,
@@ -174,7 +184,6 @@ def init_app(app: Flask, engine: Engine) -> None:
     else:
         event.listen(engine, "do_connect", _resolve_host)
         event.listen(engine, "checkout", _replace_if_closed)
-        event.listen(engine, "before_cursor_execute", _limit_statement, retval=True)
         # psycopg2 knows one callback for the whole process. Without it a connection gone silent blocks its thread.
         extensions.set_wait_callback(_wait_within_budget)
 
@@ -236,12 +245,6 @@ def _start_budget() -> None:
 def _deadline() -> float | None:
     # Outside a request (a migration, say) there is none.
     return g.get("database_deadline") if has_app_context() else None
-
-
-def _limit_statement(
-    _connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _executemany: bool
-) -> tuple[str, Any]:
-    return (statement if _deadline() is None else STATEMENT_LIMITS + statement), parameters
 
 
 def _wait_within_budget(connection: Any) -> None:

@@ -27,11 +27,16 @@ _SQLITE_OUTAGES = frozenset(
 )
 
 
-def is_outage(error: SQLAlchemyError) -> bool:
+DRIVER_ERRORS = (psycopg2.Error, sqlite3.Error)
+#: What a statement can raise: SQLAlchemy wraps the driver's errors, a Statement (todo/statements.py) does not.
+DATABASE_ERRORS = (SQLAlchemyError, *DRIVER_ERRORS)
+
+
+def is_outage(error: Exception) -> bool:
     """Whether the database is away, full, read-only or too slow, as opposed to a statement being at fault."""
     if isinstance(error, PoolTimeout):
         return True
-    cause = error.orig if isinstance(error, DBAPIError) else None
+    cause = _cause(error)
     if isinstance(cause, sqlite3.Error):
         return _sqlite_code(cause) & 0xFF in _SQLITE_OUTAGES
     if isinstance(cause, psycopg2.Error):
@@ -42,19 +47,24 @@ def is_outage(error: SQLAlchemyError) -> bool:
     return False
 
 
-def describe(error: SQLAlchemyError) -> str:
+def describe(error: Exception) -> str:
     """What went wrong in one line, for the log: the server's own sentence, without the values that it quotes."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
+    cause = _cause(error)
     if isinstance(cause, psycopg2.Error) and cause.pgcode is not None:
         return f"{type(cause).__name__} {cause.pgcode}: {cause.diag.message_primary}"
     return f"{type(cause).__name__}: {cause}".partition("\n")[0]
 
 
-def is_foreign_key_violation(error: DBAPIError) -> bool:
+def is_foreign_key_violation(error: Exception) -> bool:
     """Whether the statement named a row that is not there."""
-    if isinstance(error.orig, sqlite3.Error):
-        return _sqlite_code(error.orig) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
-    return getattr(error.orig, "pgcode", None) == "23503"
+    cause = _cause(error)
+    if isinstance(cause, sqlite3.Error):
+        return _sqlite_code(cause) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
+    return getattr(cause, "pgcode", None) == "23503"
+
+
+def _cause(error: Exception) -> BaseException:
+    return (error.orig or error) if isinstance(error, DBAPIError) else error
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:

@@ -15,7 +15,6 @@ import orjson
 from flask import Flask, Request, Response, jsonify, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from marshmallow import RAISE, Schema, ValidationError, fields
-from sqlalchemy.exc import SQLAlchemyError
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException, LengthRequired, UnsupportedMediaType
@@ -31,7 +30,7 @@ from todo.errors import (
     TodoError,
     Unavailable,
 )
-from todo.faults import describe, is_outage
+from todo.faults import DATABASE_ERRORS, describe, is_outage
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,8 @@ def init_app(app: Flask) -> None:
     # A redirect to single slashes would be HTML, and browsers refuse redirects on preflighted calls.
     app.url_map.merge_slashes = False
     app.register_error_handler(TodoError, _answer_failure)
-    app.register_error_handler(SQLAlchemyError, _answer_database_error)
+    for kind in DATABASE_ERRORS:
+        app.register_error_handler(kind, _answer_database_error)
     app.register_error_handler(OwnershipViolated, _answer_violation)
     app.register_error_handler(Exception, _answer_fault)
 
@@ -144,7 +144,7 @@ def _answer_failure(failure: TodoError) -> Response:
     return _error(status, _sentence(failure.message), headers)
 
 
-def _answer_database_error(error: SQLAlchemyError) -> Response:
+def _answer_database_error(error: Exception) -> Response:
     if is_outage(error):
         logger.warning("%s %s: %s", request.method, request.url_rule, describe(error))
         return _error(503, MESSAGES[503], RETRY_AFTER)

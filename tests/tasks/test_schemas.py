@@ -1,27 +1,15 @@
 """What goes out is what marshmallow itself would write, to the byte."""
 
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from flask import Flask, jsonify
 from marshmallow import Schema, fields
 
 from todo.schemas import RowSchema
+from todo.tasks.queries import TaskRow
 from todo.tasks.schemas import TaskSchema
-
-
-class TaskRow(NamedTuple):
-    """A row of tasks."""
-
-    id: int
-    user_id: str
-    title: str
-    description: str | None
-    status: str
-    created_at: datetime
-    updated_at: datetime
-
 
 INSTANTS = [
     datetime(2025, 1, 9, 12, 34, 56, microsecond, tzinfo=UTC) for microsecond in (0, 1, 100000, 123000, 123456, 999999)

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 from todo.cursors import decode_cursor, encode_cursor
 from todo.errors import OwnershipViolated, TaskNotFound
 from todo.tasks import queries
-from todo.tasks.queries import OwnedRow, TaskRow
+from todo.tasks.queries import TaskOwner, TaskRow
 from todo.tasks.schemas import PAGE_LIMIT
 
-Row = TypeVar("Row", bound=OwnedRow)
+Row = TypeVar("Row", TaskRow, TaskOwner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,95 @@
+"""Statements that are compiled once, and run on a plain cursor of the pool. Must not know any table.
+
+SQLAlchemy writes the SQL, converts the values and keeps the connections. Only its way of executing is left out: that
+took a quarter of a request (docs/decisions/speed.md).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from sqlalchemy import Delete, Dialect, Insert, Select, Update
+
+from todo.extensions import db
+from todo.faults import DRIVER_ERRORS
+
+Row = TypeVar("Row", bound=NamedTuple)
+Convert = Callable[[Any], Any]
+Parameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A statement in the SQL of one database, with what goes in and what comes out."""
+
+    sql: str
+    literals: Parameters
+    inward: Sequence[tuple[str, Convert]]
+    outward: Sequence[tuple[int, Convert]]
+
+    def bind(self, parameters: Parameters) -> Parameters:
+        """What the driver is given."""
+        values = {**self.literals, **parameters}
+        for name, convert in self.inward:
+            values[name] = convert(values[name])
+        return values
+
+    def convert(self, rows: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
+        """What the driver gave, a column at a time."""
+        columns: list[Iterable[Any]] = list(zip(*rows, strict=True))
+        for position, convert in self.outward if columns else ():
+            columns[position] = map(convert, columns[position])
+        return zip(*columns, strict=True)
+
+
+class Statement(Generic[Row]):
+    """A statement that is written when its module is loaded, and executed by any thread on either database.
+
+    Its parameters are SQLAlchemy's bindparam(); one that is not given is an error of the driver, never NULL. What it
+    returns are the named tuples `row`, with a field for each column. Each execution is a transaction of its own.
+    """
+
+    def __init__(self, statement: Select[Any] | Insert | Update | Delete, row: type[Row]) -> None:
+        self._statement = statement
+        self._row = row
+        self._compiled: dict[str, _Compiled] = {}
+
+    def all(self, **parameters: Any) -> list[Row]:
+        """Every row that it returns. Raises one of DATABASE_ERRORS (todo/faults.py)."""
+        engine = db.engine
+        connection = engine.raw_connection()
+        try:
+            compiled = self._compiled.get(engine.name) or self._compile(engine.dialect)
+            cursor = connection.cursor()
+            cursor.execute(compiled.sql, compiled.bind(parameters))
+            rows = cursor.fetchall()
+        except BaseException as error:
+            if isinstance(error, DRIVER_ERRORS) and not getattr(connection, "closed", False):
+                connection.close()
+            else:
+                # Broken, or left in the middle of something.
+                connection.invalidate()
+            raise
+        connection.close()
+        return list(map(self._row._make, compiled.convert(rows)))
+
+    def one_or_none(self, **parameters: Any) -> Row | None:
+        """The first row that it returns, or None. Raises like all()."""
+        rows = self.all(**parameters)
+        return rows[0] if rows else None
+
+    def _compile(self, dialect: Dialect) -> _Compiled:
+        compiled = self._statement.compile(dialect=dialect)
+        inward, outward, literals = [], [], {}
+        for parameter, name in compiled.bind_names.items():
+            convert = parameter.type.dialect_impl(dialect).bind_processor(dialect)
+            if not parameter.required:
+                literals[name] = parameter.value
+            if convert is not None:
+                inward.append((name, convert))
+        for position, column in enumerate(self._statement.exported_columns):
+            convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
+            if convert is not None:
+                outward.append((position, convert))
+        self._compiled[dialect.name] = _Compiled(compiled.string, literals, inward, outward)
+        return self._compiled[dialect.name]
