@@ -32,7 +32,7 @@ REQUEST_BUDGET = 9.0
 #: What goes before each statement of a request, in the same round trip and, autocommit being on, the same transaction:
 #: PostgreSQL itself stops a statement that is too slow or waits for a lock, so that none goes on that nobody waits
 #: for. Unlike a plain SET it passes a transaction pooler, and unlike a limit of the role it needs no set-up.
-STATEMENT_LIMITS = "SELECT set_config('lock_timeout', '1s', true), set_config('statement_timeout', '3s', true); "
+STATEMENT_LIMITS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '3s'; "
 #: Seconds to wait for a connection of the pool. Threads and connections are equally many, so that this only ever
 #: passes under a server with more threads than WEB_THREADS says.
 POOL_TIMEOUT = 2.0
