@@ -1,6 +1,5 @@
 """Statements on a plain cursor: what becomes of the connection, of parameters that are missing, and of the types."""
 
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import pytest
@@ -14,14 +13,19 @@ from todo.faults import DRIVER_ERRORS
 from todo.statements import Statement
 from todo.tasks import queries
 
-INSTANT = datetime(2025, 1, 9, 12, 34, 56, 123456, tzinfo=UTC)
+INSTANTS = [
+    f"{second}.{microseconds}Z"
+    for second in ("0001-01-01T00:00:00", "0999-12-31T23:59:59", "1969-12-31T23:59:59", "2025-01-09T12:34:56")
+    for microseconds in ("000000", "000001", "100000", "123000", "123456", "999999")
+]
 
 
 class Instants(NamedTuple):
-    """Two instants."""
+    """Two instants, and none."""
 
-    literal: datetime
-    parameter: datetime
+    literal: str
+    parameter: str
+    none: None
 
 
 def connections(app: Flask) -> tuple[int, int]:
@@ -30,14 +34,11 @@ def connections(app: Flask) -> tuple[int, int]:
         return db.engine.pool.checkedin(), db.engine.pool.checkedout()  # type: ignore[attr-defined]
 
 
-def test_types_are_converted_on_both_ways(app: Flask) -> None:
-    columns = [literal(INSTANT, UtcInstant), bindparam("instant", type_=UtcInstant)]
-    statement = Statement(select(*columns), Instants)
-    later = INSTANT + timedelta(days=1)
+@pytest.mark.parametrize("instant", [*INSTANTS, "9999-12-31T23:59:59.999999Z"])
+def test_an_instant_comes_back_as_it_went_in(app: Flask, instant: str) -> None:
+    columns = [literal(instant, UtcInstant), bindparam("instant", type_=UtcInstant), literal(None, UtcInstant)]
     with app.app_context():
-        row = statement.one_or_none(instant=later)
-    assert row == (INSTANT, later)
-    assert [instant.tzinfo for instant in row] == [UTC, UTC]
+        assert Statement(select(*columns), Instants).all(instant=instant) == [(instant, instant, None)]
 
 
 def test_instants_are_in_utc_whatever_the_servers_time_zone(make: Make, server: URL) -> None:

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import struct
-from datetime import datetime
 
 from todo.errors import InvalidInput
 from todo.instants import from_microseconds, to_microseconds
@@ -14,13 +13,13 @@ _LAYOUT = struct.Struct(">qq8s")
 _INVALID = "Invalid cursor"
 
 
-def encode_cursor(user_id: str, status: str | None, q: str | None, created_at: datetime, row_id: int) -> str:
+def encode_cursor(user_id: str, status: str | None, q: str | None, created_at: str, row_id: int) -> str:
     """The cursor after that row in the user's list under these filters: URL-safe base64 (RFC 4648 section 5)."""
     place = _LAYOUT.pack(to_microseconds(created_at), row_id, _digest(user_id, status, q))
     return base64.urlsafe_b64encode(place).decode()
 
 
-def decode_cursor(user_id: str, status: str | None, q: str | None, cursor: str) -> tuple[datetime, int]:
+def decode_cursor(user_id: str, status: str | None, q: str | None, cursor: str) -> tuple[str, int]:
     """The (created_at, id) that the cursor stands for.
 
     Raises InvalidInput for anything that encode_cursor did not make for this user and these filters: with others the

@@ -5,9 +5,9 @@ Must not know any table.
 
 import select
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from datetime import UTC, datetime
 from socket import SOCK_STREAM, getaddrinfo
 from threading import Thread
 from time import monotonic
@@ -16,7 +16,7 @@ from typing import Any
 import psycopg2
 from flask import Flask, g, has_app_context
 from psycopg2 import extensions
-from sqlalchemy import TIMESTAMP, BigInteger, Boolean, Dialect, Engine, Integer, event
+from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Engine, Integer, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -43,11 +43,11 @@ SQLITE_BUSY_TIMEOUT = 2.5
 BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
 
 
-class UtcInstant(TypeDecorator[datetime]):
-    """An instant with microseconds, always aware and in UTC.
+class UtcInstant(TypeDecorator[str]):
+    """An instant with microseconds: in Python the text that answers show, RFC 3339 in UTC with six digits and `Z`.
 
-    PostgreSQL: timestamp with time zone. SQLite, which has no such type and drops the zone of a datetime: an integer,
-    microseconds since 1970.
+    PostgreSQL: timestamp with time zone, which it writes as that text by itself; Python would take four times as long
+    to make a datetime of it and a text of that. SQLite, which has no such type: an integer, microseconds since 1970.
     """
 
     impl = TIMESTAMP
@@ -59,24 +59,36 @@ class UtcInstant(TypeDecorator[datetime]):
             return dialect.type_descriptor(BigInteger())
         return dialect.type_descriptor(TIMESTAMP(timezone=True))
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        """What the database is given for an aware datetime."""
-        return to_microseconds(value) if dialect.name == "sqlite" else value
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
+        """What the database is given."""
+        return to_microseconds(value) if value is not None and dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime:
-        """The aware datetime, in UTC, for what the database gave."""
-        instant: datetime = from_microseconds(value) if dialect.name == "sqlite" else value.astimezone(UTC)
-        return instant
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[str]:
+        """What is selected, or returned, in place of a column of this type."""
+        return instant_text(column)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None] | None:
+        """What turns the database's value into the text; None where it is the text."""
+        if dialect.name == "sqlite":
+            return lambda value: None if value is None else from_microseconds(value)
+        return None
 
 
-class current_instant(FunctionElement[datetime]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
+class instant_text(FunctionElement[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
+    """SQL: the instant as text; on SQLite the instant as it is, which UtcInstant turns into text."""
+
+    type = UtcInstant()
+    inherit_cache = True
+
+
+class current_instant(FunctionElement[str]):  # noqa: N801
     """SQL: the database's clock at the start of the statement. SQLite's has milliseconds."""
 
     type = UtcInstant()
     inherit_cache = True
 
 
-class later_instant(FunctionElement[datetime]):  # noqa: N801
+class later_instant(FunctionElement[str]):  # noqa: N801
     """SQL: now, or one microsecond after the argument where the clock does not yet read more than that."""
 
     type = UtcInstant()
@@ -95,6 +107,17 @@ class contains_ignoring_case(FunctionElement[bool]):  # noqa: N801
 
 
 _SQLITE_NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000"
+
+
+@compiles(instant_text, "postgresql")
+def _(element: instant_text, compiler: SQLCompiler, **kw: Any) -> str:
+    instant = compiler.process(element.clauses, **kw)
+    return f"to_char({instant} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+
+
+@compiles(instant_text, "sqlite")
+def _(element: instant_text, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
 
 
 @compiles(current_instant, "postgresql")

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from operator import attrgetter
 from typing import Any, cast
 
@@ -57,49 +56,35 @@ class NaturalNumber(fields.Integer):
         return super()._deserialize(value, attr, data, **kwargs)
 
 
-def format_instant(instant: datetime) -> str:
-    """The instant, aware and in UTC, always with six digits and `Z` (RFC 3339)."""
-    return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-class Instant(fields.DateTime):
-    """An aware instant in UTC (RFC 3339), always with six digits and `Z`."""
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str:
-        return format_instant(value)
-
-
 class RowSchema(Schema):
     """A schema for rows that go out as they are: a plain field for each column, of the same name.
 
-    dump() gives what marshmallow's would, at a tenth of the cost: it asks nothing of each field of each row. Raises
-    TypeError for a field of another kind.
+    dump() gives what marshmallow's would, at a twentieth of the cost: it asks nothing of each field of each row.
+    Raises TypeError for a field of another kind.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         for name, field in self.dump_fields.items():
-            if not isinstance(field, fields.String | fields.Integer | fields.Boolean | Instant) or field.data_key:
+            if not isinstance(field, fields.String | fields.Integer | fields.Boolean) or field.data_key:
                 raise TypeError(f"{name} is not a plain field")
         self._values = attrgetter(*self.dump_fields)
-        self._instants = [name for name, field in self.dump_fields.items() if isinstance(field, Instant)]
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
-        """The row, or the rows, for JSON. An instant is left to the encoder (todo/http.py), if that writes it alike."""
+        """The row as a dict, or the rows as a list of them."""
         is_many = self.many if many is None else many
         return [self._dump_row(row) for row in obj] if is_many else self._dump_row(obj)
 
     def _dump_row(self, row: Any) -> dict[str, Any]:
-        dumped = dict(zip(self.dump_fields, self._values(row), strict=True))
-        for name in self._instants:
-            if dumped[name].microsecond == 0:
-                dumped[name] = format_instant(dumped[name])
-        return dumped
+        return dict(zip(self.dump_fields, self._values(row), strict=True))
 
 
-def instant_field() -> Instant:
-    """When something happened to the resource."""
-    return Instant(required=True, metadata={"pattern": INSTANT, "examples": ["2025-01-09T12:34:56.123456Z"]})
+def instant_field() -> fields.String:
+    """When something happened to the resource (RFC 3339), in UTC."""
+    return fields.String(
+        required=True,
+        metadata={"format": "date-time", "pattern": INSTANT, "examples": ["2025-01-09T12:34:56.123456Z"]},
+    )
 
 
 def storable(name: str) -> Callable[[str], None]:

@@ -1,7 +1,5 @@
 """The tasks table: columns, constraints, index. What a task may be is said here and, for callers, in schemas.py."""
 
-from datetime import datetime
-
 from sqlalchemy import CheckConstraint, Identity, Index, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -25,8 +23,8 @@ class Task(Owned, Model):
     title: Mapped[str] = mapped_column(Text)
     description: Mapped[str | None] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text, server_default="incomplete")
-    created_at: Mapped[datetime] = mapped_column(UtcInstant, server_default=current_instant())
-    updated_at: Mapped[datetime] = mapped_column(UtcInstant, server_default=current_instant())
+    created_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant())
+    updated_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant())
 
     __table_args__ = (
         CheckConstraint("id >= 1", name="id_positive"),

@@ -1,7 +1,6 @@
 """Every SQL statement about tasks, each for one owner and in one round trip. Decides nothing."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,8 +20,8 @@ class TaskRow(NamedTuple):
     title: str
     description: str | None
     status: str
-    created_at: datetime
-    updated_at: datetime
+    created_at: str
+    updated_at: str
 
 
 class TaskOwner(NamedTuple):
@@ -72,7 +71,7 @@ DELETE = Statement(owned_by(Task, delete(Task)).where(IS_THE_TASK).returning(Tas
 
 
 def list_tasks(
-    user_id: str, *, status: str | None, q: str | None, before: tuple[datetime, int] | None, limit: int
+    user_id: str, *, status: str | None, q: str | None, before: tuple[str, int] | None, limit: int
 ) -> Sequence[TaskRow]:
     """The user's tasks, newest first, at most `limit`; only those that come after `before` (created_at, id)."""
     statement = _list(by_status=status is not None, by_q=bool(q), is_continued=before is not None)
