@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from typing import Any
+
+from gunicorn import glogging
 
 from config import ConfigurationError, load_settings, logging_config
 
@@ -39,3 +42,15 @@ forwarder_headers = ""
 # On by default at a path per user, where two instances collide.
 control_socket_disable = True
 logconfig_dict = logging_config(settings)
+
+
+class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn bears no types
+    """gunicorn's logger, but that it writes of requests only where it is asked to (--access-logfile)."""
+
+    def access(self, *arguments: Any) -> None:
+        """Write of a request. With a logconfig_dict alone, gunicorn would put the line together and throw it away."""
+        if self.cfg.accesslog:
+            super().access(*arguments)
+
+
+logger_class = Logger
