@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from flask import Flask
+from flask import Flask, Request
 from werkzeug.test import TestResponse
 
 from config import JwtSettings
@@ -22,6 +23,7 @@ from tests.identity.test_jwt import base64url, no_database_connection
 from tests.support import SECRET, Make, token
 from todo.errors import InvalidCredentials, Unavailable
 from todo.identity.jwks import COOLDOWN, GRACE, LIFETIME, SIZE_LIMIT, TIMEOUT, KeySet
+from todo.identity.jwt import JwtProvider
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 Jwk = dict[str, Any]
@@ -800,3 +802,22 @@ class TestProvider:
         found = jwk(rsa_key, "a")
         issuer.serve(found)
         self.assert_refused(app, found["n"].encode(), "a", "HS256")
+
+
+def test_a_remembered_token_falls_with_its_key(
+    monkeypatch: pytest.MonkeyPatch, issuer: Issuer, now: list[float], key_a: EcKey, key_b: EcKey
+) -> None:
+    """The issuer gives the key's id to another key: what the old one has signed is refused as soon as that is known."""
+    monkeypatch.setattr("todo.identity.jwt.KeySet", lambda *known: KeySet(*known, clock=lambda: now[0]))
+    provider = JwtProvider(JwtSettings(jwks_url=issuer.url))
+    signed = token(key=key_a, algorithm="ES256", headers={"kid": "a"})
+    request = cast(Request, SimpleNamespace(headers={"Authorization": f"Bearer {signed}"}))
+    issuer.serve(jwk(key_a, "a"))
+    assert provider(request) is provider(request)
+    issuer.serve(jwk(key_b, "a"))
+    now[0] += LIFETIME
+    provider(request)
+    join_fetches()
+    assert issuer.requests == 2
+    with pytest.raises(InvalidCredentials):
+        provider(request)

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from time import time
 from typing import Any
 
 import jwt
@@ -14,6 +16,8 @@ from todo.identity.jwks import KeySet
 from todo.identity.keys import VerificationKey, public_key, secret_key
 
 LEEWAY = 30
+#: How many verified tokens a worker remembers; the longest is 8 KiB.
+REMEMBERED_TOKENS = 1024
 #: The last second of the year 9999; a NumericDate (RFC 7519 section 2) beyond is no date.
 LATEST = 253402300799
 #: The `typ` of tokens that say who is calling: none, a plain JWT, an access token (RFC 9068 section 2.1).
@@ -39,6 +43,9 @@ class JwtProvider:
             self._required.append("iss")
         if settings.audience is not None:
             self._required.append("aud")
+        # A caller sends the same token until it expires, and a signature that held will hold: what is remembered is
+        # that this very key signed it. Whether the key is still good, and the token alive, is asked each time.
+        self._verified = lru_cache(REMEMBERED_TOKENS)(self._verify)
 
     def __call__(self, request: Request) -> Identity | None:
         """Who the token says is calling, or None without a token.
@@ -54,27 +61,28 @@ class JwtProvider:
         match = _BEARER.fullmatch(authorization)
         if match is None:
             raise InvalidCredentials
-        claims = self._verify(match[1])
-        return Identity(claims["sub"], claims.get("email"), claims)
-
-    def _verify(self, token: str) -> Mapping[str, Any]:
         try:
-            key = self._find_key(token)
-            verified = jwt.decode_complete(
-                token,
-                key.key,
-                algorithms=key.algorithms,
-                audience=self._audience,
-                issuer=self._issuer,
-                leeway=LEEWAY,
-                options={"require": self._required},
-            )
-            _check_header(verified["header"])
-            claims: dict[str, Any] = verified["payload"]
-            self._check_claims(claims)
+            identity = self._verified(match[1], self._find_key(match[1]))
         except _MALFORMED as error:
             raise InvalidCredentials from error
-        return claims
+        if int(identity.claims["exp"]) <= time() - LEEWAY:
+            raise InvalidCredentials
+        return identity
+
+    def _verify(self, token: str, key: VerificationKey) -> Identity:
+        verified = jwt.decode_complete(
+            token,
+            key.key,
+            algorithms=key.algorithms,
+            audience=self._audience,
+            issuer=self._issuer,
+            leeway=LEEWAY,
+            options={"require": self._required},
+        )
+        _check_header(verified["header"])
+        claims: dict[str, Any] = verified["payload"]
+        self._check_claims(claims)
+        return Identity(claims["sub"], claims.get("email"), claims)
 
     def _check_claims(self, claims: Mapping[str, Any]) -> None:
         """What PyJWT lets pass: dates that are no numbers, and an audience where none is expected."""

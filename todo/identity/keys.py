@@ -15,7 +15,7 @@ SMALLEST_RSA_KEY = 2048
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class VerificationKey:
     """A key and the algorithms that may be used with it, never of two families (RFC 8725 section 3.1)."""
 
