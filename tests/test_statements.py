@@ -1,9 +1,8 @@
 """Statements on a plain cursor: what becomes of the connection, of parameters that are missing, and of the types."""
 
-from typing import NamedTuple
-
 import pytest
 from flask import Flask
+from msgspec import Struct
 from sqlalchemy import URL, bindparam, literal, select
 
 from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql
@@ -20,7 +19,7 @@ INSTANTS = [
 ]
 
 
-class Instants(NamedTuple):
+class Instants(Struct):
     """Two instants, and none."""
 
     literal: str
@@ -38,7 +37,7 @@ def connections(app: Flask) -> tuple[int, int]:
 def test_an_instant_comes_back_as_it_went_in(app: Flask, instant: str) -> None:
     columns = [literal(instant, UtcInstant), bindparam("instant", type_=UtcInstant), literal(None, UtcInstant)]
     with app.app_context():
-        assert Statement(select(*columns), Instants).all(instant=instant) == [(instant, instant, None)]
+        assert Statement(select(*columns), Instants).all(instant=instant) == [Instants(instant, instant, None)]
 
 
 def test_instants_are_in_utc_whatever_the_servers_time_zone(make: Make, server: URL) -> None:

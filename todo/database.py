@@ -177,6 +177,8 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "pool_size": settings.threads,
         "max_overflow": 0,
         "pool_timeout": POOL_TIMEOUT,
+        # Under autocommit there is nothing to roll back when a connection comes home.
+        "pool_reset_on_return": None,
         # What users wrote stays out of whatever prints an error.
         "hide_parameters": True,
     }

@@ -7,11 +7,12 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import flask_smorest
-import orjson
+import msgspec
 from flask import Flask, Request, Response, jsonify, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from marshmallow import RAISE, Schema, ValidationError, fields
@@ -74,7 +75,7 @@ BAD_REQUESTS: Mapping[type[HTTPException], str] = {
 
 
 class JsonProvider(DefaultJSONProvider):
-    """Flask's JSON, but for answers, which orjson writes at a twentieth of the cost."""
+    """Flask's JSON, but that msgspec writes the answers, rows among them: at a twentieth of the cost."""
 
     sort_keys = False
 
@@ -82,8 +83,8 @@ class JsonProvider(DefaultJSONProvider):
         """What jsonify returns."""
         value = self._prepare_response_obj(args, kwargs)
         try:
-            body = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
-        except orjson.JSONEncodeError:
+            body = msgspec.json.encode(value) + b"\n"
+        except UnicodeEncodeError:
             # An error that names what UTF-8 cannot express: the standard library escapes it.
             return cast(Response, super().response(*args, **kwargs))
         return Response(body, mimetype="application/json")
@@ -239,8 +240,11 @@ class Parser(FlaskParser):
     DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {}  # noqa: RUF012
 
     def parse(self, argmap: Any, req: Request | None = None, *, location: str | None = None, **options: Any) -> Any:
-        """As webargs' parse; where the schema's body is optional and absent, {} without a look at the schema."""
-        if location == "json" and getattr(argmap, "is_body_optional", False) and not _read_body(req or request):
+        """As webargs' parse; {} without a look at the schema where it has nothing to find, and nothing was sent."""
+        req = req or request
+        if location == "query" and not req.query_string and not argmap.fields:
+            return {}
+        if location == "json" and getattr(argmap, "is_body_optional", False) and not _read_body(req):
             return {}
         return super().parse(argmap, req, location=location, **options)
 
@@ -313,13 +317,34 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 class Blueprint(flask_smorest.Blueprint):
-    """flask-smorest's Blueprint with this service's parser."""
+    """flask-smorest's Blueprint with this service's parser, and decorators that cost a request only what they do."""
 
     ARGUMENTS_PARSER = Parser()
 
-    def path_arguments(self, schema: Schema) -> Callable[[View], View]:
-        """Validate the path's arguments and hand them to the view by name. The route documents them."""
-        return cast("Callable[[View], View]", self.ARGUMENTS_PARSER.use_kwargs(schema, location="path"))
+    @staticmethod
+    def doc(**documented: Any) -> Callable[[View], View]:
+        """As flask-smorest's."""
+        return _unwrapped(flask_smorest.Blueprint.doc(**documented))
+
+    def alt_response(self, *args: Any, **options: Any) -> Callable[[View], View]:
+        """As flask-smorest's."""
+        return _unwrapped(super().alt_response(*args, **options))
+
+    def path_argument(self, name: str, field: fields.Field[Any]) -> Callable[[View], View]:
+        """Hand the view an argument of its path as the field loads it; the route documents it. Raises InvalidInput."""
+
+        def decorate(view: View) -> View:
+            @wraps(view)
+            def with_argument(*args: Any, **arguments: Any) -> Any:
+                try:
+                    arguments[name] = field.deserialize(arguments[name])
+                except ValidationError as error:
+                    raise InvalidInput(error.messages[0]) from error
+                return view(*args, **arguments)
+
+            return cast(View, with_argument)
+
+        return decorate
 
     def fails_with(self, *statuses: int) -> Callable[[View], View]:
         """Document the errors that a view can give. Purely documentation: errors themselves rise as exceptions."""
@@ -330,3 +355,13 @@ class Blueprint(flask_smorest.Blueprint):
             return view
 
         return decorate
+
+
+def _unwrapped(decorate: Callable[[Any], Any]) -> Callable[[View], View]:
+    """A decorator of flask-smorest's that only documents, without the wrapper that it leaves around each view."""
+
+    def document(view: View) -> View:
+        view._apidoc = decorate(view)._apidoc  # type: ignore[attr-defined]
+        return view
+
+    return document

@@ -1,8 +1,9 @@
 """Ownership: the one place that writes the owner into a statement. Must not know any owned model."""
 
 from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
+from msgspec import Struct
 from sqlalchemy import (
     ColumnElement,
     ForeignKey,
@@ -26,7 +27,7 @@ from todo.faults import is_foreign_key_violation
 from todo.statements import Statement
 from todo.users.models import User
 
-Row = TypeVar("Row", bound=NamedTuple)
+Row = TypeVar("Row", bound=Struct)
 
 
 class Narrowable(Protocol):
@@ -62,7 +63,7 @@ class OwnedInsert(Generic[Row]):
     def __init__(self, model: type[Owned], row: type[Row], *columns: str) -> None:
         self._model = model
         self._row = row
-        self._returned = [getattr(model, name) for name in row._fields]
+        self._returned = [getattr(model, name) for name in row.__struct_fields__]
         # From a SELECT that finds nothing for a new user, rather than from VALUES that break the foreign key:
         # PostgreSQL would have spent an id on those, and logged an error.
         values = [cast(bindparam(name), getattr(model, name).type) for name in columns]
@@ -99,10 +100,10 @@ class OwnedInsert(Generic[Row]):
         )
         statement = insert(self._model).values(**values, user_id=user_id).returning(*self._returned)
         if not is_sqlite:
-            return self._row._make(db.session.execute(statement.add_cte(owner.cte("owner"))).one())
+            return self._row(*db.session.execute(statement.add_cte(owner.cte("owner"))).one())
         # SQLite has no INSERT within WITH: two statements, hence an explicit transaction.
         db.session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
         db.session.execute(owner)
-        inserted = self._row._make(db.session.execute(statement).one())
+        inserted = self._row(*db.session.execute(statement).one())
         db.session.commit()
         return inserted

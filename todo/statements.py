@@ -6,14 +6,16 @@ took a quarter of a request (docs/decisions/speed.md).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from itertools import starmap
+from typing import Any, Generic, TypeVar
 
+from msgspec import Struct
 from sqlalchemy import Delete, Dialect, Insert, Select, Update
 
 from todo.extensions import db
 from todo.faults import DRIVER_ERRORS
 
-Row = TypeVar("Row", bound=NamedTuple)
+Row = TypeVar("Row", bound=Struct)
 Convert = Callable[[Any], Any]
 Parameters = Mapping[str, Any]
 
@@ -36,6 +38,8 @@ class _Compiled:
 
     def convert(self, rows: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
         """What the driver gave, a column at a time."""
+        if not self.outward:
+            return rows
         columns: list[Iterable[Any]] = list(zip(*rows, strict=True))
         for position, convert in self.outward if columns else ():
             columns[position] = map(convert, columns[position])
@@ -46,7 +50,7 @@ class Statement(Generic[Row]):
     """A statement that is written when its module is loaded, and executed by any thread on either database.
 
     Its parameters are SQLAlchemy's bindparam(); one that is not given is an error of the driver, never NULL. What it
-    returns are the named tuples `row`, with a field for each column. Each execution is a transaction of its own.
+    returns are Structs of the class `row`, with a field for each column. Each execution is a transaction of its own.
     """
 
     def __init__(self, statement: Select[Any] | Insert | Update | Delete, row: type[Row]) -> None:
@@ -71,7 +75,7 @@ class Statement(Generic[Row]):
                 connection.invalidate()
             raise
         connection.close()
-        return list(map(self._row._make, compiled.convert(rows)))
+        return list(starmap(self._row, compiled.convert(rows)))
 
     def one_or_none(self, **parameters: Any) -> Row | None:
         """The first row that it returns, or None. Raises like all()."""

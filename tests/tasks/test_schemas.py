@@ -7,7 +7,7 @@ from flask import Flask, jsonify
 from marshmallow import Schema, fields
 
 from todo.schemas import RowSchema
-from todo.tasks.queries import TaskRow
+from todo.tasks.queries import TaskOwner, TaskRow
 from todo.tasks.schemas import TaskSchema
 
 INSTANTS = ["2025-01-09T12:34:56.000000Z", "0999-12-31T23:59:59.000007Z"]
@@ -31,6 +31,11 @@ def test_a_list_goes_out_as_marshmallow_dumps_it(app: Flask) -> None:
     schema = TaskSchema(many=True)
     with app.app_context():
         assert jsonify(schema.dump(ROWS)).data == jsonify(Schema.dump(schema, ROWS)).data
+
+
+def test_a_row_that_is_not_the_schemas_is_refused() -> None:
+    with pytest.raises(TypeError, match="TaskOwner has not the fields of TaskSchema"):
+        TaskSchema(many=True).dump([TaskOwner(1, "alice")])
 
 
 @pytest.mark.parametrize("field", [fields.Float(), fields.Nested(TaskSchema), fields.String(data_key="other")])

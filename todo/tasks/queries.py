@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
+from msgspec import Struct
 from sqlalchemy import Text, bindparam, case, delete, or_, select, tuple_, update
 
 from todo.database import UtcInstant, contains_ignoring_case, later_instant
@@ -12,7 +13,7 @@ from todo.statements import Statement
 from todo.tasks.models import Task
 
 
-class TaskRow(NamedTuple):
+class TaskRow(Struct, frozen=True):
     """A task as the database returned it."""
 
     id: int
@@ -24,14 +25,14 @@ class TaskRow(NamedTuple):
     updated_at: str
 
 
-class TaskOwner(NamedTuple):
+class TaskOwner(Struct, frozen=True):
     """As much of a task as tells whose it is."""
 
     id: int
     user_id: str
 
 
-COLUMNS = [getattr(Task, name) for name in TaskRow._fields]
+COLUMNS = [getattr(Task, name) for name in TaskRow.__struct_fields__]
 IS_THE_TASK = Task.id == bindparam("task_id")
 
 

@@ -137,11 +137,9 @@ class TaskListQuerySchema(NoQuerySchema):
     )
 
 
-class TaskPathSchema(Input):
-    """The path of one task, but for the owner, which the identity hook has checked."""
-
-    task_id = NaturalNumber(
-        required=True,
+def task_id_field() -> NaturalNumber:
+    """The id in the path of a task."""
+    return NaturalNumber(
         validate=validate.Range(min=1, max=LARGEST_ID, error=INVALID_TASK_ID),
         error_messages={"invalid": INVALID_TASK_ID},
     )

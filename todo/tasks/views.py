@@ -18,8 +18,8 @@ from todo.tasks.schemas import (
     NewTaskSchema,
     TaskChangesSchema,
     TaskListQuerySchema,
-    TaskPathSchema,
     TaskSchema,
+    task_id_field,
 )
 
 EXAMPLE = {
@@ -59,7 +59,7 @@ def of_one_task(view: View) -> View:
     """Give the view its task_id, checked; refuse query parameters; document that there may be no such task."""
     view = blp.alt_response(404, **error_response("The user has no task of that id.", TaskNotFound.message))(view)
     view = blp.arguments(NoQuerySchema(), location="query", as_kwargs=True)(view)
-    return blp.path_arguments(TaskPathSchema())(view)
+    return blp.path_argument("task_id", task_id_field())(view)
 
 
 @blp.route("", parameters=[USER_ID])
