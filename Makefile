@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test openapi lock clean
+.PHONY: help run test bench-scale openapi lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/installed ## Serve on http://127.0.0.1:5000 with SQLite in instance/ (PORT=… moves it)
 	@$(BIN)/flask db upgrade
@@ -23,6 +23,9 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
+
+bench-scale: $(VENV)/installed-dev ## Measure ten million tasks beside a hundred thousand; writes benchmarks/SCALE.md
+	$(BIN)/python -m benchmarks.scale
 
 openapi: $(VENV)/installed ## Write docs/openapi.json anew from the app
 	@$(BIN)/flask openapi write docs/openapi.json

@@ -1,4 +1,7 @@
-"""The databases and the apps on them. Every test that takes `app` or `call` runs on SQLite and on PostgreSQL."""
+"""The databases and the apps on them.
+
+Every test that takes `app` or `call` runs on SQLite, on PostgreSQL, and on PostgreSQL with its tasks in partitions.
+"""
 
 import re
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from tests.support import (
     Make,
     close,
     migrated_app,
+    partition,
     postgresql_database,
     postgresql_server,
     settings,
@@ -24,7 +28,7 @@ from todo import create_app
 from todo.extensions import db
 from todo.ownership import Owned
 
-DATABASES = ("sqlite", "postgresql")
+DATABASES = ("sqlite", "postgresql", "partitioned")
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +41,9 @@ def server() -> Iterator[URL]:
 @pytest.fixture(scope="session")
 def apps(server: URL) -> Iterator[dict[str, Flask]]:
     """The app on each database, migrated."""
-    with sqlite_database() as sqlite_url, postgresql_database(server) as postgresql_url:
-        apps = {"sqlite": migrated_app(sqlite_url), "postgresql": migrated_app(postgresql_url)}
+    with sqlite_database() as sqlite, postgresql_database(server) as postgresql, postgresql_database(server) as sharded:
+        apps = dict(zip(DATABASES, map(migrated_app, (sqlite, postgresql, sharded)), strict=True))
+        partition(sharded)
         yield apps
         for app in apps.values():
             close(app)

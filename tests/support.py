@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import tempfile
 import time
@@ -151,6 +152,29 @@ def statements_of(app: Flask) -> Iterator[list[str]]:
     with mock.patch.object(database.LimitedCursor, "execute", record):
         yield seen
     event.remove(engine, "checkout", take)
+
+
+@contextmanager
+def plans_of_statements(options: str) -> Iterator[list[dict[str, Any]]]:
+    """The plan of each statement that is executed on PostgreSQL: tried as it is, just before, and undone."""
+    seen: list[dict[str, Any]] = []
+    execute, plainly = database.LimitedCursor.execute, database.LimitedCursor.__base__.execute
+
+    def explain(cursor: database.LimitedCursor, query: str, parameters: Any = None) -> None:
+        plainly(cursor, "BEGIN")
+        plainly(cursor, f"EXPLAIN ({options}, FORMAT JSON) {query}", parameters)
+        seen.extend(cursor.fetchall()[0][0])
+        plainly(cursor, "ROLLBACK")
+        execute(cursor, query, parameters)
+
+    with mock.patch.object(database.LimitedCursor, "execute", explain):
+        yield seen
+
+
+def partition(url: URL) -> None:
+    """Run the statements by which docs/scaling.md puts the tasks into partitions."""
+    (block,) = re.findall("```sql\n(.*?)```", (ROOT / "docs/scaling.md").read_text(), re.DOTALL)
+    sql(url, block)
 
 
 def close(app: Flask) -> None:

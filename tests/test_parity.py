@@ -1,4 +1,4 @@
-"""Both databases give the same status, headers and body for the same request."""
+"""All databases give the same status, headers and body for the same request."""
 
 import re
 
@@ -57,9 +57,9 @@ def story(app: Flask, user_id: str) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("user_id", ["alice", "jörg & söhne", "🥛" * 255])
-def test_both_databases_tell_the_same_story(apps: dict[str, Flask], user_id: str) -> None:
-    sqlite, postgresql = (story(app, user_id) for app in apps.values())
-    assert sqlite == postgresql
+def test_all_databases_tell_the_same_story(apps: dict[str, Flask], user_id: str) -> None:
+    sqlite, postgresql, partitioned = (story(app, user_id) for app in apps.values())
+    assert sqlite == postgresql == partitioned
     assert {status for status, _, _ in sqlite} == {200, 201, 204, 400, 404, 415}
 
 

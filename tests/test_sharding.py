@@ -1,0 +1,103 @@
+"""Tasks in partitions by owner, as docs/scaling.md makes them: nothing is lost, and a statement touches only one."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+from tests.support import Caller, close, migrated_app, partition, plans_of_statements, postgresql_database, sql
+from tests.test_migrations import DDL
+
+on_partitions = pytest.mark.parametrize("watched", ["partitioned"], indirect=True)
+
+
+@pytest.fixture
+def plans(app: Flask) -> Iterator[list[Any]]:
+    """The plan of each statement that the app executes."""
+    with plans_of_statements("ANALYZE") as plans:
+        yield plans
+
+
+def touched(plans: list[Any]) -> set[str]:
+    """The partitions that plans name: as what they scan, or as whose foreign key was checked after an insert."""
+    return set(re.findall(r'"(tasks_p\d)"', json.dumps(plans)))
+
+
+def partition_of(url: URL, user_id: str) -> str:
+    """Where the user's tasks are."""
+    ((name,),) = sql(
+        url, "SELECT DISTINCT tableoid::regclass::text FROM tasks WHERE user_id = :user_id", user_id=user_id
+    )
+    return str(name)
+
+
+@on_partitions
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "", None, 200),
+        ("GET", "?status=incomplete", None, 200),
+        ("GET", "?q=milk", None, 200),
+        ("GET", "?status=incomplete&q=milk&limit=1", None, 200),
+        ("GET", "/{id}", None, 200),
+        ("POST", "", {"title": "x"}, 201),
+        ("PUT", "/{id}", {"title": "x", "description": None, "status": "complete"}, 200),
+        ("PATCH", "/{id}/complete", None, 200),
+        ("PATCH", "/{id}/complete", {"status": "complete"}, 200),
+        ("DELETE", "/{id}", None, 204),
+    ],
+)
+def test_a_statement_touches_the_partition_of_its_owner_alone(
+    plans: list[Any], alice: Caller, bob: Caller, url: URL, method: str, path: str, body: object, status: int
+) -> None:
+    for caller in (alice, bob):
+        task = caller.create()
+        owners = partition_of(url, caller.user_id)
+        plans.clear()
+        assert caller(method, path.format(id=task["id"]), json=body).status_code == status
+        assert touched(plans) == {owners}
+        caller.create()
+    assert partition_of(url, "alice") != partition_of(url, "bob")
+
+
+@on_partitions
+def test_the_next_page_touches_one_partition(plans: list[Any], alice: Caller, url: URL) -> None:
+    alice.create()
+    alice.create()
+    link = alice("GET", query="?limit=1").headers["Link"]
+    plans.clear()
+    assert len(alice.open("GET", link.removeprefix("<").removesuffix('>; rel="next"')).get_json()) == 1
+    assert touched(plans) == {partition_of(url, "alice")}
+
+
+@on_partitions
+def test_a_first_task_touches_one_partition(plans: list[Any], alice: Caller, url: URL) -> None:
+    alice.create()
+    assert len(plans) == 2
+    assert touched(plans) == {partition_of(url, "alice")}
+
+
+def test_a_table_that_holds_tasks_keeps_all_of_it_and_counts_on(server: URL) -> None:
+    with postgresql_database(server) as url:
+        app = migrated_app(url)
+        alice, bob = Caller(app, "alice"), Caller(app, "bob")
+        for caller in (alice, bob):
+            caller.create(description="Two litres")
+        alice("PATCH", f"/{alice.create()['id']}/complete")
+        bob("DELETE", f"/{bob.create()['id']}")
+        lists = [caller("GET").get_json() for caller in (alice, bob)]
+        before = schema(url)
+        partition(url)
+        assert [caller("GET").get_json() for caller in (alice, bob)] == lists
+        assert alice.create()["id"] == 5
+        assert schema(url) == {re.sub(r"^(pk_tasks .*)\(id\)", r"\1(user_id, id)", rule) for rule in before}
+        close(app)
+
+
+def schema(url: URL) -> set[str]:
+    """The columns, constraints and indexes of both tables."""
+    return {" ".join(map(str, row)).replace(" ON ONLY ", " ON ") for row in sql(url, DDL["postgresql"])}
