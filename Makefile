@@ -2,9 +2,11 @@ PYTHON ?= python3
 PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS_VENV := benchmarks/.venv
+FASTIFY := benchmarks/peers/fastify
 
 .DEFAULT_GOAL := help
-.PHONY: help run test openapi lock clean
+.PHONY: help run test bench openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,18 +26,23 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
+bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Measure the service beside its peers, into benchmarks/RESULTS.md (ROUNDS=1 SECONDS=1: a quick look)
+	@command -v wrk >/dev/null || apt-get install --quiet --yes wrk || { echo "make bench needs wrk: apt-get install wrk, or https://github.com/wg/wrk"; exit 1; }
+	@$(BIN)/python -m benchmarks.bench
+
 openapi: $(VENV)/installed ## Write docs/openapi.json anew from the app
 	@$(BIN)/flask openapi write docs/openapi.json
 
 lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and hashed requirements*.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) benchmarks/requirements.in -c requirements.txt -o benchmarks/requirements.txt
 
 LOCK := --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
 	--custom-compile-command "make lock"
 
 clean: ## Remove the virtual environment and what the tools left; instance/ stays
-	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) $(FASTIFY)/node_modules .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,3 +54,12 @@ $(VENV)/installed: requirements.txt | $(VENV)/bin/python
 $(VENV)/installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $(VENV)/installed $@
+
+$(PEERS_VENV)/installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# Without node that peer is left out, and RESULTS.md says so.
+$(FASTIFY)/node_modules: $(FASTIFY)/package-lock.json
+	@command -v npm >/dev/null || { echo "No npm: Fastify is left out"; exit 0; }; cd $(FASTIFY) && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
