@@ -27,7 +27,8 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
 bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Measure the service beside its peers, into benchmarks/RESULTS.md (ROUNDS=1 SECONDS=1: a quick look)
-	@command -v wrk >/dev/null || apt-get install --quiet --yes wrk || { echo "make bench needs wrk: apt-get install wrk, or https://github.com/wg/wrk"; exit 1; }
+	@command -v wrk >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes wrk; } || \
+		{ echo "make bench needs wrk: the package of that name, or https://github.com/wg/wrk"; exit 1; }
 	@$(BIN)/python -m benchmarks.bench
 
 openapi: $(VENV)/installed ## Write docs/openapi.json anew from the app
@@ -37,6 +38,7 @@ lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and has
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) benchmarks/requirements.in -c requirements.txt -o benchmarks/requirements.txt
+	@if command -v npm >/dev/null; then cd $(FASTIFY) && npm update --save --package-lock-only --omit-lockfile-registry-resolved; fi
 
 LOCK := --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
 	--custom-compile-command "make lock"
@@ -62,4 +64,4 @@ $(PEERS_VENV)/installed: benchmarks/requirements.txt
 
 # Without node that peer is left out, and RESULTS.md says so.
 $(FASTIFY)/node_modules: $(FASTIFY)/package-lock.json
-	@command -v npm >/dev/null || { echo "No npm: Fastify is left out"; exit 0; }; cd $(FASTIFY) && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
+	@if command -v npm >/dev/null; then cd $(FASTIFY) && npm ci --no-audit --no-fund --loglevel=error && touch node_modules; fi
