@@ -2,9 +2,11 @@ PYTHON ?= python3
 PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS_VENV := benchmarks/.venv
+FASTIFY := benchmarks/peers/fastify
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench-scale openapi lock clean
+.PHONY: help run test bench bench-scale openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +26,11 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
+bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Measure the service beside its peers, into benchmarks/RESULTS.md (ROUNDS=1 SECONDS=1: a quick look)
+	@command -v wrk >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes wrk; } || \
+		{ echo "make bench needs wrk: the package of that name, or https://github.com/wg/wrk"; exit 1; }
+	@$(BIN)/python -m benchmarks.bench
+
 bench-scale: $(VENV)/installed-dev ## Measure ten million tasks beside a hundred thousand; writes benchmarks/SCALE.md
 	$(BIN)/python -m benchmarks.scale
 
@@ -33,12 +40,14 @@ openapi: $(VENV)/installed ## Write docs/openapi.json anew from the app
 lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and hashed requirements*.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) benchmarks/requirements.in -c requirements.txt -o benchmarks/requirements.txt
+	@if command -v npm >/dev/null; then cd $(FASTIFY) && npm update --save --package-lock-only --omit-lockfile-registry-resolved; fi
 
 LOCK := --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
 	--custom-compile-command "make lock"
 
 clean: ## Remove the virtual environment and what the tools left; instance/ stays
-	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) $(FASTIFY)/node_modules .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,3 +59,12 @@ $(VENV)/installed: requirements.txt | $(VENV)/bin/python
 $(VENV)/installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $(VENV)/installed $@
+
+$(PEERS_VENV)/installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# Without node that peer is left out, and RESULTS.md says so.
+$(FASTIFY)/node_modules: $(FASTIFY)/package-lock.json
+	@if command -v npm >/dev/null; then cd $(FASTIFY) && npm ci --no-audit --no-fund --loglevel=error && touch node_modules; fi

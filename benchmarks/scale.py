@@ -182,7 +182,7 @@ class Subject:
         with plans_of_statements("ANALYZE, BUFFERS") as plans:
             for (size, call), cost in self.costs.items():
                 plans.clear()
-                body = {"data": call.body, "content_type": "application/json"}
+                body: dict[str, Any] = {"data": call.body, "content_type": "application/json"}
                 for number in range(ROUNDS):
                     target = self.targets[size][number % len(self.targets[size])]
                     response = Caller(app, target["user_id"])(call.method, call.path.format(**target), **body)

@@ -2,8 +2,10 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 
 from sqlalchemy import URL
 
@@ -11,7 +13,8 @@ from sqlalchemy import URL
 class Wire:
     """What went over the wire."""
 
-    def __init__(self) -> None:
+    def __init__(self, delay: float) -> None:
+        self.delay = delay
         self.connections = 0
         self.round_trips = 0
         self.sockets: list[socket.socket] = []
@@ -22,9 +25,9 @@ class Wire:
 
 
 @contextmanager
-def wire_to(server: URL) -> Iterator[tuple[Wire, URL]]:
-    """A proxy on a port of 127.0.0.1, and the server's URL by way of it."""
-    wire = Wire()
+def wire_to(server: URL, delay: float = 0.0) -> Iterator[tuple[Wire, URL]]:
+    """A proxy on a port of 127.0.0.1, so many seconds long each way, and the server's URL by way of it."""
+    wire = Wire(delay)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_accept, args=(wire, listener, server), daemon=True).start()
         # Unencrypted, so that a turn of the conversation is one packet after the other.
@@ -42,6 +45,8 @@ def _accept(wire: Wire, listener: socket.socket, server: URL) -> None:
             client, _ = listener.accept()
         except OSError:
             return
+        # The rest of a long answer does not wait until the client has acknowledged its beginning.
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wire.connections += 1
         wire.sockets += (client, server_side := _connect(server))
         threading.Thread(target=_Conversation(wire, client, server_side).run, daemon=True).start()
@@ -64,12 +69,30 @@ def _close(connection: socket.socket) -> None:
     connection.close()
 
 
+def _sender(receiver: socket.socket, delay: float) -> Callable[[bytes], None]:
+    """What sends to the receiver; with a delay each part arrives so much later, however many are on their way."""
+    if not delay:
+        return receiver.sendall
+    on_its_way: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
+
+    def deliver() -> None:
+        with suppress(OSError):
+            while True:
+                due, said = on_its_way.get()
+                time.sleep(max(0.0, due - time.monotonic()))
+                receiver.sendall(said)
+
+    threading.Thread(target=deliver, daemon=True).start()
+    return lambda said: on_its_way.put((time.monotonic() + delay, said))
+
+
 class _Conversation:
     def __init__(self, wire: Wire, client: socket.socket, server: socket.socket) -> None:
         self.wire, self.client, self.server = wire, client, server
         self.has_server_spoken = True
 
     def run(self) -> None:
+        send = _sender(self.server, self.wire.delay)
         answers = threading.Thread(target=self._answer, daemon=True)
         answers.start()
         with suppress(OSError):
@@ -78,13 +101,14 @@ class _Conversation:
                 if self.has_server_spoken and said[:1] != b"X":
                     self.wire.round_trips += 1
                 self.has_server_spoken = False
-                self.server.sendall(said)
+                send(said)
         _close(self.server)
         answers.join()
         _close(self.client)
 
     def _answer(self) -> None:
+        send = _sender(self.client, self.wire.delay)
         with suppress(OSError):
             while answer := self.server.recv(65536):
                 self.has_server_spoken = True
-                self.client.sendall(answer)
+                send(answer)

@@ -1,0 +1,70 @@
+"""Holds the servers to one behaviour before anything is measured: the same statuses, and the same JSON."""
+
+import re
+from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection
+from json import loads
+from typing import Any
+
+from benchmarks.load import send
+from benchmarks.workload import Database, Request
+from todo.schemas import INSTANT
+
+
+class Disagreement(Exception):
+    """A server does not answer as the service does."""
+
+
+def exchanges(database: Database) -> Iterator[tuple[str, Request]]:
+    """What is asked of each server, by name."""
+    mine, foreign = database.tasks["u000"][0], database.tasks["u001"][0]
+    to_complete = database.tasks["d000"][0]
+    new_task = {"title": "Käse № 1 – 牛乳", "description": 'Two litres,\n"whole"'}
+    yield "get", Request("GET", f"/api/u000/tasks/{mine}", "u000")
+    yield "list of 100", Request("GET", "/api/u000/tasks", "u000")
+    yield "list of none", Request("GET", "/api/c000/tasks", "c000")
+    yield "create", Request("POST", "/api/c000/tasks", "c000", new_task)
+    yield "create without description", Request("POST", "/api/c000/tasks", "c000", {"title": "x" * 255})
+    yield "create a user's first", Request("POST", "/api/new/tasks", "new", new_task)
+    yield "complete", Request("PATCH", f"/api/d000/tasks/{to_complete}/complete", "d000")
+    yield "complete again", Request("PATCH", f"/api/d000/tasks/{to_complete}/complete", "d000")
+    yield "get without token", Request("GET", f"/api/u000/tasks/{mine}", None)
+    yield "list of a foreign path", Request("GET", "/api/u001/tasks", "u000")
+    yield "create on a foreign path", Request("POST", "/api/u001/tasks", "u000", new_task)
+    yield "get a foreign task", Request("GET", f"/api/u000/tasks/{foreign}", "u000")
+    yield "complete a foreign task", Request("PATCH", f"/api/u000/tasks/{foreign}/complete", "u000")
+    yield "create with a blank title", Request("POST", "/api/c000/tasks", "c000", {"title": "   "})
+    yield "create without title", Request("POST", "/api/c000/tasks", "c000", {"description": "x"})
+    yield "create with a long title", Request("POST", "/api/c000/tasks", "c000", {"title": "x" * 256})
+    long = {"title": "x", "description": "x" * 5001}
+    yield "create with a long description", Request("POST", "/api/c000/tasks", "c000", long)
+
+
+def answers(port: int, database: Database) -> dict[str, tuple[int, Any]]:
+    """What a server answers: the status, and the JSON without what differs from run to run."""
+    database.forget_writes()
+    connection = HTTPConnection("127.0.0.1", port, timeout=15)
+    given = {}
+    for name, request in exchanges(database):
+        status, body = send(connection, request)
+        given[name] = status, masked(request.method, status, loads(body))
+    connection.close()
+    return given
+
+
+def masked(method: str, status: int, answer: Any) -> Any:
+    """The answer without the wording of a 400 and, after a write, without id and instants that have their form."""
+    if status == 400 and list(answer) == ["error"] and isinstance(answer["error"], str):
+        return {"error": "a sentence"}
+    if method == "GET" or status >= 300:
+        return answer
+    is_kept = {"id": isinstance(answer["id"], int)}
+    is_kept |= {name: bool(re.match(INSTANT, answer[name])) for name in ("created_at", "updated_at")}
+    return answer | {name: "masked" for name, has_form in is_kept.items() if has_form}
+
+
+def compare(name: str, expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises Disagreement, which says where the server and how it differs from what is expected."""
+    for exchange, answer in expected.items():
+        if given[exchange] != answer:
+            raise Disagreement(f"{name} differs on {exchange!r}:\n  {given[exchange]}\nrather than\n  {answer}")

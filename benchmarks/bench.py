@@ -1,0 +1,188 @@
+"""`make bench`: the service beside its peers, in interleaved rounds. ROUNDS and SECONDS (of a call) make it shorter."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import astuple
+from datetime import UTC, datetime
+from http.client import HTTPConnection
+from itertools import cycle, islice
+from json import dumps
+from pathlib import Path
+from platform import release
+from statistics import median
+from time import perf_counter
+
+from benchmarks import servers
+from benchmarks.agreement import Disagreement, answers, compare
+from benchmarks.load import LoadFailed, load, send
+from benchmarks.measure import idle_cpu_seconds, memory, parent, resident_memory
+from benchmarks.report import CPU, WORKER_SIZES, Results, render
+from benchmarks.servers import SERVICE, started
+from benchmarks.workload import CALLS, Database, seeded_database
+from tests.live import Server
+from tests.support import ROOT, postgresql_server
+from tests.wire import Wire, wire_to
+
+ROUNDS, SECONDS = 5, 3
+#: Seconds in which a server that compiles itself as it runs has done so.
+WARM_UP = 2
+#: How far a hosted database is, in seconds each way.
+DISTANCE = 0.005
+DISTANT_REQUESTS = 50
+#: By how much a worker of the service may grow from FEW requests to MANY.
+FEW, MANY, GROWTH_LIMIT = 1_000, 100_000, 1.10
+
+
+class Bench:
+    """One run: what it works on, and what it has found so far."""
+
+    def __init__(self, database: Database, folder: Path, seconds: int) -> None:
+        self.database, self.folder, self.seconds = database, folder, seconds
+        self.files = {call: database.write_requests(call, folder) for call in CALLS}
+        self.postmaster = parent(database.execute("SELECT pg_backend_pid()")[0][0])
+        self.results = Results()
+
+    def check(self, names: list[str]) -> None:
+        """Raises Disagreement unless all answer as the first, the service, does."""
+        expected = None
+        for name in names:
+            with started(name, self.database.url, self.log(name)) as server:
+                given = answers(server.port, self.database)
+            expected = expected or given
+            compare(name, expected, given)
+            print(f"{name} answers as it should", flush=True)
+
+    def measure(self, name: str) -> None:
+        """One round of one server: every call under load, then its memory."""
+        with started(name, self.database.url, self.log(name)) as server:
+            load(server.port, self.files["mix"], WARM_UP)
+            for call in CALLS:
+                self.measure_call(name, server, call)
+            self.results.add("memory", name, {"proportional set size, MiB": memory(server.process.pid)})
+
+    def measure_call(self, name: str, server: Server, call: str) -> None:
+        """One call under load, after a second of the same."""
+        pids = (server.process.pid, self.postmaster)
+        load(server.port, self.files[call], 1)
+        idle_cpu_seconds(server.process.pid)
+        self.database.forget_writes()
+        before = [idle_cpu_seconds(pid) for pid in pids]
+        result = load(server.port, self.files[call], self.seconds)
+        own, postgresql = (
+            (idle_cpu_seconds(pid) - start) / result.asked * 1e6 for pid, start in zip(pids, before, strict=True)
+        )
+        rate = result.requests / result.seconds
+        quantities = {CPU: own, "PostgreSQL's CPU, µs": postgresql, "requests/s": rate}
+        self.results.add(call, name, quantities | {"p50, ms": result.p50, "p99, ms": result.p99})
+        print(f"{name:17} {call:9} {own:6.0f} µs of CPU  {rate:6.0f} requests/s  p50 {result.p50:6.1f} ms", flush=True)
+
+    def measure_distance(self, name: str) -> None:
+        """The round trips of each call, and how long it takes where the database is some way off."""
+        with wire_to(self.database.url, DISTANCE) as (wire, url), started(name, url, self.log(name)) as server:
+            for call in CALLS[:-1]:
+                round_trips, p50 = self.ask_one_by_one(server, wire, call)
+                self.results.add("round trips to the database", name, {call: round_trips})
+                self.results.add("p50 in ms, one by one, with the database 5 ms away each way", name, {call: p50})
+                print(f"{name:17} {call:9} {round_trips:g} round trips, {p50:.1f} ms away", flush=True)
+
+    def ask_one_by_one(self, server: Server, wire: Wire, call: str) -> tuple[float, float]:
+        """The median of the round trips and that of the milliseconds, on one connection that is kept."""
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=15)
+        round_trips, milliseconds = [], []
+        for request in islice(cycle(self.database.requests(call)), 2 * DISTANT_REQUESTS):
+            wire.reset()
+            start = perf_counter()
+            status, body = send(connection, request)
+            milliseconds.append((perf_counter() - start) * 1000)
+            round_trips.append(wire.round_trips)
+            if status >= 300:
+                raise LoadFailed(f"{status} for {request}: {body!r}")
+        connection.close()
+        # The first half is there to warm up.
+        return median(round_trips[DISTANT_REQUESTS:]), median(milliseconds[DISTANT_REQUESTS:])
+
+    def measure_growth(self) -> None:
+        """The resident size of the service's workers, after few and after many mixed requests."""
+        with started(SERVICE, self.database.url, self.log(SERVICE)) as server:
+            load(server.port, self.files["mix"], 5, limit=FEW)
+            few = [resident_memory(pid) for pid in server.workers()]
+            served = FEW
+            while served < MANY:
+                served += load(server.port, self.files["mix"], 10).asked
+            many = [resident_memory(pid) for pid in server.workers()]
+        for number, (before, after) in enumerate(zip(few, many, strict=True), start=1):
+            sizes = {
+                f"MiB after {FEW:,}": before,
+                f"MiB after {served:,} mixed requests": after,
+                "growth": after / before,
+            }
+            self.results.add(WORKER_SIZES, f"worker {number}", sizes)
+            print(f"worker {number}: {before:.1f} MiB after {FEW} requests, {after:.1f} after {served}", flush=True)
+
+    def log(self, name: str) -> Path:
+        """Where the server's log goes."""
+        return self.folder / f"{name}.log"
+
+
+def facts(database: Database, names: list[str]) -> dict[str, str]:
+    """Where, when and on what this was run."""
+    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    wrk = subprocess.run(["wrk", "--version"], capture_output=True, text=True, check=False).stdout
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "CPU": f"{cpu.partition(': ')[2]}, {os.cpu_count()} cores",
+        "kernel": f"Linux {release()}",
+        "PostgreSQL": str(database.execute("SHOW server_version")[0][0]),
+        "wrk": wrk.split()[1],
+    } | {name: servers.versions(name) for name in names}
+
+
+def write(results: Results, command: str, found: dict[str, str], folder: Path) -> None:
+    """RESULTS.md, and its picture, which is drawn by the peers' Python."""
+    folder.mkdir(exist_ok=True)
+    (folder / "RESULTS.md").write_text(render(results, command, found))
+    peers = [name for name in results.sections[CALLS[0]] if name != SERVICE]
+    ratios = {name: [astuple(results.times_service(call, name, CPU)) for call in CALLS] for name in peers}
+    draw = [servers.PEERS_PYTHON, str(ROOT / "benchmarks" / "picture.py"), str(folder / "ratios.svg")]
+    subprocess.run(draw, input=dumps({"calls": CALLS, "ratios": ratios}), text=True, check=True)
+
+
+def main() -> None:
+    """Run, print, write. Exits with 1 where a server errs or differs, or a worker of the service has grown."""
+    rounds, seconds = int(os.environ.get("ROUNDS", ROUNDS)), int(os.environ.get("SECONDS", SECONDS))
+    # The CPU time of a server elsewhere is nowhere to be read.
+    os.environ.pop("TEST_DATABASE_URL", None)
+    # So that whatever was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    names = servers.available()
+    with postgresql_server() as url, seeded_database(url) as database, tempfile.TemporaryDirectory() as logs:
+        bench = Bench(database, Path(logs), seconds)
+        bench.check(names)
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", flush=True)
+            # Each round begins with another server.
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                bench.measure(name)
+        for name in names:
+            bench.measure_distance(name)
+        bench.measure_growth()
+        found = facts(database, names) | {"rounds": f"{rounds}, with {seconds} s for each call"}
+    is_whole = (rounds, seconds) == (ROUNDS, SECONDS)
+    command = "make bench" if is_whole else f"ROUNDS={rounds} SECONDS={seconds} make bench"
+    # A quick look leaves the figures of a whole run alone.
+    folder = ROOT / "benchmarks" / ("" if is_whole else "quick")
+    write(bench.results, command, found, folder)
+    print(f"{folder / 'RESULTS.md'} has it all", flush=True)
+    if any(worker["growth"][0] > GROWTH_LIMIT for worker in bench.results.sections[WORKER_SIZES].values()):
+        sys.exit("bench: a worker of the service has grown beyond the limit")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (Disagreement, LoadFailed) as error:
+        sys.exit(f"bench: {error}")

@@ -1,0 +1,62 @@
+"""Sends requests: many at once by wrk, or one after the other."""
+
+import subprocess
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from json import loads
+from pathlib import Path
+
+from benchmarks.workload import Request
+
+CONNECTIONS = 32
+SCRIPT = Path(__file__).with_name("load.lua")
+
+
+class LoadFailed(Exception):
+    """A server did not answer all that it was asked."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a load; the percentiles are in milliseconds.
+
+    requests: those answered until time was up. asked: those that were sent, which all servers carry out to the end.
+    """
+
+    requests: int
+    asked: int
+    seconds: float
+    p50: float
+    p99: float
+
+
+def load(port: int, requests: Path, seconds: int, limit: int | None = None) -> Load:
+    """Keep all connections busy for so long, or until `limit` requests. Raises LoadFailed where one is not answered."""
+    command = ["wrk", "--threads=1", f"--connections={CONNECTIONS}", f"--duration={seconds}s", "--timeout=10s"]
+    arguments = [str(requests)] + ([] if limit is None else [str(limit)])
+    url = f"http://127.0.0.1:{port}"
+    result = subprocess.run(
+        [*command, f"--script={SCRIPT}", url, *arguments], capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise LoadFailed(result.stdout + result.stderr)
+    return parse(result.stdout)
+
+
+def parse(output: str) -> Load:
+    """The last line that load.lua prints. Raises LoadFailed for an answer of 400 or more, or none."""
+    result = loads(output.splitlines()[-1])
+    if result["refused"] or result["broken"] or not result["requests"]:
+        raise LoadFailed(f"{result['refused']} answers were errors, {result['broken']} connections broke:\n{output}")
+    asked = result["requests"] + CONNECTIONS
+    return Load(result["requests"], asked, result["seconds"], result["p50"], result["p99"])
+
+
+def send(connection: HTTPConnection, request: Request) -> tuple[int, bytes]:
+    """One request on that connection: the status and the body."""
+    headers = {} if request.token is None else {"Authorization": f"Bearer {request.token}"}
+    if request.body:
+        headers["Content-Type"] = "application/json"
+    connection.request(request.method, request.path, request.body.encode() or None, headers)
+    response = connection.getresponse()
+    return response.status, response.read()

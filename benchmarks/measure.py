@@ -1,0 +1,54 @@
+"""What the kernel says of processes: CPU time and memory, of a process and all that descend from it (proc(5))."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that the tree has spent so far, that of descendants who have ended included."""
+    # utime, stime, cutime and cstime; the name before them may hold blanks and parentheses.
+    return sum(sum(map(int, _stat(member)[11:15])) for member in _tree(pid)) * _TICK
+
+
+def idle_cpu_seconds(pid: int) -> float:
+    """The same, once the tree has done all that it was asked to."""
+    spent, before = cpu_seconds(pid), -1.0
+    while spent > before:
+        time.sleep(0.1)
+        spent, before = cpu_seconds(pid), spent
+    return spent
+
+
+def memory(pid: int) -> float:
+    """The proportional set size of the tree in MiB: what is shared with others counts in part."""
+    return sum(_kilobytes(Path(f"/proc/{member}/smaps_rollup"), "Pss:") for member in _tree(pid)) / 1024
+
+
+def resident_memory(pid: int) -> float:
+    """The resident size of one process in MiB."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "VmRSS:") / 1024
+
+
+def parent(pid: int) -> int:
+    """The process id of the parent."""
+    return int(_stat(pid)[1])
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from _tree(int(child))
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/pid/stat from the third on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(name))

@@ -1,0 +1,138 @@
+"""What was measured, what follows from it, and RESULTS.md, which says both. Measures nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.servers import SERVICE
+from benchmarks.workload import CALLS
+
+CPU = "server CPU, µs"
+WORKER_SIZES = "the service's workers over time: at most 1.10 times as large"
+
+#: How many times the service's CPU a request must cost FastAPI + SQLModel.
+BARS = {"get": 3.0, "list": 6.0, "create": 4.0, "complete": 6.0, "mix": 5.0}
+#: How many times the CPU of these peers a request may cost the service.
+AIMS = [
+    *(("fastapi-asyncpg", call, 1.0) for call in CALLS),
+    ("fastify", "list", 1.0),
+    *(("bare", call, 1.5) for call in CALLS),
+]
+
+HOW_TO_READ = """\
+- Server CPU is the headline: user and system time of all processes of the server over the requests that it served. Load
+  generator, server and PostgreSQL share the cores, on which requests/s and percentiles depend far more.
+- A figure is the median of the rounds, with the least and the greatest in brackets. A ratio is taken within each round,
+  before the median: what slows a round slows both.
+- Above 1× a peer takes more than the service; of requests/s, it serves more.
+- All verify the token, compare its subject with the path, validate the body, and answer the same to the same requests;
+  that is tried before anything is measured. A request that fails under load ends the run.
+- `bare` is the limit rather than a service: a WSGI function under the same gunicorn that mends no connection and bounds
+  no wait."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some rounds, with the least and the greatest."""
+
+    median: float
+    least: float
+    greatest: float
+
+    def __str__(self) -> str:
+        if self.least == self.greatest:
+            return _figure(self.median)
+        return f"{_figure(self.median)} [{_figure(self.least)}–{_figure(self.greatest)}]"
+
+
+def _figure(value: float) -> str:
+    """Three digits are as many as mean anything."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The median with the least and the greatest."""
+    return Spread(median(values), min(values), max(values))
+
+
+def ratio(values: Sequence[float], base: Sequence[float]) -> Spread:
+    """The spread of the ratios, each of two values of the same round."""
+    return spread([value / of for value, of in zip(values, base, strict=True)])
+
+
+class Results:
+    """What a run has found: section (a call, say), server and quantity to the values, one for each round."""
+
+    def __init__(self) -> None:
+        self.sections: dict[str, dict[str, dict[str, list[float]]]] = {}
+
+    def add(self, section: str, server: str, quantities: Mapping[str, float]) -> None:
+        """Keep the values of one more round."""
+        kept = self.sections.setdefault(section, {}).setdefault(server, {})
+        for quantity, value in quantities.items():
+            kept.setdefault(quantity, []).append(value)
+
+    def times_service(self, section: str, server: str, quantity: str) -> Spread:
+        """How many times the service's it is."""
+        servers = self.sections[section]
+        return ratio(servers[server][quantity], servers[SERVICE][quantity])
+
+
+def render(results: Results, command: str, facts: Mapping[str, str]) -> str:
+    """The page. `facts` are the machine, versions and date."""
+    servers = list(results.sections[CALLS[0]])
+    parts = [
+        "# The service beside its peers",
+        f"Written by `{command}`, never by hand. Each server has 2 workers of 8 database connections, and 32 callers.",
+    ]
+    if "fastify" not in servers:
+        parts.append("**FASTIFY IS MISSING: without node that peer is left out, and its aim is not tried.**")
+    parts += [
+        "![Each peer's server CPU per request, as a multiple of the service's](ratios.svg)",
+        HOW_TO_READ,
+        "## Server CPU for a request, as a multiple of the service's",
+        _table(
+            ["", *CALLS],
+            [[name, *(f"{results.times_service(call, name, CPU)}" for call in CALLS)] for name in servers[1:]],
+        ),
+        "Must be reached:",
+        _table(["server CPU", "bar", "measured", "met"], _bars(results)),
+        "Aimed at:",
+        _table(["server CPU", "aim", "measured", "met"], _aims(results, servers)),
+    ]
+    for section, figures in results.sections.items():
+        quantities = list(figures[next(iter(figures))])
+        values = [[name, *(str(spread(figures[name][of])) for of in quantities)] for name in figures]
+        parts += [f"## {section[0].upper()}{section[1:]}", _table(["", *quantities], values)]
+        if SERVICE in figures:
+            ratios = [[name, *(f"{results.times_service(section, name, of)}" for of in quantities)] for name in figures]
+            parts += ["As multiples of the service's:", _table(["", *quantities], ratios[1:])]
+    parts += ["## Where, and on what", _table(["", ""], list(facts.items()))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _bars(results: Results) -> list[list[str]]:
+    rows = []
+    for call, least in BARS.items():
+        measured = results.times_service(call, "fastapi-sqlmodel", CPU)
+        rows.append(_verdict(f"fastapi-sqlmodel / service, {call}", f"≥ {least:g}", measured, measured.median >= least))
+    return rows
+
+
+def _aims(results: Results, servers: Sequence[str]) -> list[list[str]]:
+    rows = []
+    for peer, call, most in AIMS:
+        if peer in servers:
+            figures = results.sections[call]
+            measured = ratio(figures[SERVICE][CPU], figures[peer][CPU])
+            rows.append(_verdict(f"service / {peer}, {call}", f"≤ {most:g}", measured, measured.median <= most))
+    return rows
+
+
+def _verdict(name: str, bar: str, measured: Spread, is_met: bool) -> list[str]:
+    return [name, bar, str(measured), "yes" if is_met else "**NO**"]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
