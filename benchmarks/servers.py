@@ -37,6 +37,12 @@ _PACKAGES = {
     "bare": "psycopg2-binary orjson pyjwt gunicorn",
 }
 
+# Run by the Python of the server, with the packages as arguments.
+_VERSIONS = """
+import importlib.metadata, platform, sys
+print(platform.python_version(), *map(importlib.metadata.version, sys.argv[1:]))
+"""
+
 
 def available() -> list[str]:
     """The servers that can be started here, the service first; Fastify needs node."""
@@ -61,7 +67,7 @@ def started(name: str, url: URL, log: Path) -> Iterator[Server]:
         try:
             yield server
         except Exception:
-            sys.stderr.write(log.read_text())
+            sys.stderr.write(f"{name} failed; its log:\n{log.read_text()}")
             raise
 
 
@@ -77,9 +83,3 @@ def versions(name: str) -> str:
         found = []
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return ", ".join(f"{of} {version}" for of, version in zip([platform, *packages], printed + found, strict=True))
-
-
-_VERSIONS = """
-import importlib.metadata, platform, sys
-print(platform.python_version(), *map(importlib.metadata.version, sys.argv[1:]))
-"""

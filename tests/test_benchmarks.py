@@ -45,6 +45,13 @@ def test_the_run_stops_where_a_server_answers_otherwise(given: object) -> None:
         compare("drf", {"get": (200, TASK)}, {"get": given})
 
 
+def test_of_two_lists_the_first_difference_is_told() -> None:
+    other = TASK | {"title": "Buy bread"}
+    with pytest.raises(Disagreement) as caught:
+        compare("drf", {"list": (200, [TASK, TASK])}, {"list": (200, [TASK, other])})
+    assert str(caught.value).endswith(f"200 {other}\nrather than\n  200 {TASK}")
+
+
 def test_ids_and_instants_of_a_write_may_differ() -> None:
     other = TASK | {"id": 8, "created_at": "2026-01-01T00:00:00.000001Z", "updated_at": "2026-01-01T00:00:00.000001Z"}
     assert masked("POST", 201, TASK) == masked("POST", 201, other)
