@@ -8,13 +8,14 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import ContextVar
 from socket import SOCK_STREAM, getaddrinfo
 from threading import Thread
 from time import monotonic
 from typing import Any
 
 import psycopg2
-from flask import Flask, g, has_app_context
+from flask import Flask
 from psycopg2 import extensions
 from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Engine, Integer, event
 from sqlalchemy.exc import DisconnectionError
@@ -38,6 +39,9 @@ STATEMENT_LIMITS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout =
 POOL_TIMEOUT = 2.0
 #: Seconds to wait for SQLite's one writer. A first task may wait thrice: with the pool's wait, still within 10 s.
 SQLITE_BUSY_TIMEOUT = 2.5
+
+#: When the request at hand must be done with the database (time.monotonic); outside one, in a migration say, None.
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 #: A 64-bit integer; SQLite counts up by itself only in a column declared INTEGER, which holds 64 bits there.
 BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
@@ -166,7 +170,7 @@ class LimitedCursor(extensions.cursor):
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """As psycopg2's, behind STATEMENT_LIMITS where there is a request."""
-        super().execute(query if _deadline() is None else STATEMENT_LIMITS + query, vars)
+        super().execute(query if _deadline.get() is None else STATEMENT_LIMITS + query, vars)
 
 
 def engine_options(settings: Settings) -> dict[str, Any]:
@@ -204,6 +208,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
 def init_app(app: Flask, engine: Engine) -> None:
     """Set up each new connection, bound every request's time, and replace connections that the server has closed."""
     app.before_request(_start_budget)
+    app.teardown_request(_end_budget)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
     else:
@@ -228,7 +233,7 @@ def _resolve_host(_dialect: object, _record: object, _arguments: object, paramet
     The name stays beside the addresses, for TLS to check.
     """
     host = parameters.get("host", "")
-    deadline = _deadline()
+    deadline = _deadline.get()
     if deadline is None or not host or host.startswith("/") or "," in host or "hostaddr" in parameters:
         return
     look_up: Future[list[str]] = Future()
@@ -264,12 +269,11 @@ def _replace_if_closed(connection: Any, _record: object, _proxy: object) -> None
 
 
 def _start_budget() -> None:
-    g.database_deadline = monotonic() + REQUEST_BUDGET
+    _deadline.set(monotonic() + REQUEST_BUDGET)
 
 
-def _deadline() -> float | None:
-    # Outside a request (a migration, say) there is none.
-    return g.get("database_deadline") if has_app_context() else None
+def _end_budget(_error: BaseException | None) -> None:
+    _deadline.set(None)
 
 
 def _wait_within_budget(connection: Any) -> None:
@@ -277,7 +281,7 @@ def _wait_within_budget(connection: Any) -> None:
 
     Raises OperationalError, on which psycopg2 closes the connection: what became of the statement is unknown.
     """
-    deadline = _deadline()
+    deadline = _deadline.get()
     while (state := connection.poll()) != extensions.POLL_OK:
         poller = select.poll()
         poller.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)

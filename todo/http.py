@@ -240,11 +240,8 @@ class Parser(FlaskParser):
     DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {}  # noqa: RUF012
 
     def parse(self, argmap: Any, req: Request | None = None, *, location: str | None = None, **options: Any) -> Any:
-        """As webargs' parse; {} without a look at the schema where it has nothing to find, and nothing was sent."""
-        req = req or request
-        if location == "query" and not req.query_string and not argmap.fields:
-            return {}
-        if location == "json" and getattr(argmap, "is_body_optional", False) and not _read_body(req):
+        """As webargs' parse; where the schema's body is optional and absent, {} without a look at the schema."""
+        if location == "json" and getattr(argmap, "is_body_optional", False) and not _read_body(req or request):
             return {}
         return super().parse(argmap, req, location=location, **options)
 
@@ -279,8 +276,10 @@ def _read_body(req: Request) -> bytes:
     if "Transfer-Encoding" in req.headers:
         # How long a chunked body is, and whether all of it came, shows too late to trust.
         raise LengthRequired
+    if not req.content_length:
+        return b""
     body = req.get_data()
-    if len(body) != (req.content_length or 0):
+    if len(body) != req.content_length:
         # The client went away in the middle; what came may be valid JSON all the same.
         raise InvalidInput("Request body is shorter than its Content-Length")
     return body
@@ -343,6 +342,20 @@ class Blueprint(flask_smorest.Blueprint):
                 return view(*args, **arguments)
 
             return cast(View, with_argument)
+
+        return decorate
+
+    def no_query(self, schema: Schema) -> Callable[[View], View]:
+        """Refuse query parameters in the words of the schema, which has no fields."""
+
+        def decorate(view: View) -> View:
+            @wraps(view)
+            def without_query(*args: Any, **arguments: Any) -> Any:
+                if request.query_string:
+                    self.ARGUMENTS_PARSER.parse(schema, location="query")
+                return view(*args, **arguments)
+
+            return cast(View, without_query)
 
         return decorate
 

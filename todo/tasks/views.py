@@ -58,7 +58,7 @@ blp = Blueprint("tasks", __name__, url_prefix="/api/<user_id>/tasks", descriptio
 def of_one_task(view: View) -> View:
     """Give the view its task_id, checked; refuse query parameters; document that there may be no such task."""
     view = blp.alt_response(404, **error_response("The user has no task of that id.", TaskNotFound.message))(view)
-    view = blp.arguments(NoQuerySchema(), location="query", as_kwargs=True)(view)
+    view = blp.no_query(NoQuerySchema())(view)
     return blp.path_argument("task_id", task_id_field())(view)
 
 
@@ -77,7 +77,7 @@ class Tasks(MethodView):
         return page.tasks, next_link(".Tasks", user_id, query, page.next_cursor)
 
     @blp.doc(operationId="createTask")
-    @blp.arguments(NoQuerySchema(), location="query", as_kwargs=True)
+    @blp.no_query(NoQuerySchema())
     @blp.arguments(NewTaskSchema(), example={"title": "Buy milk", "description": "Two litres, whole"})
     @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION)
     @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
