@@ -136,7 +136,9 @@ def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(later_instant, "postgresql")
 def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"greatest(now(), {compiler.process(element.clauses, **kw)} + interval '1 microsecond')"
+    # By way of UTC, since adding to a timestamptz is not IMMUTABLE, and an update of shards takes nothing else.
+    instant = compiler.process(element.clauses, **kw)
+    return f"greatest(now(), ({instant} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
 
 
 @compiles(later_instant, "sqlite")
