@@ -27,6 +27,8 @@ HOW_TO_READ = """\
 - Above 1× a peer takes more than the service; of requests/s, it serves more.
 - All verify the token, compare its subject with the path, validate the body, and answer the same to the same requests;
   that is tried before anything is measured. A request that fails under load ends the run.
+- The service remembers a token that it has verified (docs/decisions/speed.md), and the 50 callers here send theirs over
+  and over; the peers verify it each time, as their documentation does.
 - `bare` is the limit rather than a service: a WSGI function under the same gunicorn that mends no connection and bounds
   no wait."""
 
