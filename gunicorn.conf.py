@@ -45,12 +45,13 @@ logconfig_dict = logging_config(settings)
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn bears no types
-    """gunicorn's logger, but that it writes of requests only where it is asked to (--access-logfile)."""
+    """gunicorn's logger, but that it writes of requests only where it is asked to (--access-logfile, --log-syslog)."""
 
     def access(self, *arguments: Any) -> None:
-        """Write of a request. With a logconfig_dict alone, gunicorn would put the line together and throw it away."""
-        if self.cfg.accesslog:
+        """Write of a request. For the sake of a logconfig_dict gunicorn would put a line together that goes nowhere."""
+        if self.cfg.accesslog or self.cfg.syslog:
             super().access(*arguments)
 
 
+# With --statsd-host, gunicorn's own must be named: --logger-class gunicorn.instrument.statsd.Statsd
 logger_class = Logger

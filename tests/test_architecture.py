@@ -105,7 +105,7 @@ def test_views_decide_nothing() -> None:
 def test_schemas_import_marshmallow_alone() -> None:
     for path in (ROOT / "todo").rglob("schemas.py"):
         names = imports(ast.parse(path.read_text())) - {"todo.schemas"}
-        assert names <= {"re", "typing", "collections.abc", "operator", "marshmallow"}, path
+        assert names <= {"re", "typing", "collections.abc", "marshmallow"}, path
 
 
 def test_errors_import_nothing() -> None:

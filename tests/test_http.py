@@ -88,6 +88,16 @@ def test_a_body_that_breaks_off_is_refused_although_it_is_json(alice: Caller) ->
     assert alice("GET").get_json() == []
 
 
+def test_a_body_of_http_2_without_a_length_is_not_taken_for_none(alice: Caller) -> None:
+    task = alice.create()
+    environ = {"SERVER_PROTOCOL": "HTTP/2", "CONTENT_LENGTH": "", "wsgi.input_terminated": True}
+    body = b'{"status": "incomplete"}'
+    response = alice("PATCH", f"/{task['id']}/complete", data=body, environ_overrides=environ)
+    assert response.status_code == 400
+    assert alice("GET").get_json() == [task]
+    assert alice("PATCH", f"/{task['id']}/complete", environ_overrides=environ).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/", "/api", "/api/alice", "/api//tasks", "//api/alice/tasks", "/api/alice/tasks//1"])
 def test_an_unknown_route_is_404_without_identity(app: Flask, path: str) -> None:
     response = app.test_client().get(f"http://localhost{path}")

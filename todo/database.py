@@ -50,8 +50,8 @@ BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
 class UtcInstant(TypeDecorator[str]):
     """An instant with microseconds: in Python the text that answers show, RFC 3339 in UTC with six digits and `Z`.
 
-    PostgreSQL: timestamp with time zone, which it writes as that text by itself; Python would take four times as long
-    to make a datetime of it and a text of that. SQLite, which has no such type: an integer, microseconds since 1970.
+    PostgreSQL: timestamp with time zone, which it writes as that text by itself, at less cost than Python makes a
+    datetime of it and a text of that. SQLite, which has no such type: an integer, microseconds since 1970.
     """
 
     impl = TIMESTAMP
@@ -183,7 +183,8 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "pool_size": settings.threads,
         "max_overflow": 0,
         "pool_timeout": POOL_TIMEOUT,
-        # Under autocommit there is nothing to roll back when a connection comes home.
+        # Under autocommit there is nothing to roll back when a connection comes home; a session that began a
+        # transaction ends it by itself.
         "pool_reset_on_return": None,
         # What users wrote stays out of whatever prints an error.
         "hide_parameters": True,

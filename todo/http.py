@@ -75,7 +75,7 @@ BAD_REQUESTS: Mapping[type[HTTPException], str] = {
 
 
 class JsonProvider(DefaultJSONProvider):
-    """Flask's JSON, but that msgspec writes the answers, rows among them: at a twentieth of the cost."""
+    """Flask's JSON, but that msgspec writes the answers, rows among them, at a fraction of the cost."""
 
     sort_keys = False
 
@@ -276,10 +276,11 @@ def _read_body(req: Request) -> bytes:
     if "Transfer-Encoding" in req.headers:
         # How long a chunked body is, and whether all of it came, shows too late to trust.
         raise LengthRequired
-    if not req.content_length:
+    if not req.content_length and req.environ.get("SERVER_PROTOCOL", "").startswith("HTTP/1"):
+        # Without either header there is no body (RFC 9112 section 6.3); HTTP/2 may send one all the same.
         return b""
     body = req.get_data()
-    if len(body) != req.content_length:
+    if len(body) != (req.content_length or 0):
         # The client went away in the middle; what came may be valid JSON all the same.
         raise InvalidInput("Request body is shorter than its Content-Length")
     return body

@@ -78,7 +78,7 @@ class OwnedInsert(Generic[Row]):
         and the user's row is made together with the thing, in one transaction: also when fifty first things arrive at
         once. The email is left out where another user has it. Raises one of DATABASE_ERRORS for any other constraint.
         """
-        if (inserted := self._for_known_user.one_or_none(user_id=user_id, **values)) is not None:
+        if (inserted := self._for_known_user.first(user_id=user_id, **values)) is not None:
             return inserted
         try:
             return self._with_owner(user_id, email, values)

@@ -1,7 +1,7 @@
 """Statements that are compiled once, and run on a plain cursor of the pool. Must not know any table.
 
 SQLAlchemy writes the SQL, converts the values and keeps the connections. Only its way of executing is left out: that
-took a quarter of a request (docs/decisions/speed.md).
+took a fifth of a request (docs/decisions/speed.md).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,8 +49,9 @@ class _Compiled:
 class Statement(Generic[Row]):
     """A statement that is written when its module is loaded, and executed by any thread on either database.
 
-    Its parameters are SQLAlchemy's bindparam(); one that is not given is an error of the driver, never NULL. What it
-    returns are Structs of the class `row`, with a field for each column. Each execution is a transaction of its own.
+    Its parameters are SQLAlchemy's bindparam(); one that is not given is a KeyError, or an error of the driver, never
+    NULL. What it returns are Structs of the class `row`, with a field for each column. Each execution is a transaction
+    of its own.
     """
 
     def __init__(self, statement: Select[Any] | Insert | Update | Delete, row: type[Row]) -> None:
@@ -77,7 +78,7 @@ class Statement(Generic[Row]):
         connection.close()
         return list(starmap(self._row, compiled.convert(rows)))
 
-    def one_or_none(self, **parameters: Any) -> Row | None:
+    def first(self, **parameters: Any) -> Row | None:
         """The first row that it returns, or None. Raises like all()."""
         rows = self.all(**parameters)
         return rows[0] if rows else None

@@ -821,3 +821,11 @@ def test_a_remembered_token_falls_with_its_key(
     assert issuer.requests == 2
     with pytest.raises(InvalidCredentials):
         provider(request)
+
+
+def test_nothing_is_fetched_for_a_token_of_another_kind(issuer: Issuer, key_a: EcKey) -> None:
+    provider = JwtProvider(JwtSettings(jwks_url=issuer.url))
+    signed = token(key=key_a, algorithm="ES256", headers={"kid": "a", "typ": "logout+jwt"})
+    with pytest.raises(InvalidCredentials):
+        provider(cast(Request, SimpleNamespace(headers={"Authorization": f"Bearer {signed}"})))
+    assert issuer.requests == 0

@@ -38,7 +38,10 @@ def test_a_row_that_is_not_the_schemas_is_refused() -> None:
         TaskSchema(many=True).dump([TaskOwner(1, "alice")])
 
 
-@pytest.mark.parametrize("field", [fields.Float(), fields.Nested(TaskSchema), fields.String(data_key="other")])
+@pytest.mark.parametrize(
+    "field",
+    [fields.Float(), fields.Nested(TaskSchema), fields.String(data_key="other"), fields.Integer(as_string=True)],
+)
 def test_a_field_that_is_not_plain_is_refused(field: Any) -> None:
     with pytest.raises(TypeError, match="extra is not a plain field"):
         RowSchema.from_dict({"extra": field})()

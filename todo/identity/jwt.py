@@ -98,7 +98,14 @@ def _key_source(settings: JwtSettings) -> Callable[[str], VerificationKey]:
     """What finds the key for a token."""
     if settings.jwks_url is not None:
         keys = KeySet(settings.jwks_url, settings.algorithms)
-        return lambda token: keys.find(jwt.get_unverified_header(token).get("kid"))
+
+        def find_in_set(token: str) -> VerificationKey:
+            header = jwt.get_unverified_header(token)
+            # Before the set is asked: for a token of another kind nothing is fetched.
+            _check_header(header)
+            return keys.find(header.get("kid"))
+
+        return find_in_set
     if settings.secret is not None:
         key = secret_key(settings.secret, settings.algorithms)
     else:

@@ -82,7 +82,7 @@ def list_tasks(
 
 def find_task(user_id: str, task_id: int) -> TaskRow | None:
     """The user's task of that id, or None."""
-    return FIND.one_or_none(user_id=user_id, task_id=task_id)
+    return FIND.first(user_id=user_id, task_id=task_id)
 
 
 def insert_task(user_id: str, email: str | None, *, title: str, description: str | None) -> TaskRow:
@@ -92,14 +92,14 @@ def insert_task(user_id: str, email: str | None, *, title: str, description: str
 
 def update_task(user_id: str, task_id: int, changes: Mapping[str, Any]) -> TaskRow | None:
     """The user's task after the changes (by column), or None."""
-    return _update_of(frozenset(changes)).one_or_none(user_id=user_id, task_id=task_id, **changes)
+    return _update_of(frozenset(changes)).first(user_id=user_id, task_id=task_id, **changes)
 
 
 def toggle_task(user_id: str, task_id: int) -> TaskRow | None:
     """The user's task with its status turned over, or None."""
-    return TOGGLE.one_or_none(user_id=user_id, task_id=task_id)
+    return TOGGLE.first(user_id=user_id, task_id=task_id)
 
 
 def delete_task(user_id: str, task_id: int) -> TaskOwner | None:
     """What tells whose the task was that is now gone, or None."""
-    return DELETE.one_or_none(user_id=user_id, task_id=task_id)
+    return DELETE.first(user_id=user_id, task_id=task_id)
