@@ -3,9 +3,10 @@
 Must not know any table.
 """
 
+import json
 import select
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ from typing import Any
 import psycopg2
 from flask import Flask
 from psycopg2 import extensions
-from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Engine, Integer, event
+from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Engine, Integer, Text, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -78,6 +79,19 @@ class UtcInstant(TypeDecorator[str]):
         return None
 
 
+class IntegerList(TypeDecorator[Sequence[int]]):
+    """A parameter, never a column: a list of integers, for is_among(). Each driver is given what it can make one of."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Collection[int] | None, dialect: Dialect) -> Any:
+        """What the database is given."""
+        if value is None:
+            return None
+        return json.dumps(list(value)) if dialect.name == "sqlite" else list(value)
+
+
 class instant_text(FunctionElement[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
     """SQL: the instant as text; on SQLite the instant as it is, which UtcInstant turns into text."""
 
@@ -105,6 +119,13 @@ class contains_ignoring_case(FunctionElement[bool]):  # noqa: N801
     NULL where the first argument is NULL. fold_case() is made by migration 0001 on PostgreSQL and by every connection
     on SQLite.
     """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+class is_among(FunctionElement[bool]):  # noqa: N801
+    """SQL: whether the first argument is in the second, an IntegerList. For a list of NULL never true."""
 
     type = Boolean()
     inherit_cache = True
@@ -156,6 +177,18 @@ def _(element: contains_ignoring_case, compiler: SQLCompiler, **kw: Any) -> str:
 def _(element: contains_ignoring_case, compiler: SQLCompiler, **kw: Any) -> str:
     text, part = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"instr(fold_case({text}), fold_case({part})) > 0"
+
+
+@compiles(is_among, "postgresql")
+def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({integer} = ANY(CAST({integers} AS BIGINT[])))"
+
+
+@compiles(is_among, "sqlite")
+def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({integer} IN (SELECT value FROM json_each({integers})))"  # noqa: S608 (of what the compiler wrote)
 
 
 def fold_case(text: str | None) -> str | None:
