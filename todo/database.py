@@ -35,6 +35,9 @@ REQUEST_BUDGET = 9.0
 #: PostgreSQL itself stops a statement that is too slow or waits for a lock, so that none goes on that nobody waits
 #: for. Unlike a plain SET it passes a transaction pooler, and unlike a limit of the role it needs no set-up.
 STATEMENT_LIMITS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '3s'; "
+#: What goes before those where somebody is known to ask: the policies of the tables (migration 0003) let a statement
+#: see and touch that user's rows alone, whatever it says itself. Gone with the transaction, like them.
+ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
 #: Seconds to wait for a connection of the pool. Threads and connections are equally many, so that this only ever
 #: passes under a server with more threads than WEB_THREADS says.
 POOL_TIMEOUT = 2.0
@@ -43,6 +46,8 @@ SQLITE_BUSY_TIMEOUT = 2.5
 
 #: When the request at hand must be done with the database (time.monotonic); outside one, in a migration say, None.
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+#: Whose request it is.
+_acting_user: ContextVar[str | None] = ContextVar("acting_user", default=None)
 
 #: A 64-bit integer; SQLite counts up by itself only in a column declared INTEGER, which holds 64 bits there.
 BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
@@ -201,11 +206,23 @@ def fold_case(text: str | None) -> str | None:
 
 
 class LimitedCursor(extensions.cursor):
-    """A cursor that bounds the time of a request's statements on the server."""
+    """A cursor that bounds the time of a request's statements on the server, and tells it who asks."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
-        """As psycopg2's, behind STATEMENT_LIMITS where there is a request."""
-        super().execute(query if _deadline.get() is None else STATEMENT_LIMITS + query, vars)
+        """As psycopg2's, behind STATEMENT_LIMITS and ACTING_USER where there is a request.
+
+        Without parameters it tells of nobody: what reads or writes owned rows names their owner in one.
+        """
+        if _deadline.get() is not None:
+            query = STATEMENT_LIMITS + query
+        if vars and (user_id := _acting_user.get()) is not None:
+            query, vars = ACTING_USER + query, {**vars, "app_user_id": user_id}
+        super().execute(query, vars)
+
+
+def act_for(user_id: str | None) -> None:
+    """Whose rows the statements to come may see and touch, in this thread and until the end of the request."""
+    _acting_user.set(user_id)
 
 
 def engine_options(settings: Settings) -> dict[str, Any]:
@@ -310,6 +327,7 @@ def _start_budget() -> None:
 
 def _end_budget(_error: BaseException | None) -> None:
     _deadline.set(None)
+    _acting_user.set(None)
 
 
 def _wait_within_budget(connection: Any) -> None:
