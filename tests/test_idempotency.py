@@ -132,7 +132,8 @@ def test_keys_go_with_their_user(alice: Caller, url: URL) -> None:
 def test_the_task_and_its_key_are_made_together_or_not_at_all(alice: Caller, url: URL) -> None:
     """What the database refuses of the key, it refuses of the task."""
     alice.create()
-    with mock.patch.object(once, "sha256", lambda _: mock.Mock(hexdigest=lambda: "too short")):
+    with mock.patch.object(once, "sha256") as sha256:
+        sha256.return_value.hexdigest.return_value = "too short"
         assert create(alice).status_code == 500
     assert sql(url, "SELECT count(*) FROM tasks") == [(1,)]
     assert sql(url, "SELECT count(*) FROM idempotency_keys") == [(0,)]
