@@ -19,6 +19,7 @@ from flask.json.provider import DefaultJSONProvider
 from marshmallow import RAISE, Schema, ValidationError, fields
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException, LengthRequired, UnsupportedMediaType
 from werkzeug.routing.exceptions import WebsocketMismatch
 
@@ -57,6 +58,18 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
     KeyReused: (422, {}),
     Unavailable: (503, RETRY_AFTER),
 }
+
+#: What keeps a browser from making anything of an answer but JSON for the script that asked (OWASP REST Security Cheat
+#: Sheet): no guessing at types, nothing to load or to frame, no reading across origins without CORS. And nothing is
+#: kept unless it says so itself. Strict-Transport-Security belongs to whoever ends TLS.
+SECURITY_HEADERS = Headers(
+    {
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+    }
+)
 
 #: What is said of a failure that Werkzeug found, by status.
 MESSAGES: Mapping[int, str] = {
@@ -117,6 +130,14 @@ def init_app(app: Flask) -> None:
         app.register_error_handler(kind, _answer_database_error)
     app.register_error_handler(OwnershipViolated, _answer_violation)
     app.register_error_handler(Exception, _answer_fault)
+    app.after_request(_protect)
+
+
+def _protect(response: Response) -> Response:
+    response.headers.extend(SECURITY_HEADERS)
+    if "Cache-Control" not in response.headers:
+        response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def next_link(endpoint: str, user_id: str, query: Mapping[str, Any], cursor: str | None) -> dict[str, str]:
