@@ -227,7 +227,7 @@ class TestAccepted:
         # PyJWT leaves an empty type out.
         assert_accepted(plain, token(headers={"typ": kind}))
 
-    @pytest.mark.parametrize("members", ['"kid": "any"', '"kid": ""', '"jku": "https://evil.example"', '"x": [1]'])
+    @pytest.mark.parametrize("members", ['"kid": "any"', '"kid": ""', '"x5t": "AA"', '"x": [1]'])
     def test_header_parameters_without_a_meaning_here(self, plain: Flask, members: str) -> None:
         assert_accepted(plain, handmade(payload(), header(members)))
 
@@ -438,6 +438,11 @@ class TestRefusedHeader:
     )
     def test_an_extension(self, plain: Flask, members: str) -> None:
         assert_refused(plain, handmade(payload(), header(members)))
+
+    @pytest.mark.parametrize("value", ['"https://evil.example"', "null", '["AA"]', '{"kty": "oct", "k": "AA"}'])
+    @pytest.mark.parametrize("name", ["jku", "jwk", "x5u", "x5c"])
+    def test_a_key_of_its_own_choice(self, plain: Flask, name: str, value: str) -> None:
+        assert_refused(plain, handmade(payload(), header(f'"{name}": {value}')))
 
     def test_a_payload_that_is_not_encoded(self, plain: Flask) -> None:
         signed = base64url(header('"b64": false, "crit": ["b64"]')) + "."
