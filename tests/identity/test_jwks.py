@@ -19,7 +19,7 @@ from flask import Flask, Request
 from werkzeug.test import TestResponse
 
 from config import JwtSettings
-from tests.identity.test_jwt import base64url, no_database_connection
+from tests.identity.test_jwt import base64url, leaving_no_trace, no_database_connection
 from tests.support import SECRET, Make, token
 from todo.errors import InvalidCredentials, Unavailable
 from todo.identity.jwks import COOLDOWN, GRACE, LIFETIME, SIZE_LIMIT, TIMEOUT, KeySet
@@ -720,7 +720,7 @@ class TestProvider:
         assert (response.status_code, response.get_json()) == (200, [])
 
     def assert_refused(self, app: Flask, *question: Any) -> None:
-        with no_database_connection(app):
+        with leaving_no_trace(app):
             response = self.ask(app, *question)
         assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
         assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'

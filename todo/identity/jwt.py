@@ -58,6 +58,9 @@ class JwtProvider:
         """
         authorization = request.headers.get("Authorization", "")
         if not authorization.lower().startswith("bearer"):
+            if "access_token" in request.args:
+                # RFC 6750 section 2.3: in the query string, which every log on its way shows, it is not taken.
+                raise InvalidCredentials
             # None, or of a scheme that is not ours: a bare challenge (RFC 6750 section 3.1).
             return None
         # Two Authorization headers arrive as one, joined by a comma, and match nothing.
