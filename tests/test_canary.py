@@ -53,24 +53,25 @@ def issuer() -> Iterator[Issuer]:
 
 
 @pytest.fixture(scope="module")
-def strict_server(server: URL) -> Iterator[URL]:
-    """A server that asks for passwords, the canary being its own."""
+def own_server(server: URL) -> Iterator[URL]:
+    """A server whose rules may be changed; that of the other tests has its folder, and is older."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TEST_DATABASE_URL", raising=False)
         with postgresql_server() as url:
-            sql(url, f"ALTER ROLE {url.username} PASSWORD '{PASSWORD}'")
-            ((rules,),) = sql(url, "SHOW hba_file")
-            Path(rules).write_text("local all all scram-sha-256\n")
-            sql(url, "SELECT pg_reload_conf()")
-            yield url.set(password=PASSWORD)
+            yield url
 
 
 @pytest.fixture
-def database(strict_server: URL) -> Iterator[URL]:
-    """A migrated database of the test's own, behind a password."""
-    with postgresql_database(strict_server) as url:
+def database(own_server: URL) -> Iterator[URL]:
+    """A migrated database of the test's own, for which the server asks for a password."""
+    with postgresql_database(own_server) as url:
         close(migrated_app(url))
-        yield url
+        sql(url, f"ALTER ROLE {url.username} PASSWORD '{PASSWORD}'")
+        ((rules,),) = sql(own_server, "SHOW hba_file")
+        rule = f"local {url.database} all scram-sha-256\n"
+        Path(rules).write_text(rule + Path(rules).read_text())
+        sql(own_server, "SELECT pg_reload_conf()")
+        yield url.set(password=PASSWORD)
 
 
 class Talk:
