@@ -187,7 +187,7 @@ def be_refused(talk: Talk, task_id: int) -> None:
 def suffer(talk: Talk, database: URL, task_id: int) -> None:
     """Whatever the database can do to a request."""
     new_task = json.dumps(NEW_TASK)
-    calls = (("GET", "/api/alice/tasks", None), ("POST", "/api/alice/tasks", new_task))
+    calls = (("GET", f"/api/alice/tasks?q={CANARY}", None), ("POST", "/api/alice/tasks", new_task))
     calls += (("PUT", f"/api/alice/tasks/{task_id}", new_task),)
 
     def all_are(status: int, chosen: Any = calls) -> None:
@@ -268,7 +268,7 @@ def test_no_secret_is_logged_where_the_key_set_is_none(tmp_path: Path, issuer: I
     command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
     with running(command, port, environ, log, ready="/health/live") as live:
         talk = Talk(live)
-        talk.expect(503, "GET", "/api/alice/tasks")
+        talk.expect(503, "GET", f"/api/alice/tasks?q={CANARY}")
     assert_silent(talk, log, "the key set cannot be had: JSONDecodeError")
 
 

@@ -25,6 +25,10 @@ pytestmark = pytest.mark.faults
 
 TOKENS = 10_000
 WORKERS = 2
+#: More than the threads of both workers.
+CALLERS = 32
+#: Seconds within which a known user is answered in any case: less than a fetch of the keys may take.
+SLOWEST = 1.0
 #: How much slower a known user may be than beside as many forged tokens that name a known key.
 FACTOR, ALLOWANCE = 2.0, 0.05
 
@@ -88,7 +92,7 @@ def forged(number: int, kid: str) -> str:
 
 
 def beside_a_storm(service: Service, kid: str) -> tuple[Counter[int], list[float]]:
-    """What so many forged tokens of four callers are answered, and how long a known user's requests took meanwhile."""
+    """What so many forged tokens of all callers are answered, and how long a known user's requests took meanwhile."""
     statuses: Counter[int] = Counter()
     over = Event()
 
@@ -96,11 +100,11 @@ def beside_a_storm(service: Service, kid: str) -> tuple[Counter[int], list[float
         while not over.is_set():
             yield service.known
 
-    with ThreadPoolExecutor(5) as pool:
+    with ThreadPoolExecutor(CALLERS + 1) as pool:
         user = pool.submit(service.get, until_over())
         storm = [
-            pool.submit(service.get, [forged(number, kid.format(number)) for number in range(start, TOKENS, 4)])
-            for start in range(4)
+            pool.submit(service.get, [forged(number, kid.format(number)) for number in range(start, TOKENS, CALLERS)])
+            for start in range(CALLERS)
         ]
         for caller in storm:
             statuses += caller.result()[0]
@@ -144,4 +148,4 @@ def test_they_cost_one_fetch_a_worker_and_nobody_known_notices(
     assert 1 <= fetches <= WORKERS
     for taken in (beside_lately, beside_silent):
         assert p99(taken) <= FACTOR * p99(beside_control) + ALLOWANCE, figures
-        assert max(taken) < 1, figures
+        assert max(taken) < SLOWEST, figures
