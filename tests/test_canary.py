@@ -68,7 +68,7 @@ def database(own_server: URL) -> Iterator[URL]:
         close(migrated_app(url))
         sql(url, f"ALTER ROLE {url.username} PASSWORD '{PASSWORD}'")
         ((rules,),) = sql(own_server, "SHOW hba_file")
-        rule = f"local {url.database} all scram-sha-256\n"
+        rule = f"local {url.database} {url.username} scram-sha-256\n"
         Path(rules).write_text(rule + Path(rules).read_text())
         sql(own_server, "SELECT pg_reload_conf()")
         yield url.set(password=PASSWORD)
