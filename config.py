@@ -192,6 +192,9 @@ class _Reader:
             self._faults.append(f"JWT_SECRET must be at least {MINIMUM_SECRET_BYTES} bytes long")
         if jwks_url is not None and not _is_http_url(jwks_url):
             self._faults.append("JWT_JWKS_URL must be an http:// or https:// URL")
+        elif jwks_url is not None and "@" in urlsplit(jwks_url).netloc:
+            # urllib would take the password for a part of the host's name, and say so in the log.
+            self._faults.append("JWT_JWKS_URL must not bear a user or a password")
         return JwtSettings(
             secret=secret,
             public_key=public_key,

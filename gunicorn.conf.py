@@ -1,6 +1,7 @@
 """How gunicorn runs the service; it reads this file by itself when started in the project folder."""
 
 import os
+import re
 import subprocess
 import sys
 from threading import Thread
@@ -43,6 +44,9 @@ forwarder_headers = ""
 # On by default at a path per user, where two instances collide.
 control_socket_disable = True
 logconfig_dict = logging_config(settings)
+# gunicorn's own has the name of Basic credentials, the referrer, which is an address with its query, and what the
+# client says of itself.
+access_log_format = '%(h)s %(t)s "%(r)s" %(s)s %(B)s %(L)s'
 
 
 def post_worker_init(worker: Any) -> None:
@@ -51,12 +55,27 @@ def post_worker_init(worker: Any) -> None:
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn bears no types
-    """gunicorn's logger, but that it writes of requests only where it is asked to (--access-logfile, --log-syslog)."""
+    """gunicorn's logger, but that it writes of requests only where it is asked to (--access-logfile, --log-syslog).
+
+    Whatever it writes, nobody's token, title or search is in it.
+    """
 
     def access(self, *arguments: Any) -> None:
         """Write of a request. For the sake of a logconfig_dict gunicorn would put a line together that goes nowhere."""
         if self.cfg.accesslog or self.cfg.syslog:
             super().access(*arguments)
+
+    def atoms(self, response: Any, request: Any, environ: dict[str, Any], *arguments: Any) -> dict[str, Any]:
+        """What an access line is made of: the request line without its query or fragment."""
+        target = re.split("[?#]", environ["RAW_URI"], maxsplit=1)[0]
+        line = f"{environ['REQUEST_METHOD']} {target} {environ['SERVER_PROTOCOL']}"
+        return {**super().atoms(response, request, environ, *arguments), "r": line}
+
+    def warning(self, message: str, *arguments: Any, **options: Any) -> None:
+        """Write a warning. Of what is no HTTP: where it came from and what is wrong, not the quotation."""
+        if message.startswith("Invalid request from "):
+            message = ": ".join(message.split(": ")[:2])
+        super().warning(message, *arguments, **options)
 
 
 # With --statsd-host, gunicorn's own must be named: --logger-class gunicorn.instrument.statsd.Statsd

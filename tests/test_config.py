@@ -113,6 +113,10 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
             {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "http://[::1/jwks"},
             "JWT_JWKS_URL must be an http:// or https:// URL",
         ),
+        (
+            {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://user:secret@auth.example/jwks"},
+            "JWT_JWKS_URL must not bear a user or a password",
+        ),
         ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ISSUER": ""}, "JWT_ISSUER is set but empty"),
         ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_AUDIENCE": " "}, "JWT_AUDIENCE is set but empty"),
         (

@@ -70,6 +70,37 @@ def test_a_body_over_one_mebibyte_is_413(live: Server) -> None:
     assert len(live.request("GET", "/api/alice/tasks")[1]) == 1
 
 
+def line_of(length: int) -> bytes:
+    """A request line of so many bytes, its end not counted."""
+    start, end = "GET /api/alice/tasks?q=", " HTTP/1.1"
+    return f"{start}{'x' * (length - len(start) - len(end))}{end}".encode()
+
+
+@pytest.mark.parametrize(("length", "status"), [(8190, b"200"), (8191, b"414"), (100_000, b"414")])
+def test_a_request_line_over_8190_bytes_is_414(live: Server, length: int, status: bytes) -> None:
+    rest = head("GET", "/", BYE).partition(b"\r\n")[2]
+    assert live.raw(line_of(length) + b"\r\n" + rest).split(b" ", 2)[1] == status
+
+
+@pytest.mark.parametrize(("length", "status"), [(8190, b"200"), (8191, b"431"), (100_000, b"431")])
+def test_a_header_over_8190_bytes_is_431(live: Server, length: int, status: bytes) -> None:
+    line = "X: ".ljust(length - 2, "x")
+    assert live.raw(head("GET", "/api/alice/tasks", BYE, line)).split(b" ", 2)[1] == status
+
+
+@pytest.mark.parametrize(("count", "status"), [(100, b"200"), (101, b"431"), (10_000, b"431")])
+def test_more_than_a_hundred_headers_are_431(live: Server, count: int, status: bytes) -> None:
+    request = head("GET", "/api/alice/tasks", BYE)
+    more = [f"X{number}: x" for number in range(count - request.count(b"\r\n") + 2)]
+    assert live.raw(head("GET", "/api/alice/tasks", BYE, *more)).split(b" ", 2)[1] == status
+
+
+def test_a_body_of_five_mebibytes_is_413_before_it_has_been_sent(live: Server) -> None:
+    answer = live.raw(head("POST", "/api/alice/tasks", f"Content-Length: {5 * 1024 * 1024}", BYE) + b" " * 1024)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert live.request("GET", "/api/alice/tasks") == (200, [])
+
+
 def test_a_body_that_breaks_off_is_not_written(live: Server) -> None:
     live.raw(head("POST", "/api/alice/tasks", f"Content-Length: {len(BODY) + 5}") + BODY, then_close=True)
     assert live.request("GET", "/api/alice/tasks") == (200, [])

@@ -19,7 +19,7 @@ from flask import Flask, Request
 from werkzeug.test import TestResponse
 
 from config import JwtSettings
-from tests.identity.test_jwt import base64url, no_database_connection
+from tests.identity.test_jwt import base64url, leaving_no_trace, no_database_connection
 from tests.support import SECRET, Make, token
 from todo.errors import InvalidCredentials, Unavailable
 from todo.identity.jwks import COOLDOWN, GRACE, LIFETIME, SIZE_LIMIT, TIMEOUT, KeySet
@@ -419,6 +419,34 @@ class TestUnknownKeys:
                 warm.find(f"unknown {number}")
         assert issuer.requests == 2
 
+    def test_ten_thousand_from_four_callers_cost_one_fetch_and_hold_up_nobody_who_is_known(
+        self, warm: KeySet, issuer: Issuer, now: list[float]
+    ) -> None:
+        go = Event()
+        issuer.answer = after(go, body("", 500))
+        now[0] = COOLDOWN
+
+        def ask(numbers: range) -> int:
+            refused = 0
+            for number in numbers:
+                with pytest.raises(Unavailable):
+                    warm.find(f"unknown {number}")
+                refused += 1
+            return refused
+
+        slowest = 0.0
+        with ThreadPoolExecutor(4) as pool:
+            storm = [pool.submit(ask, range(start, 10_000, 4)) for start in range(4)]
+            # One of them waits for the fetch, which the issuer does not answer before the others are done.
+            while sum(callers.done() for callers in storm) < 3:
+                started_at = time.perf_counter()
+                warm.find("a")
+                slowest = max(slowest, time.perf_counter() - started_at)
+            go.set()
+            assert sum(callers.result() for callers in storm) == 10_000
+        assert issuer.requests == 2
+        assert slowest < 0.5
+
     def test_a_known_key_is_answered_while_a_slow_fetch_is_under_way(
         self, warm: KeySet, issuer: Issuer, now: list[float], key_a: EcKey, key_b: EcKey
     ) -> None:
@@ -720,7 +748,7 @@ class TestProvider:
         assert (response.status_code, response.get_json()) == (200, [])
 
     def assert_refused(self, app: Flask, *question: Any) -> None:
-        with no_database_connection(app):
+        with leaving_no_trace(app):
             response = self.ask(app, *question)
         assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
         assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'

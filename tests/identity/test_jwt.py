@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,7 +147,7 @@ def assert_refused(app: Flask, bearer_token: str) -> None:
 
 
 def assert_unauthorized(app: Flask, authorization: str) -> None:
-    with no_database_connection(app):
+    with leaving_no_trace(app):
         response = ask(app, authorization)
     assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
     assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
@@ -168,6 +169,36 @@ def no_database_connection(app: Flask) -> Iterator[None]:
     finally:
         event.remove(engine, "checkout", take)
     assert taken == []
+
+
+@contextmanager
+def no_log_line() -> Iterator[None]:
+    """Fail if anything is logged meanwhile, at whatever level: what is not logged cannot bear a token."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(handler.format(record))  # type: ignore[method-assign]
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.DEBUG)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+    assert lines == []
+
+
+@contextmanager
+def leaving_no_trace(app: Flask) -> Iterator[None]:
+    """Fail if the app takes a connection of its pool meanwhile, or logs anything."""
+    with no_database_connection(app), no_log_line():
+        yield
+
+
+def test_the_helper_sees_a_log_line() -> None:
+    with pytest.raises(AssertionError), no_log_line():
+        logging.getLogger("todo.identity.jwt").debug("x")
 
 
 def test_the_helper_sees_a_database_connection(plain: Flask) -> None:
@@ -227,7 +258,7 @@ class TestAccepted:
         # PyJWT leaves an empty type out.
         assert_accepted(plain, token(headers={"typ": kind}))
 
-    @pytest.mark.parametrize("members", ['"kid": "any"', '"kid": ""', '"jku": "https://evil.example"', '"x": [1]'])
+    @pytest.mark.parametrize("members", ['"kid": "any"', '"kid": ""', '"x5t": "AA"', '"x": [1]'])
     def test_header_parameters_without_a_meaning_here(self, plain: Flask, members: str) -> None:
         assert_accepted(plain, handmade(payload(), header(members)))
 
@@ -318,14 +349,25 @@ class TestRefusedAuthorization:
 
     def test_two_headers_are_refused(self, plain: Flask) -> None:
         headers = [("Authorization", f"Bearer {token()}"), ("Authorization", f"Bearer {token()}")]
-        with no_database_connection(plain):
+        with leaving_no_trace(plain):
             response = plain.test_client().get(PATH, headers=headers)
         assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
         assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
 
-    @pytest.mark.parametrize("name", ["access_token", "token", "authorization", "jwt"])
-    def test_a_token_in_the_query_string_is_not_seen(self, plain: Flask, name: str) -> None:
-        with no_database_connection(plain):
+    def test_a_token_in_the_query_string_is_refused(self, plain: Flask) -> None:
+        with leaving_no_trace(plain):
+            response = plain.test_client().get(PATH, query_string={"access_token": token()})
+        assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
+        assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+
+    def test_a_token_in_the_query_string_beside_a_good_one_is_an_unknown_parameter(self, plain: Flask) -> None:
+        response = ask(plain, f"Bearer {token()}", f"{PATH}?access_token={token('bob')}")
+        message = "Unknown query parameter: access_token"
+        assert (response.status_code, response.get_json()) == (400, {"error": message})
+
+    @pytest.mark.parametrize("name", ["token", "authorization", "jwt"])
+    def test_a_token_in_another_query_parameter_is_not_seen(self, plain: Flask, name: str) -> None:
+        with leaving_no_trace(plain):
             response = plain.test_client().get(PATH, query_string={name: token()})
         assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
         assert response.headers["WWW-Authenticate"] == "Bearer"
@@ -333,7 +375,7 @@ class TestRefusedAuthorization:
     def test_a_token_in_a_cookie_is_not_seen(self, plain: Flask) -> None:
         client = plain.test_client()
         client.set_cookie("access_token", token())
-        with no_database_connection(plain):
+        with leaving_no_trace(plain):
             response = client.get(PATH)
         assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
 
@@ -438,6 +480,11 @@ class TestRefusedHeader:
     )
     def test_an_extension(self, plain: Flask, members: str) -> None:
         assert_refused(plain, handmade(payload(), header(members)))
+
+    @pytest.mark.parametrize("value", ['"https://evil.example"', "null", '["AA"]', '{"kty": "oct", "k": "AA"}'])
+    @pytest.mark.parametrize("name", ["jku", "jwk", "x5u", "x5c"])
+    def test_a_key_of_its_own_choice(self, plain: Flask, name: str, value: str) -> None:
+        assert_refused(plain, handmade(payload(), header(f'"{name}": {value}')))
 
     def test_a_payload_that_is_not_encoded(self, plain: Flask) -> None:
         signed = base64url(header('"b64": false, "crit": ["b64"]')) + "."

@@ -26,6 +26,9 @@ TOKEN_TYPES = (None, "jwt", "at+jwt", "application/jwt", "application/at+jwt")
 # The scheme is named in any letter case (RFC 9110 section 11.1); a token is three parts of base64url (RFC 7515).
 _BEARER = re.compile(r"bearer +([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
 
+#: Header parameters that name a key, bring one along (RFC 7515 section 4.1), or ask for more than a plain signature.
+REFUSED_PARAMETERS = ("jku", "jwk", "x5u", "x5c", "crit", "b64")
+
 # Whatever PyJWT, json or a claim of an unexpected type can raise on a token that somebody made up.
 _MALFORMED = (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
 
@@ -55,6 +58,9 @@ class JwtProvider:
         """
         authorization = request.headers.get("Authorization", "")
         if not authorization.lower().startswith("bearer"):
+            if "access_token" in request.args:
+                # RFC 6750 section 2.3: in the query string, which every log on its way shows, it is not taken.
+                raise InvalidCredentials
             # None, or of a scheme that is not ours: a bare challenge (RFC 6750 section 3.1).
             return None
         # Two Authorization headers arrive as one, joined by a comma, and match nothing.
@@ -114,9 +120,10 @@ def _key_source(settings: JwtSettings) -> Callable[[str], VerificationKey]:
 
 
 def _check_header(header: Mapping[str, Any]) -> None:
-    """Refuse tokens of another kind, and those that ask for more than a plain signature (RFC 7515 section 4.1.11)."""
+    """Refuse tokens of another kind, and those that say themselves with what, or how, they are to be verified."""
     kind = header.get("typ")
     if (kind.lower() if isinstance(kind, str) else kind) not in TOKEN_TYPES:
         raise ValueError("typ")
-    if "crit" in header or "b64" in header:
-        raise ValueError("crit")
+    for name in REFUSED_PARAMETERS:
+        if name in header:
+            raise ValueError(name)

@@ -1,0 +1,151 @@
+"""Ten thousand tokens that name keys nobody has: what they cost the issuer, and those who hold a good token."""
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from threading import Event
+from typing import NamedTuple
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.faults.test_slow_clients import p99
+from tests.identity.test_jwks import EcKey, Issuer, jwk
+from tests.identity.test_jwt import base64url
+from tests.live import Server, free_port, running
+from tests.support import close, migrated_app, sqlite_database, token
+from todo.identity.jwks import COOLDOWN
+
+pytestmark = pytest.mark.faults
+
+TOKENS = 10_000
+WORKERS = 2
+#: More than the threads of both workers.
+CALLERS = 32
+#: Seconds within which a known user is answered in any case: less than a fetch of the keys may take.
+SLOWEST = 1.0
+#: How much slower a known user may be than beside as many forged tokens that name a known key.
+FACTOR, ALLOWANCE = 2.0, 0.05
+
+
+class Service(NamedTuple):
+    """A gunicorn that trusts an issuer, and the token of a user whom it knows."""
+
+    live: Server
+    issuer: Issuer
+    known: str
+
+    def get(self, authorization: Iterator[str] | list[str]) -> tuple[Counter[int], list[float]]:
+        """Ask with each of those, on one connection: how often each status was the answer, and how long each took."""
+        statuses: Counter[int] = Counter()
+        taken = []
+        connection = self.live.connect()
+        for value in authorization:
+            started_at = time.monotonic()
+            connection.request("GET", "/api/alice/tasks", headers={"Authorization": f"Bearer {value}"})
+            response = connection.getresponse()
+            response.read()
+            statuses[response.status] += 1
+            taken.append(time.monotonic() - started_at)
+        connection.close()
+        return statuses, taken
+
+
+@pytest.fixture(scope="module")
+def key() -> EcKey:
+    """The key of the issuer."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+@pytest.fixture(scope="module")
+def service(key: EcKey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """It, with each worker having fetched the keys just now."""
+    issuer = Issuer()
+    issuer.serve(jwk(key, "known"))
+    port = free_port()
+    with sqlite_database() as url:
+        close(migrated_app(url))
+        environ = {"PATH": os.environ["PATH"], "DATABASE_URL": str(url), "WEB_CONCURRENCY": str(WORKERS)}
+        environ |= {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": issuer.url}
+        command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
+        with running(command, port, environ, tmp_path_factory.mktemp("keys") / "log") as live:
+            known = token(key=key, algorithm="ES256", headers={"kid": "known"}, exp=int(time.time()) + 3600)
+            service = Service(live, issuer, known)
+            deadline = time.monotonic() + 20
+            while issuer.requests < WORKERS:
+                assert service.get([known])[0] == {200: 1}
+                assert time.monotonic() < deadline
+            yield service
+    issuer.close()
+
+
+def forged(number: int, kid: str) -> str:
+    """A token that nobody signed."""
+    head = base64url(json.dumps({"alg": "ES256", "kid": kid}))
+    payload = base64url(json.dumps({"sub": "alice", "exp": 4102444800, "jti": number}))
+    return f"{head}.{payload}.{base64url(bytes(64))}"
+
+
+def beside_a_storm(service: Service, kid: str) -> tuple[Counter[int], list[float]]:
+    """What so many forged tokens of all callers are answered, and how long a known user's requests took meanwhile."""
+    statuses: Counter[int] = Counter()
+    over = Event()
+
+    def until_over() -> Iterator[str]:
+        while not over.is_set():
+            yield service.known
+
+    with ThreadPoolExecutor(CALLERS + 1) as pool:
+        user = pool.submit(service.get, until_over())
+        storm = [
+            pool.submit(service.get, [forged(number, kid.format(number)) for number in range(start, TOKENS, CALLERS)])
+            for start in range(CALLERS)
+        ]
+        for caller in storm:
+            statuses += caller.result()[0]
+        over.set()
+        known, taken = user.result()
+    assert known.keys() == {200}
+    return statuses, taken
+
+
+def test_they_cost_one_fetch_a_worker_and_nobody_known_notices(
+    service: Service, record_property: Callable[[str, object], None]
+) -> None:
+    usual = service.get([service.known] * 2000)[1]
+    control, beside_control = beside_a_storm(service, "known")
+    assert control == {401: TOKENS}
+    # Lately fetched: nobody asks the issuer again.
+    before = service.issuer.requests
+    lately, beside_lately = beside_a_storm(service, "unknown {}")
+    assert (lately, service.issuer.requests) == ({401: TOKENS}, before)
+    time.sleep(COOLDOWN)
+    enough = Event()
+
+    def keep_silent(_handler: BaseHTTPRequestHandler) -> None:
+        enough.wait(60)
+
+    service.issuer.answer = keep_silent
+    silent, beside_silent = beside_a_storm(service, "unknown {}")
+    fetches = service.issuer.requests - before
+    enough.set()
+    figures: dict[str, object] = {"unknown keys": 2 * TOKENS, "fetches": fetches}
+    for name, taken in (
+        ("alone", usual),
+        ("beside forged", beside_control),
+        ("beside unknown", beside_lately),
+        ("beside unknown, issuer silent", beside_silent),
+    ):
+        figures[f"p99 {name}"] = f"{p99(taken) * 1000:.1f} ms"
+        figures[f"max {name}"] = f"{max(taken) * 1000:.1f} ms"
+    record_property("figures", figures)
+    assert silent.keys() <= {401, 503}
+    assert 1 <= fetches <= WORKERS
+    for taken in (beside_lately, beside_silent):
+        assert p99(taken) <= FACTOR * p99(beside_control) + ALLOWANCE, figures
+        assert max(taken) < SLOWEST, figures

@@ -1,0 +1,300 @@
+"""Secrets that appear in no log, and in no answer where they do not belong: a live service, at its most talkative.
+
+Everything secret bears the canary. The access log is on, LOG_LEVEL is DEBUG, and whatever can go wrong does.
+"""
+
+import base64
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL
+
+from config import ConfigurationError, load_settings
+from tests.identity.test_jwks import Issuer, body
+from tests.live import Server, free_port, gunicorn, running
+from tests.support import close, migrated_app, postgresql_database, postgresql_server, sql, token
+from todo import create_app
+
+CANARY = "kanarienvogel"
+SECRET = f"{CANARY}-secret-of-32-bytes-or-more"
+PASSWORD = f"{CANARY}-password"
+NEW_TASK = {"title": f"{CANARY} title", "description": f"{CANARY} description"}
+MOST_TALKATIVE = {"LOG_LEVEL": "DEBUG", "GUNICORN_CMD_ARGS": "--access-logfile -", "JWT_SECRET": SECRET}
+
+
+def traces(text: str, *tokens: str) -> list[str]:
+    """The lines in which the canary shows: as it is, in base64 from whatever place, or as a part of a token."""
+    signs = {CANARY, *(part for bearer_token in tokens for part in bearer_token.split("."))}
+    for shift in range(3):
+        # But for the letters at both ends, which bear bits of the neighbours.
+        signs.add(base64.b64encode(b" " * shift + CANARY.encode()).decode()[4:-4])
+    return [line for line in text.splitlines() if any(sign in line for sign in signs)]
+
+
+@pytest.mark.parametrize("shift", range(3))
+def test_the_canary_is_recognised(shift: int) -> None:
+    encoded = base64.b64encode(b"x" * shift + PASSWORD.encode()).decode()
+    for line in (f"password={PASSWORD}", encoded, token(key=SECRET)):
+        assert traces(f"nothing\n{line}\nnothing", token(key=SECRET)) == [line]
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    """An issuer."""
+    issuer = Issuer()
+    yield issuer
+    issuer.close()
+
+
+@pytest.fixture(scope="module")
+def own_server(server: URL) -> Iterator[URL]:
+    """A server whose rules may be changed; that of the other tests has its folder, and is older."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TEST_DATABASE_URL", raising=False)
+        with postgresql_server() as url:
+            yield url
+
+
+@pytest.fixture
+def database(own_server: URL) -> Iterator[URL]:
+    """A migrated database of the test's own, for which the server asks for a password."""
+    with postgresql_database(own_server) as url:
+        close(migrated_app(url))
+        sql(url, f"ALTER ROLE {url.username} PASSWORD '{PASSWORD}'")
+        ((rules,),) = sql(own_server, "SHOW hba_file")
+        rule = f"local {url.database} {url.username} scram-sha-256\n"
+        Path(rules).write_text(rule + Path(rules).read_text())
+        sql(own_server, "SELECT pg_reload_conf()")
+        yield url.set(password=PASSWORD)
+
+
+class Talk:
+    """Calls to a live service, and all that it answers where the canary has no business."""
+
+    def __init__(self, live: Server) -> None:
+        self.live = live
+        self.answers = ""
+        self.tokens = [token("alice", key=SECRET), token("bob", key=SECRET), token("alice", key=f"{SECRET}!")]
+        self.alice, self.bob, self.forged = (f"Bearer {bearer_token}" for bearer_token in self.tokens)
+
+    def call(
+        self, method: str, path: str, authorization: str | None = None, *, content: str | None = None, **more: str
+    ) -> tuple[int, str]:
+        """The status of the answer, and the answer whole, headers included."""
+        connection = self.live.connect()
+        headers = {"Authorization": authorization or self.alice, "Content-Type": "application/json"}
+        headers |= {"Idempotency-Key": f"{CANARY}-{time.monotonic_ns()}", "Referer": f"http://x/?{CANARY}"}
+        headers |= {"User-Agent": CANARY, "Cookie": f"session={CANARY}", "X-Api-Key": CANARY}
+        connection.request(method, path, content, headers | more)
+        response = connection.getresponse()
+        text = f"{response.headers}{response.read().decode()}"
+        connection.close()
+        return response.status, text
+
+    def expect(self, status: int, *question: Any, **options: Any) -> None:
+        """Ask that; the answer is of that status, and the canary is not in it."""
+        found, text = self.call(*question, **options)
+        assert found == status, text
+        self.answers += text
+
+
+def succeed(talk: Talk) -> int:
+    """Every call, as the owner; the id of a task that is left."""
+    status, made = talk.call("POST", "/api/alice/tasks", content=json.dumps(NEW_TASK))
+    assert (status, CANARY in made) == (201, True)
+    task = f"/api/alice/tasks/{json.loads(made.partition(chr(123))[2].join('{ '))['id']}"
+    for method, path, content in (
+        ("GET", task, None),
+        ("GET", f"/api/alice/tasks?q={CANARY}&limit=1", None),
+        ("PUT", task, json.dumps(NEW_TASK)),
+        ("PATCH", f"{task}/complete", None),
+    ):
+        status, text = talk.call(method, path, content=content)
+        assert (status, CANARY in text) == (200, True), text
+    talk.expect(204, "DELETE", task)
+    talk.expect(200, "GET", "/health/ready")
+    status, made = talk.call("POST", "/api/alice/tasks", content=json.dumps(NEW_TASK))
+    return int(json.loads(made.partition(chr(123))[2].join("{ "))["id"])
+
+
+def be_refused(talk: Talk, task_id: int) -> None:
+    """Every kind of refusal, gunicorn's own among them."""
+    task = f"/api/alice/tasks/{task_id}"
+    for status, *question in (
+        (401, "GET", f"/api/alice/tasks?access_token={talk.tokens[0]}", "Basic a2FuYXJpZW52b2dlbA=="),
+        (401, "GET", "/api/alice/tasks", talk.forged),
+        (401, "GET", "/api/alice/tasks", f"{talk.alice}, {talk.alice}"),
+        (401, "GET", "/api/alice/tasks", f"Bearer {CANARY}"),
+        (401, "GET", "/api/alice/tasks", f"{CANARY} {CANARY}"),
+        (403, "GET", task, talk.bob),
+        (404, "GET", task.replace("alice", "bob"), talk.bob),
+        (404, "GET", f"/nowhere?{CANARY}"),
+        (405, "BREW", f"/api/alice/tasks?{CANARY}"),
+        (400, "GET", f"/api/alice/tasks?limit={CANARY}"),
+        (400, "GET", f"/api/alice/tasks?status={CANARY}"),
+        (400, "GET", f"/api/alice/tasks?cursor={CANARY}"),
+        (400, "GET", "/api/alice/tasks/x"),
+    ):
+        talk.expect(status, *question)
+    for status, content in (
+        (400, CANARY),
+        (400, f'["{CANARY}"]'),
+        (400, f'{{"title": "{CANARY}", "description": {{"{CANARY}": 1}}}}'),
+        (400, f'{{"title": ["{CANARY}"]}}'),
+        (400, f'{{"title": "{CANARY}\\u0000"}}'),
+        (400, f'{{"title": "{CANARY}\\ud800"}}'),
+        (400, json.dumps({"title": CANARY * 20})),
+        (400, f'{{"title": "{CANARY}", "title": "{CANARY}"}}'),
+        (413, CANARY * 100_000),
+    ):
+        talk.expect(status, "POST", "/api/alice/tasks", content=content)
+        if status == 400:
+            talk.expect(status, "PUT", task, content=content)
+    talk.expect(415, "POST", "/api/alice/tasks", content=CANARY, **{"Content-Type": f"text/{CANARY}"})
+    # What names a thing that the caller sent may be told to that caller, not to the log.
+    assert talk.call("POST", "/api/alice/tasks", content=f'{{"{CANARY}": 1}}')[0] == 400
+    assert talk.call("GET", f"/api/alice/tasks?{CANARY}=1")[0] == 400
+    assert talk.call("GET", f"/api/alice/tasks?access_token={talk.tokens[0]}")[0] == 400
+    for lines in (
+        f"GET /api/alice/tasks?access_token={talk.tokens[0]}",
+        f"GET http://[/?access_token={talk.tokens[0]} HTTP/1.1",
+        f"GET /{'x' * 9000}?{CANARY} HTTP/1.1",
+        f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization {talk.alice}",
+        f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization : {talk.alice}",
+        f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: {talk.alice}\0",
+        f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer\r\n {talk.tokens[0]}",
+        f"GET / HTTP/1.1\r\n {talk.tokens[0]}: x",
+        f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {CANARY * 1000}",
+        f"POST / HTTP/1.1\r\nHost: x\r\nExpect: {CANARY}",
+        f"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {CANARY}",
+        f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {CANARY}",
+        f"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{CANARY}",
+        f"\x16\x03\x01{CANARY}",
+    ):
+        # gunicorn quotes these, if at all, to the one who said it.
+        assert talk.live.raw(f"{lines}\r\n\r\n".encode("latin-1"), then_close=True)[:10] != b"HTTP/1.1 2"
+    # A body that never ends, of somebody who goes away.
+    head = f"POST /api/alice/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: {talk.alice}\r\nContent-Type: application/json"
+    talk.live.raw(f'{head}\r\nContent-Length: 999\r\n\r\n{{"title": "{CANARY}'.encode(), then_close=True)
+
+
+def suffer(talk: Talk, database: URL, task_id: int) -> None:
+    """Whatever the database can do to a request."""
+    new_task = json.dumps(NEW_TASK)
+    calls = (("GET", f"/api/alice/tasks?q={CANARY}", None), ("POST", "/api/alice/tasks", new_task))
+    calls += (("PUT", f"/api/alice/tasks/{task_id}", new_task),)
+
+    def all_are(status: int, chosen: Any = calls) -> None:
+        for method, path, content in chosen:
+            talk.expect(status, method, path, content=content)
+
+    # PostgreSQL quotes the whole row.
+    sql(database, f"ALTER TABLE tasks ADD CONSTRAINT mute CHECK (title NOT LIKE '{CANARY}%') NOT VALID")
+    all_are(500, calls[1:])
+    sql(database, "ALTER TABLE tasks DROP CONSTRAINT mute")
+    # It quotes the value.
+    sql(database, "ALTER TABLE tasks ADD CONSTRAINT number CHECK (title::integer > 0) NOT VALID")
+    all_are(500, calls[1:])
+    sql(database, "ALTER TABLE tasks DROP CONSTRAINT number")
+    sql(database, "ALTER TABLE tasks RENAME TO elsewhere")
+    all_are(500)
+    talk.expect(503, "GET", "/health/ready")
+    sql(database, "ALTER TABLE elsewhere RENAME TO tasks")
+    assert talk.call("GET", "/api/alice/tasks")[0] == 200
+    sql(database, f"ALTER ROLE {database.username} PASSWORD 'another'")
+    another = database.set(password="another")
+    sql(
+        another,
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    all_are(503)
+    talk.expect(503, "GET", "/health/ready")
+    sql(another, f"ALTER ROLE {database.username} PASSWORD '{PASSWORD}'")
+    assert talk.call("GET", "/api/alice/tasks")[0] == 200
+
+
+def assert_silent(talk: Talk, log: Path, *expected: str) -> None:
+    """The canary is nowhere, and what should be in the log is."""
+    text = log.read_text()
+    assert traces(text, *talk.tokens) == []
+    assert traces(talk.answers, *talk.tokens) == []
+    for line in expected:
+        assert line in text
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_secret_is_logged_whatever_becomes_of_a_request(database: URL, tmp_path: Path, log_format: str) -> None:
+    log = tmp_path / "log"
+    with gunicorn(database, log, ready="/health/live", LOG_FORMAT=log_format, **MOST_TALKATIVE) as live:
+        talk = Talk(live)
+        task_id = succeed(talk)
+        be_refused(talk, task_id)
+        suffer(talk, database, task_id)
+    assert_silent(
+        talk,
+        log,
+        '"GET /api/alice/tasks HTTP/1.1" 401 ',
+        "CheckViolation 23514",
+        "InvalidTextRepresentation 22P02",
+        "UndefinedTable 42P01",
+        "password authentication failed",
+    )
+
+
+def test_no_secret_is_logged_where_the_database_is_away(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    url = URL.create("postgresql+psycopg2", "todo", PASSWORD, "127.0.0.1", free_port(), "todo")
+    with gunicorn(url, log, ready="/health/live", **MOST_TALKATIVE) as live:
+        talk = Talk(live)
+        talk.expect(503, "GET", "/health/ready")
+        talk.expect(503, "POST", "/api/alice/tasks", content=json.dumps(NEW_TASK))
+    assert_silent(talk, log, "Connection refused")
+
+
+def test_no_secret_is_logged_where_the_key_set_is_none(tmp_path: Path, issuer: Issuer) -> None:
+    log = tmp_path / "log"
+    issuer.answer = body(f"<title>{CANARY}</title>", content_type="text/html")
+    port = free_port()
+    environ = {"PATH": os.environ["PATH"], "DATABASE_URL": "sqlite:////nowhere/todo.db", "IDENTITY_PROVIDER": "jwt"}
+    environ |= {**MOST_TALKATIVE, "JWT_JWKS_URL": f"{issuer.url}?key={CANARY}"}
+    del environ["JWT_SECRET"]
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
+    with running(command, port, environ, log, ready="/health/live") as live:
+        talk = Talk(live)
+        talk.expect(503, "GET", f"/api/alice/tasks?q={CANARY}")
+    assert_silent(talk, log, "the key set cannot be had: JSONDecodeError")
+
+
+GOOD = {"DATABASE_URL": "postgresql://db/todo", "IDENTITY_PROVIDER": "jwt"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"DATABASE_URL": f"postgresql://todo:{CANARY}@b:c@db:5432/todo"},
+        {"DATABASE_URL": f"postgresql://todo:{CANARY}@db:port/todo"},
+        {"DATABASE_URL": f"postgresql://todo:{CANARY}@db/todo?sslmode={CANARY}"},
+        {"DATABASE_URL": f"postgresql://todo:{CANARY}@db/todo?{CANARY}=1"},
+        {"DATABASE_URL": f"mysql://todo:{CANARY}@db/todo"},
+        {"DATABASE_URL": f"{CANARY}"},
+        {"JWT_SECRET": CANARY},
+        {"JWT_SECRET": f"-----BEGIN PUBLIC KEY-----\n{CANARY}\n-----END PUBLIC KEY-----"},
+        {"JWT_PUBLIC_KEY": f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----"},
+        {"JWT_SECRET": SECRET, "JWT_PUBLIC_KEY": SECRET},
+        {"JWT_JWKS_URL": f"file://{CANARY}"},
+        {"JWT_JWKS_URL": f"https://todo:{CANARY}@issuer.example/keys"},
+        {"JWT_SECRET": SECRET, "JWT_ALGORITHMS": CANARY},
+    ],
+    ids="-".join,
+)
+def test_a_start_that_is_refused_does_not_say_what_was_set(changes: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        create_app(load_settings(GOOD | ({"JWT_SECRET": SECRET} if "DATABASE_URL" in changes else {}) | changes))
+    assert traces(str(caught.value)) == []
