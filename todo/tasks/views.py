@@ -48,7 +48,11 @@ TASK_ID = {
     "example": 1,
 }
 LINK = {
-    "Link": header("The next page, where more tasks follow (RFC 8288).", '</api/alice/tasks?cursor=...>; rel="next"')
+    "Link": header(
+        "The next page, where more tasks follow (RFC 8288).",
+        '</api/alice/tasks?cursor=...>; rel="next"',
+        required=False,
+    )
 }
 LOCATION = {"Location": header("The path of the new task.", "/api/alice/tasks/1")}
 
