@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from threading import Thread
 from typing import Any
 
 from gunicorn import glogging
@@ -42,6 +43,11 @@ forwarder_headers = ""
 # On by default at a path per user, where two instances collide.
 control_socket_disable = True
 logconfig_dict = logging_config(settings)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Ask a new worker in the background whether it is ready: what stands in the way is in the log from the start."""
+    Thread(target=worker.wsgi.test_client().get, args=("/health/ready",), daemon=True).start()
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn bears no types

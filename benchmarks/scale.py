@@ -23,6 +23,7 @@ from sqlalchemy import URL, create_engine
 from tests.live import Server, gunicorn
 from tests.support import (
     Caller,
+    as_superuser,
     close,
     migrated_app,
     partition,
@@ -265,7 +266,7 @@ def fill(table: Table, url: URL) -> None:
         places += f" WHEN m < {last} THEN m - {first}"
         sql(url, f"INSERT INTO users (id) SELECT '{size}-' || n FROM generate_series(0, {users - 1}) AS n")
         first = last
-    engine = create_engine(url, isolation_level="AUTOCOMMIT", execution_options={"no_parameters": True})
+    engine = create_engine(as_superuser(url), isolation_level="AUTOCOMMIT", execution_options={"no_parameters": True})
     with engine.connect() as connection:
         # Every owner is there; to look each of them up takes longer than all the rest.
         connection.exec_driver_sql("SET session_replication_role = replica")

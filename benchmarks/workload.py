@@ -14,7 +14,7 @@ from typing import Any
 import psycopg2
 from sqlalchemy import URL
 
-from tests.support import close, migrated_app, postgresql_database, token
+from tests.support import as_superuser, close, migrated_app, postgresql_database, token
 
 CALLS = ("get", "list", "create", "complete", "mix")
 #: 70 % list, 20 % get, 10 % writes.
@@ -69,7 +69,9 @@ class Database:
 
     def __init__(self, url: URL) -> None:
         self.url = url
-        self._connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+        self._connection = psycopg2.connect(
+            as_superuser(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        )
         self._connection.autocommit = True
         self.execute(SEED)
         # Drivers give instants in the session's zone; autovacuum would come at some server's turn.

@@ -26,6 +26,11 @@ from todo.extensions import db
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the secret of the test suite, 32+"
+#: The role that owns each test's PostgreSQL database, and bypasses nothing; as whom the app connects.
+ROLE, PASSWORD = "todo_test_owner", "todo"
+
+#: Who made them, by the name of the database.
+_makers: dict[str | None, URL] = {}
 
 
 def settings(database_url: URL, **changes: Any) -> Settings:
@@ -83,7 +88,18 @@ Make = Callable[..., Flask]
 
 
 def sql(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
-    """Run raw SQL outside the app, with foreign keys enforced; the rows that it returns."""
+    """Run raw SQL outside the app, as a superuser and with foreign keys enforced; the rows that it returns."""
+    return sql_as_role(as_superuser(url), statement, **parameters)
+
+
+def as_superuser(url: URL) -> URL:
+    """The same database, with the rights of whoever made it."""
+    maker = _makers.get(url.database, url)
+    return url.set(username=maker.username, password=maker.password)
+
+
+def sql_as_role(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    """Run raw SQL as whom the URL names."""
     engine = create_engine(url)
     try:
         with engine.begin() as connection:
@@ -104,14 +120,21 @@ def sqlite_database() -> Iterator[URL]:
 
 @contextmanager
 def postgresql_database(server: URL) -> Iterator[URL]:
-    """An empty database on that server, dropped afterwards."""
+    """An empty database of ROLE's on that server, dropped afterwards."""
     name = f"todo_test_{uuid.uuid4().hex[:12]}"
     admin = create_engine(server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+        # Other processes of the tests may be at the same.
+        connection.exec_driver_sql(
+            f"DO $$ BEGIN CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}';"
+            " EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+        )
+        connection.exec_driver_sql(f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE template0 ENCODING 'UTF8'")
+        _makers[name] = server.set(database=name)
         try:
-            yield server.set(database=name)
+            yield server.set(database=name, username=ROLE, password=PASSWORD)
         finally:
+            del _makers[name]
             connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
     admin.dispose()
 
@@ -164,6 +187,7 @@ def plans_of_statements(options: str) -> Iterator[list[dict[str, Any]]]:
         # SQLAlchemy has questions of its own to a new connection.
         if "tasks" in query:
             plainly(cursor, "BEGIN")
+            plainly(cursor, "SELECT set_config('app.user_id', %s, true)", [database._acting_user.get()])
             plainly(cursor, f"EXPLAIN ({options}, FORMAT JSON) {query}", parameters)
             seen.extend(cursor.fetchall()[0][0])
             plainly(cursor, "ROLLBACK")
@@ -173,10 +197,19 @@ def plans_of_statements(options: str) -> Iterator[list[dict[str, Any]]]:
         yield seen
 
 
+@contextmanager
+def acting_for(app: Flask, user_id: str) -> Iterator[None]:
+    """Within the app, but outside any request: as the hook would have it for that user's."""
+    with app.app_context():
+        database.act_for(user_id)
+        yield
+        database.act_for(None)
+
+
 def partition(url: URL) -> None:
     """Run the statements by which docs/scaling.md puts the tasks into partitions."""
     (block,) = re.findall("```sql\n(.*?)```", (ROOT / "docs/scaling.md").read_text(), re.DOTALL)
-    sql(url, block)
+    sql_as_role(url, block)
 
 
 def close(app: Flask) -> None:

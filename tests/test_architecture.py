@@ -12,11 +12,12 @@ MODULES = sorted((ROOT / "todo").rglob("*.py"))
 #: What each room may import of the package; a room that is not named may import none of it.
 ALLOWED = {
     "todo/__init__.py": {"todo", "todo.extensions", "todo.health", "todo.tasks.views"},
+    "todo/conditional.py": {"todo.versions"},
     "todo/cursors.py": {"todo.errors", "todo.instants"},
     "todo/database.py": {"todo.instants"},
     "todo/extensions.py": {"todo.http"},
     "todo/health.py": {"todo.errors", "todo.extensions", "todo.http"},
-    "todo/http.py": {"todo.errors", "todo.faults"},
+    "todo/http.py": {"todo.conditional", "todo.errors", "todo.faults"},
     "todo/identity/__init__.py": {"todo.identity.hook", "todo.identity.identity"},
     "todo/identity/development.py": {"todo.identity.identity"},
     "todo/identity/hook.py": {
@@ -34,8 +35,14 @@ ALLOWED = {
     },
     "todo/ownership.py": {"todo.extensions", "todo.faults", "todo.statements", "todo.users.models"},
     "todo/statements.py": {"todo.extensions", "todo.faults"},
-    "todo/tasks/models.py": {"todo.database", "todo.extensions", "todo.ownership"},
-    "todo/tasks/queries.py": {"todo.database", "todo.ownership", "todo.statements", "todo.tasks.models"},
+    "todo/tasks/models.py": {"todo.database", "todo.extensions", "todo.ownership", "todo.versions"},
+    "todo/tasks/queries.py": {
+        "todo.database",
+        "todo.ownership",
+        "todo.statements",
+        "todo.tasks.models",
+        "todo.versions",
+    },
     "todo/tasks/schemas.py": {"todo.schemas"},
     "todo/tasks/service.py": {
         "todo.cursors",
@@ -43,8 +50,10 @@ ALLOWED = {
         "todo.tasks",
         "todo.tasks.queries",
         "todo.tasks.schemas",
+        "todo.versions",
     },
     "todo/tasks/views.py": {
+        "todo.conditional",
         "todo.errors",
         "todo.http",
         "todo.identity",
@@ -52,8 +61,10 @@ ALLOWED = {
         "todo.tasks",
         "todo.tasks.queries",
         "todo.tasks.schemas",
+        "todo.versions",
     },
     "todo/users/models.py": {"todo.extensions"},
+    "todo/versions.py": {"todo.database"},
 }
 
 

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.exc import InvalidRequestError, OperationalError, ProgrammingError
 
-from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql, sqlite_database
+from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, sql, sqlite_database
 from tests.wire import wire_to
 from todo import database, faults
 from todo.extensions import db
@@ -96,7 +96,7 @@ def still_running(url: URL) -> list[str]:
 def test_a_locked_row_is_503_within_a_second_and_leaves_nothing_waiting(make: Make, postgresql: URL) -> None:
     alice = Caller(make(postgresql), "alice")
     task = alice("GET").get_json()[0]
-    engine = create_engine(postgresql)
+    engine = create_engine(as_superuser(postgresql))
     with engine.begin() as connection:
         connection.execute(text("SELECT 1 FROM tasks FOR UPDATE"))
         started = time.monotonic()

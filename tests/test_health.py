@@ -22,10 +22,18 @@ def lost(make: Make) -> Flask:
     return make(URL.create("postgresql+psycopg2", host="127.0.0.1", port=9, database="todo"))
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/health/live/", "/health/ready/?probe=1"])
-def test_all_is_well(app: Flask, path: str) -> None:
+@pytest.mark.parametrize("path", ["/health/live", "/health/live/"])
+def test_it_lives(app: Flask, path: str) -> None:
     response = app.test_client().get(path)
     assert (response.status_code, response.get_json()) == (200, {"status": "ok"})
+    assert app.test_client().head(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health/ready", "/health/ready/?probe=1"])
+def test_it_is_ready_and_the_database_keeps_users_apart(app: Flask, url: URL, path: str) -> None:
+    response = app.test_client().get(path)
+    security = "none" if url.get_backend_name() == "sqlite" else "enforced"
+    assert (response.status_code, response.get_json()) == (200, {"status": "ok", "row_level_security": security})
     assert app.test_client().head(path).status_code == 200
 
 

@@ -15,12 +15,12 @@ from tests.test_ownership import MATRIX, PUBLIC
 READ = {"200", "400", "401", "403", "500", "503"}
 BODY = {"411", "413", "415"}
 STATUSES = {
-    "listTasks": READ,
+    "listTasks": READ | {"304"},
     "createTask": READ - {"200"} | BODY | {"201"},
-    "getTask": READ | {"404"},
-    "updateTask": READ | BODY | {"404"},
-    "deleteTask": READ - {"200"} | {"204", "404"},
-    "completeTask": READ | BODY | {"404"},
+    "getTask": READ | {"304", "404"},
+    "updateTask": READ | BODY | {"404", "412"},
+    "deleteTask": READ - {"200"} | {"204", "404", "412"},
+    "completeTask": READ | BODY | {"404", "412"},
     "checkLive": {"200"},
     "checkReady": {"200", "500", "503"},
 }

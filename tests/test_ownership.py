@@ -9,12 +9,13 @@ from sqlalchemy import URL
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from tests.support import ROOT, Call, Caller, Make, migrate, postgresql_database, sql, sqlite_database
+from tests.support import ROOT, Call, Caller, Make, acting_for, migrate, postgresql_database, sql, sqlite_database
 from todo.errors import OwnershipViolated
 from todo.faults import DATABASE_ERRORS
 from todo.ownership import Owned
 from todo.statements import Statement
 from todo.tasks import queries, service
+from todo.versions import Expected
 
 #: Every call that belongs to somebody: its body, and the status for its owner.
 MATRIX = {
@@ -130,26 +131,30 @@ def test_the_checks_come_in_order(alice: Caller, app: Flask) -> None:
 
 
 def test_the_queries_alone_keep_users_apart(app: Flask, alice: Caller, bob: Caller) -> None:
+    """Where the database would let alice's rows be seen and touched."""
     task = alice.create()
     bob.create()
-    with app.app_context():
+    expected = Expected(wanted=[1])
+    with acting_for(app, "alice"):
         assert queries.find_task("bob", task["id"]) is None
         assert queries.update_task("bob", task["id"], {"title": "stolen"}) is None
+        assert queries.update_task("bob", task["id"], {"title": "stolen"}, expected) is None
         assert queries.toggle_task("bob", task["id"]) is None
+        assert queries.toggle_task("bob", task["id"], expected) is None
         assert queries.delete_task("bob", task["id"]) is None
-        rows = queries.list_tasks("bob", status=None, q=None, before=None, limit=10)
-        assert [row.user_id for row in rows] == ["bob"]
+        assert queries.delete_task("bob", task["id"], expected) is None
+        assert "alice" not in {
+            row.user_id for row in queries.list_tasks("bob", status=None, q=None, before=None, limit=10)
+        }
     assert alice("GET").get_json() == [task]
 
 
-def test_the_service_alone_keeps_users_apart(
-    app: Flask, alice: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_service_alone_keeps_users_apart(app: Flask, alice: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the statements return the rows of another user, they are still not handed on."""
     task = alice.create()
     execute = Statement.all
     monkeypatch.setattr(Statement, "all", lambda self, **named: execute(self, **named | {"user_id": "alice"}))
-    with app.app_context():
+    with acting_for(app, "alice"):
         for steal in (
             lambda: service.list_tasks("bob"),
             lambda: service.get_task("bob", task["id"]),
@@ -186,9 +191,9 @@ def test_an_email_that_is_taken_at_the_same_moment_is_none(server: URL, make: Ma
 
 def test_an_insert_that_breaks_another_rule_is_not_repeated(app: Flask, alice: Caller, url: URL) -> None:
     alice.create()
-    with app.app_context(), pytest.raises(DATABASE_ERRORS, match="title"):
+    with acting_for(app, "alice"), pytest.raises(DATABASE_ERRORS, match="title"):
         queries.insert_task("alice", None, title="", description=None)
-    with app.app_context(), pytest.raises(DATABASE_ERRORS, match="title"):
+    with acting_for(app, "new"), pytest.raises(DATABASE_ERRORS, match="title"):
         queries.insert_task("new", None, title="", description=None)
     assert sql(url, "SELECT id FROM users") == [("alice",)]
 

@@ -53,7 +53,7 @@ def _build(settings: Settings) -> Flask:
         database.init_app(app, db.engine)
     migrate.init_app(app, db)
     cors.init_app(app, settings)
-    identity.init_app(app, settings, public=PUBLIC_ENDPOINTS)
+    identity.init_app(app, settings, public=PUBLIC_ENDPOINTS, on_identified=database.act_for)
     api.init_app(app)
     api.register_blueprint(health_blueprint)
     api.register_blueprint(tasks_blueprint)

@@ -3,9 +3,10 @@
 Must not know any table.
 """
 
+import json
 import select
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ from typing import Any
 import psycopg2
 from flask import Flask
 from psycopg2 import extensions
-from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Engine, Integer, event
+from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Engine, Integer, Text, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -34,6 +35,9 @@ REQUEST_BUDGET = 9.0
 #: PostgreSQL itself stops a statement that is too slow or waits for a lock, so that none goes on that nobody waits
 #: for. Unlike a plain SET it passes a transaction pooler, and unlike a limit of the role it needs no set-up.
 STATEMENT_LIMITS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '3s'; "
+#: What goes before those where somebody is known to ask: the policies of the tables (migration 0003) let a statement
+#: see and touch that user's rows alone, whatever it says itself. Gone with the transaction, like them.
+ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
 #: Seconds to wait for a connection of the pool. Threads and connections are equally many, so that this only ever
 #: passes under a server with more threads than WEB_THREADS says.
 POOL_TIMEOUT = 2.0
@@ -42,6 +46,8 @@ SQLITE_BUSY_TIMEOUT = 2.5
 
 #: When the request at hand must be done with the database (time.monotonic); outside one, in a migration say, None.
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+#: Whose request it is.
+_acting_user: ContextVar[str | None] = ContextVar("acting_user", default=None)
 
 #: A 64-bit integer; SQLite counts up by itself only in a column declared INTEGER, which holds 64 bits there.
 BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
@@ -78,6 +84,19 @@ class UtcInstant(TypeDecorator[str]):
         return None
 
 
+class IntegerList(TypeDecorator[Sequence[int]]):
+    """A parameter, never a column: a list of integers, for is_among(). Each driver is given what it can make one of."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Collection[int] | None, dialect: Dialect) -> Any:
+        """What the database is given."""
+        if value is None:
+            return None
+        return json.dumps(list(value)) if dialect.name == "sqlite" else list(value)
+
+
 class instant_text(FunctionElement[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
     """SQL: the instant as text; on SQLite the instant as it is, which UtcInstant turns into text."""
 
@@ -105,6 +124,13 @@ class contains_ignoring_case(FunctionElement[bool]):  # noqa: N801
     NULL where the first argument is NULL. fold_case() is made by migration 0001 on PostgreSQL and by every connection
     on SQLite.
     """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+class is_among(FunctionElement[bool]):  # noqa: N801
+    """SQL: whether the first argument is in the second, an IntegerList. For a list of NULL never true."""
 
     type = Boolean()
     inherit_cache = True
@@ -158,6 +184,18 @@ def _(element: contains_ignoring_case, compiler: SQLCompiler, **kw: Any) -> str:
     return f"instr(fold_case({text}), fold_case({part})) > 0"
 
 
+@compiles(is_among, "postgresql")
+def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({integer} = ANY(CAST({integers} AS BIGINT[])))"
+
+
+@compiles(is_among, "sqlite")
+def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({integer} IN (SELECT value FROM json_each({integers})))"  # noqa: S608 (of what the compiler wrote)
+
+
 def fold_case(text: str | None) -> str | None:
     """Text with the case of every letter gone; equal for texts that differ in case alone.
 
@@ -168,11 +206,23 @@ def fold_case(text: str | None) -> str | None:
 
 
 class LimitedCursor(extensions.cursor):
-    """A cursor that bounds the time of a request's statements on the server."""
+    """A cursor that bounds the time of a request's statements on the server, and tells it who asks."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
-        """As psycopg2's, behind STATEMENT_LIMITS where there is a request."""
-        super().execute(query if _deadline.get() is None else STATEMENT_LIMITS + query, vars)
+        """As psycopg2's, behind STATEMENT_LIMITS and ACTING_USER where there is a request.
+
+        Without parameters it tells of nobody: what reads or writes owned rows names their owner in one.
+        """
+        if _deadline.get() is not None:
+            query = STATEMENT_LIMITS + query
+        if vars and (user_id := _acting_user.get()) is not None:
+            query, vars = ACTING_USER + query, {**vars, "app_user_id": user_id}
+        super().execute(query, vars)
+
+
+def act_for(user_id: str | None) -> None:
+    """Whose rows the statements to come may see and touch, in this thread and until the end of the request."""
+    _acting_user.set(user_id)
 
 
 def engine_options(settings: Settings) -> dict[str, Any]:
@@ -277,6 +327,7 @@ def _start_budget() -> None:
 
 def _end_budget(_error: BaseException | None) -> None:
     _deadline.set(None)
+    _acting_user.set(None)
 
 
 def _wait_within_budget(connection: Any) -> None:

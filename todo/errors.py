@@ -44,6 +44,12 @@ class TaskNotFound(NotFound):
     message = "Task not found"
 
 
+class NotAsExpected(TodoError):
+    """The resource is there, but in another version than the change was meant for; nothing was changed."""
+
+    message = "Precondition failed: the resource has been changed since, get it again"
+
+
 class Unavailable(TodoError):
     """Something outside the service is away; the same request may succeed in a while."""
 

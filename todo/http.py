@@ -7,6 +7,7 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import wraps
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -23,9 +24,11 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException, LengthRequired, UnsupportedMediaType
 from werkzeug.routing.exceptions import WebsocketMismatch
 
+from todo.conditional import expected_of, revalidated
 from todo.errors import (
     InvalidCredentials,
     InvalidInput,
+    NotAsExpected,
     NotAuthenticated,
     NotFound,
     NotOwner,
@@ -51,6 +54,7 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
     InvalidCredentials: (401, {"WWW-Authenticate": 'Bearer error="invalid_token"'}),
     NotOwner: (403, {}),
     NotFound: (404, {}),
+    NotAsExpected: (412, {}),
     Unavailable: (503, RETRY_AFTER),
 }
 
@@ -183,6 +187,8 @@ def header(description: str, example: str, *, required: bool = True) -> dict[str
     return {"description": description, "required": required, "schema": {"type": "string"}, "example": example}
 
 
+ETAG = {"ETag": header("The entity tag, for `If-Match` and `If-None-Match` (RFC 9110 section 8.8.3).", '"1-1"')}
+
 #: The errors of the OpenAPI document, by status: name, description, example and headers of the component.
 ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
     400: ("BadRequest", "The request is at fault; nothing was written.", "Title is required", {}),
@@ -194,6 +200,7 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
     ),
     403: ("Forbidden", "The path's user is not the one who asks.", MESSAGES[403], {}),
     411: ("LengthRequired", "The body is chunked.", MESSAGES[411], {}),
+    412: ("PreconditionFailed", "It is there, but not as `If-Match` expects.", NotAsExpected.message, {}),
     413: ("ContentTooLarge", "The body is larger than 1 MiB.", MESSAGES[413], {}),
     415: ("UnsupportedMediaType", "The body is not declared as JSON.", MESSAGES[415], {}),
     500: ("InternalServerError", "A fault of the service.", MESSAGES[500], {}),
@@ -377,6 +384,30 @@ class Blueprint(flask_smorest.Blueprint):
 
         return decorate
 
+    def conditional_get(self, view: View) -> View:
+        """Answer 304 where If-None-Match names the answer's entity tag (todo/conditional.py)."""
+
+        @wraps(view)
+        def with_condition(*args: Any, **arguments: Any) -> Any:
+            return revalidated(view(*args, **arguments))
+
+        _document_header(with_condition, "If-None-Match", "Entity tags that the caller has: 304 where one still holds.")
+        not_modified = self.alt_response(304, description="What the caller has still holds.", headers=ETAG)
+        return not_modified(cast(View, with_condition))
+
+    def conditional_change(self, row_id: str) -> Callable[[View], View]:
+        """Hand the view, as `expected`, what the request expects of the row whose id is that argument of the path."""
+
+        def decorate(view: View) -> View:
+            @wraps(view)
+            def with_condition(*args: Any, **arguments: Any) -> Any:
+                return view(*args, expected=expected_of(arguments[row_id]), **arguments)
+
+            _document_header(with_condition, "If-Match", "Entity tags, one of which must still hold: 412 otherwise.")
+            return self.fails_with(412)(cast(View, with_condition))
+
+        return decorate
+
     def fails_with(self, *statuses: int) -> Callable[[View], View]:
         """Document the errors that a view can give. Purely documentation: errors themselves rise as exceptions."""
 
@@ -386,6 +417,14 @@ class Blueprint(flask_smorest.Blueprint):
             return view
 
         return decorate
+
+
+def _document_header(view: Any, name: str, description: str) -> None:
+    """Document a header that the view's request may bear, as flask-smorest keeps what it documents."""
+    view._apidoc = deepcopy(getattr(view, "_apidoc", {}))
+    schema = {"type": "string"}
+    parameter = {"in": "header", "name": name, "description": description, "schema": schema, "example": '"1-1"'}
+    view._apidoc.setdefault("arguments", {}).setdefault("parameters", []).append(parameter)
 
 
 def _unwrapped(decorate: Callable[[Any], Any]) -> Callable[[View], View]:

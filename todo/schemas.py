@@ -60,7 +60,7 @@ class NaturalNumber(fields.Integer):
 class RowSchema(Schema):
     """A schema for rows that go out as they are: a plain field for each field of the row, in the same order.
 
-    Such a row is already what marshmallow would make of it, field by field: its Struct is left to the JSON encoder
+    Such a row is already what marshmallow would make of it, field by field: it is left to the JSON encoder
     (todo/http.py), and a list costs a fraction. Raises TypeError for a field of another kind.
     """
 
@@ -72,9 +72,14 @@ class RowSchema(Schema):
                 raise TypeError(f"{name} is not a plain field")
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
-        """The row, or the list of rows of one kind. Raises TypeError where their fields are not those of the schema."""
-        is_many = self.many if many is None else many
-        for row in obj[:1] if is_many else (obj,):
+        """The list of rows as it is; of one row what the schema names, since a row may know more by itself.
+
+        Raises TypeError for a list of rows whose fields are not those of the schema, AttributeError for one row that
+        lacks some.
+        """
+        if not (self.many if many is None else many):
+            return {name: getattr(obj, name) for name in self.dump_fields}
+        for row in obj[:1]:
             if row.__struct_fields__ != tuple(self.dump_fields):
                 raise TypeError(f"{type(row).__name__} has not the fields of {type(self).__name__}")
         return obj

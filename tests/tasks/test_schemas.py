@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from flask import Flask, jsonify
 from marshmallow import Schema, fields
+from msgspec.structs import asdict, astuple
 
 from todo.schemas import RowSchema
-from todo.tasks.queries import TaskOwner, TaskRow
+from todo.tasks.queries import TaskOwner, TaskRow, VersionedTask
 from todo.tasks.schemas import TITLE, NewTaskSchema, TaskSchema
 
 INSTANTS = ["2025-01-09T12:34:56.000000Z", "0999-12-31T23:59:59.000007Z"]
@@ -38,6 +39,10 @@ def test_a_list_goes_out_as_marshmallow_dumps_it(app: Flask) -> None:
 def test_a_row_that_is_not_the_schemas_is_refused() -> None:
     with pytest.raises(TypeError, match="TaskOwner has not the fields of TaskSchema"):
         TaskSchema(many=True).dump([TaskOwner(1, "alice")])
+
+
+def test_what_a_row_knows_beyond_the_schema_stays_within() -> None:
+    assert TaskSchema().dump(VersionedTask(*astuple(ROWS[0]), version=7)) == asdict(ROWS[0])
 
 
 @pytest.mark.parametrize(

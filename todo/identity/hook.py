@@ -1,7 +1,7 @@
 """The hook that runs before every request: who is calling, and does the path belong to them? Asks no database."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib import import_module
 from operator import attrgetter
 from typing import cast
@@ -17,10 +17,11 @@ from todo.identity.jwt import JwtProvider
 logger = logging.getLogger(__name__)
 
 
-def init_app(app: Flask, settings: Settings, *, public: Collection[str]) -> None:
+def init_app(app: Flask, settings: Settings, *, public: Collection[str], on_identified: Callable[[str], None]) -> None:
     """Ask the configured provider before every request but those to the public endpoints, named as Flask names them.
 
-    Raises ConfigurationError where there is no such provider, or its settings do not hold.
+    on_identified is told the user id once it is known, and known to own the path. Raises ConfigurationError where there
+    is no such provider, or its settings do not hold.
     """
     provider = _provider(settings)
 
@@ -34,6 +35,7 @@ def init_app(app: Flask, settings: Settings, *, public: Collection[str]) -> None
         if owner != identity.user_id:
             raise NotOwner
         g.identity = identity
+        on_identified(identity.user_id)
 
     app.before_request(authenticate)
 

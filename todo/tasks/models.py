@@ -6,6 +6,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from todo.database import BigIdentity, UtcInstant, current_instant
 from todo.extensions import Model
 from todo.ownership import Owned
+from todo.versions import Versioned
 
 #: Every character for which str.isspace() is true.
 WHITE_SPACE = (
@@ -14,7 +15,7 @@ WHITE_SPACE = (
 )
 
 
-class Task(Owned, Model):
+class Task(Owned, Versioned, Model):
     """One task of one user."""
 
     __tablename__ = "tasks"
@@ -32,6 +33,7 @@ class Task(Owned, Model):
         CheckConstraint(f"ltrim(title, '{WHITE_SPACE}') <> ''", name="title_not_blank"),
         CheckConstraint("length(description) <= 5000", name="description_length"),
         CheckConstraint("status IN ('incomplete', 'complete')", name="status_known"),
+        CheckConstraint("version >= 1", name="version_positive"),
         Index(None, "user_id", created_at.desc(), id.desc()),
         # Without it SQLite gives the id of a deleted task to the next one.
         {"sqlite_autoincrement": True},

@@ -11,10 +11,11 @@ from todo.database import UtcInstant, contains_ignoring_case, later_instant
 from todo.ownership import OwnedInsert, owned_by
 from todo.statements import Statement
 from todo.tasks.models import Task
+from todo.versions import Change, Expected, as_expected
 
 
 class TaskRow(Struct, frozen=True):
-    """A task as the database returned it."""
+    """A task as the database returned it, in a list."""
 
     id: int
     user_id: str
@@ -25,6 +26,12 @@ class TaskRow(Struct, frozen=True):
     updated_at: str
 
 
+class VersionedTask(TaskRow, frozen=True):
+    """A task by itself, with how often it has been changed, plus one."""
+
+    version: int
+
+
 class TaskOwner(Struct, frozen=True):
     """As much of a task as tells whose it is."""
 
@@ -32,13 +39,14 @@ class TaskOwner(Struct, frozen=True):
     user_id: str
 
 
-COLUMNS = [getattr(Task, name) for name in TaskRow.__struct_fields__]
+LISTED = [getattr(Task, name) for name in TaskRow.__struct_fields__]
+COLUMNS = [getattr(Task, name) for name in VersionedTask.__struct_fields__]
 IS_THE_TASK = Task.id == bindparam("task_id")
 
 
 @cache
 def _list(*, by_status: bool, by_q: bool, is_continued: bool) -> Statement[TaskRow]:
-    statement = owned_by(Task, select(*COLUMNS)).order_by(Task.created_at.desc(), Task.id.desc())
+    statement = owned_by(Task, select(*LISTED)).order_by(Task.created_at.desc(), Task.id.desc())
     if by_status:
         statement = statement.where(Task.status == bindparam("status"))
     if by_q:
@@ -53,22 +61,37 @@ def _list(*, by_status: bool, by_q: bool, is_continued: bool) -> Statement[TaskR
     return Statement(statement.limit(bindparam("limit")), TaskRow)
 
 
-def _update(**values: Any) -> Statement[TaskRow]:
-    statement = owned_by(Task, update(Task)).where(IS_THE_TASK)
-    changes = statement.values(**values, updated_at=later_instant(Task.updated_at))
-    return Statement(changes.returning(*COLUMNS), TaskRow)
+def _of_the_task(change: Change, *, is_conditional: bool) -> Change:
+    change = change.where(IS_THE_TASK)
+    return as_expected(Task, change) if is_conditional else change
+
+
+def _update(*, is_conditional: bool, **values: Any) -> Statement[VersionedTask]:
+    statement = _of_the_task(owned_by(Task, update(Task)), is_conditional=is_conditional)
+    changes = statement.values(**values, updated_at=later_instant(Task.updated_at), version=Task.version + 1)
+    return Statement(changes.returning(*COLUMNS), VersionedTask)
 
 
 @cache
-def _update_of(names: frozenset[str]) -> Statement[TaskRow]:
-    return _update(**{name: bindparam(name) for name in names})
+def _update_of(names: frozenset[str], *, is_conditional: bool) -> Statement[VersionedTask]:
+    return _update(is_conditional=is_conditional, **{name: bindparam(name) for name in names})
 
 
-FIND = Statement(owned_by(Task, select(*COLUMNS)).where(IS_THE_TASK), TaskRow)
-INSERT = OwnedInsert(Task, TaskRow, "title", "description")
-# The database computes the new status from the old: of two toggles at once, neither is lost.
-TOGGLE = _update(status=case((Task.status == "complete", "incomplete"), else_="complete"))
-DELETE = Statement(owned_by(Task, delete(Task)).where(IS_THE_TASK).returning(Task.id, Task.user_id), TaskOwner)
+@cache
+def _toggle(*, is_conditional: bool) -> Statement[VersionedTask]:
+    # The database computes the new status from the old: of two toggles at once, neither is lost.
+    turned_over = case((Task.status == "complete", "incomplete"), else_="complete")
+    return _update(is_conditional=is_conditional, status=turned_over)
+
+
+@cache
+def _delete(*, is_conditional: bool) -> Statement[TaskOwner]:
+    statement = _of_the_task(owned_by(Task, delete(Task)), is_conditional=is_conditional)
+    return Statement(statement.returning(Task.id, Task.user_id), TaskOwner)
+
+
+FIND = Statement(owned_by(Task, select(*COLUMNS)).where(IS_THE_TASK), VersionedTask)
+INSERT = OwnedInsert(Task, VersionedTask, "title", "description")
 
 
 def list_tasks(
@@ -80,26 +103,35 @@ def list_tasks(
     return statement.all(user_id=user_id, status=status, q=q, created_at=created_at, task_id=task_id, limit=limit)
 
 
-def find_task(user_id: str, task_id: int) -> TaskRow | None:
+def find_task(user_id: str, task_id: int) -> VersionedTask | None:
     """The user's task of that id, or None."""
     return FIND.first(user_id=user_id, task_id=task_id)
 
 
-def insert_task(user_id: str, email: str | None, *, title: str, description: str | None) -> TaskRow:
+def insert_task(user_id: str, email: str | None, *, title: str, description: str | None) -> VersionedTask:
     """The new task, together with the user's own row where this is the first."""
     return INSERT.one(user_id, email, title=title, description=description)
 
 
-def update_task(user_id: str, task_id: int, changes: Mapping[str, Any]) -> TaskRow | None:
-    """The user's task after the changes (by column), or None."""
-    return _update_of(frozenset(changes)).first(user_id=user_id, task_id=task_id, **changes)
+def update_task(
+    user_id: str, task_id: int, changes: Mapping[str, Any], expected: Expected | None = None
+) -> VersionedTask | None:
+    """The user's task after the changes (by column); None where there is none, or not of an expected version."""
+    statement = _update_of(frozenset(changes), is_conditional=expected is not None)
+    return statement.first(user_id=user_id, task_id=task_id, **changes, **_parameters(expected))
 
 
-def toggle_task(user_id: str, task_id: int) -> TaskRow | None:
-    """The user's task with its status turned over, or None."""
-    return TOGGLE.first(user_id=user_id, task_id=task_id)
+def toggle_task(user_id: str, task_id: int, expected: Expected | None = None) -> VersionedTask | None:
+    """The user's task with its status turned over; None as in update_task()."""
+    statement = _toggle(is_conditional=expected is not None)
+    return statement.first(user_id=user_id, task_id=task_id, **_parameters(expected))
 
 
-def delete_task(user_id: str, task_id: int) -> TaskOwner | None:
-    """What tells whose the task was that is now gone, or None."""
-    return DELETE.first(user_id=user_id, task_id=task_id)
+def delete_task(user_id: str, task_id: int, expected: Expected | None = None) -> TaskOwner | None:
+    """What tells whose the task was that is now gone; None as in update_task()."""
+    statement = _delete(is_conditional=expected is not None)
+    return statement.first(user_id=user_id, task_id=task_id, **_parameters(expected))
+
+
+def _parameters(expected: Expected | None) -> Mapping[str, Any]:
+    return {} if expected is None else expected.parameters()

@@ -116,7 +116,7 @@ class TaskChangesSchema(Input):
             raise ValidationError("At least one field (title, description or status) must be provided")
 
 
-class CompletionSchema(Input):
+class TaskCompletionSchema(Input):
     """The body that sets the status; without any body the status is toggled."""
 
     #: Only a body of zero bytes is none: {} is an object that lacks its status.

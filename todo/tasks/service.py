@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from todo.cursors import decode_cursor, encode_cursor
-from todo.errors import OwnershipViolated, TaskNotFound
+from todo.errors import NotAsExpected, OwnershipViolated, TaskNotFound
 from todo.tasks import queries
-from todo.tasks.queries import TaskOwner, TaskRow
+from todo.tasks.queries import TaskOwner, TaskRow, VersionedTask
 from todo.tasks.schemas import PAGE_LIMIT
+from todo.versions import Expected
 
-Row = TypeVar("Row", TaskRow, TaskOwner)
+Row = TypeVar("Row", TaskRow, VersionedTask, TaskOwner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,31 +40,43 @@ def list_tasks(
     return TaskPage(tasks, encode_cursor(user_id, status, q, tasks[-1].created_at, tasks[-1].id))
 
 
-def create_task(user_id: str, email: str | None, *, title: str, description: str | None = None) -> TaskRow:
+def create_task(user_id: str, email: str | None, *, title: str, description: str | None = None) -> VersionedTask:
     """A new task of the user, incomplete."""
     return _owned(user_id, queries.insert_task(user_id, email, title=title, description=description))
 
 
-def get_task(user_id: str, task_id: int) -> TaskRow:
+def get_task(user_id: str, task_id: int) -> VersionedTask:
     """The user's task. Raises TaskNotFound, for a task of somebody else too."""
     return _found(user_id, queries.find_task(user_id, task_id))
 
 
-def update_task(user_id: str, task_id: int, changes: Mapping[str, Any]) -> TaskRow:
-    """The user's task after the changes. Raises TaskNotFound."""
-    return _found(user_id, queries.update_task(user_id, task_id, changes))
+def update_task(
+    user_id: str, task_id: int, changes: Mapping[str, Any], expected: Expected | None = None
+) -> VersionedTask:
+    """The user's task after the changes. Raises TaskNotFound, and NotAsExpected where it is of another version."""
+    changed = queries.update_task(user_id, task_id, changes, expected)
+    return _changed(user_id, task_id, changed, expected)
 
 
-def complete_task(user_id: str, task_id: int, status: str | None = None) -> TaskRow:
-    """The user's task with that status, or with the other one than before where none is given. Raises TaskNotFound."""
+def complete_task(
+    user_id: str, task_id: int, expected: Expected | None = None, *, status: str | None = None
+) -> VersionedTask:
+    """The user's task with that status, or with the other one than before where none is given. Raises like update."""
     if status is None:
-        return _found(user_id, queries.toggle_task(user_id, task_id))
-    return update_task(user_id, task_id, {"status": status})
+        return _changed(user_id, task_id, queries.toggle_task(user_id, task_id, expected), expected)
+    return update_task(user_id, task_id, {"status": status}, expected)
 
 
-def delete_task(user_id: str, task_id: int) -> None:
-    """Delete the user's task. Raises TaskNotFound."""
-    _found(user_id, queries.delete_task(user_id, task_id))
+def delete_task(user_id: str, task_id: int, expected: Expected | None = None) -> None:
+    """Delete the user's task. Raises as update_task."""
+    _changed(user_id, task_id, queries.delete_task(user_id, task_id, expected), expected)
+
+
+def _changed(user_id: str, task_id: int, row: Row | None, expected: Expected | None) -> Row:
+    """The row that a change returned. Where it found none that is as expected, the task may still be there."""
+    if row is None and expected is not None and get_task(user_id, task_id):
+        raise NotAsExpected
+    return _found(user_id, row)
 
 
 def _found(user_id: str, row: Row | None) -> Row:

@@ -6,21 +6,23 @@ from typing import Any
 from flask import url_for
 from flask.views import MethodView
 
+from todo.conditional import entity_tag
 from todo.errors import TaskNotFound
-from todo.http import Blueprint, View, error_response, header, next_link
+from todo.http import ETAG, Blueprint, View, error_response, header, next_link
 from todo.identity import current_identity
 from todo.schemas import NoQuerySchema
 from todo.tasks import service
-from todo.tasks.queries import TaskRow
+from todo.tasks.queries import TaskRow, VersionedTask
 from todo.tasks.schemas import (
     LARGEST_ID,
-    CompletionSchema,
     NewTaskSchema,
     TaskChangesSchema,
+    TaskCompletionSchema,
     TaskListQuerySchema,
     TaskSchema,
     task_id_field,
 )
+from todo.versions import Expected
 
 EXAMPLE = {
     "id": 1,
@@ -72,7 +74,8 @@ class Tasks(MethodView):
 
     @blp.doc(operationId="listTasks")
     @blp.arguments(TaskListQuerySchema(), location="query")
-    @blp.response(200, TaskSchema(many=True), example=[EXAMPLE], headers=LINK)
+    @blp.conditional_get
+    @blp.response(200, TaskSchema(many=True), example=[EXAMPLE], headers=LINK | ETAG)
     @blp.fails_with(400, 401, 403, 500, 503)
     def get(self, query: Mapping[str, Any]) -> tuple[Sequence[TaskRow], dict[str, str]]:
         """List the tasks, newest first"""
@@ -83,13 +86,14 @@ class Tasks(MethodView):
     @blp.doc(operationId="createTask")
     @blp.no_query(NoQuerySchema())
     @blp.arguments(NewTaskSchema(), example={"title": "Buy milk", "description": "Two litres, whole"})
-    @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION)
+    @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION | ETAG)
     @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
-    def post(self, new_task: Mapping[str, Any]) -> tuple[TaskRow, dict[str, str]]:
+    def post(self, new_task: Mapping[str, Any]) -> tuple[VersionedTask, dict[str, str]]:
         """Create a task"""
         identity = current_identity()
         task = service.create_task(identity.user_id, identity.email, **new_task)
-        return task, {"Location": url_for(".TaskById", user_id=task.user_id, task_id=task.id)}
+        location = url_for(".TaskById", user_id=task.user_id, task_id=task.id)
+        return task, {"Location": location, **entity_tag(task)}
 
 
 @blp.route("/<task_id>", parameters=[USER_ID, TASK_ID])
@@ -98,28 +102,35 @@ class TaskById(MethodView):
 
     @blp.doc(operationId="getTask")
     @of_one_task
-    @blp.response(200, TaskSchema(), example=EXAMPLE)
+    @blp.conditional_get
+    @blp.response(200, TaskSchema(), example=EXAMPLE, headers=ETAG)
     @blp.fails_with(400, 401, 403, 500, 503)
-    def get(self, task_id: int) -> TaskRow:
+    def get(self, task_id: int) -> tuple[VersionedTask, dict[str, str]]:
         """Get a task"""
-        return service.get_task(current_identity().user_id, task_id)
+        task = service.get_task(current_identity().user_id, task_id)
+        return task, entity_tag(task)
 
     @blp.doc(operationId="updateTask")
     @of_one_task
+    @blp.conditional_change("task_id")
     @blp.arguments(TaskChangesSchema(), example={"status": "complete"})
-    @blp.response(200, TaskSchema(), example=COMPLETED)
+    @blp.response(200, TaskSchema(), example=COMPLETED, headers=ETAG)
     @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
-    def put(self, changes: Mapping[str, Any], task_id: int) -> TaskRow:
+    def put(
+        self, changes: Mapping[str, Any], task_id: int, expected: Expected | None
+    ) -> tuple[VersionedTask, dict[str, str]]:
         """Change a task; what is omitted is kept"""
-        return service.update_task(current_identity().user_id, task_id, changes)
+        task = service.update_task(current_identity().user_id, task_id, changes, expected)
+        return task, entity_tag(task)
 
     @blp.doc(operationId="deleteTask")
     @of_one_task
+    @blp.conditional_change("task_id")
     @blp.response(204)
     @blp.fails_with(400, 401, 403, 500, 503)
-    def delete(self, task_id: int) -> None:
+    def delete(self, task_id: int, expected: Expected | None) -> None:
         """Delete a task"""
-        service.delete_task(current_identity().user_id, task_id)
+        service.delete_task(current_identity().user_id, task_id, expected)
 
 
 @blp.route("/<task_id>/complete", parameters=[USER_ID, TASK_ID])
@@ -128,12 +139,16 @@ class TaskCompletion(MethodView):
 
     @blp.doc(operationId="completeTask")
     @of_one_task
-    @blp.arguments(CompletionSchema(), required=False, example={"status": "complete"})
-    @blp.response(200, TaskSchema(), example=COMPLETED)
+    @blp.conditional_change("task_id")
+    @blp.arguments(TaskCompletionSchema(), required=False, example={"status": "complete"})
+    @blp.response(200, TaskSchema(), example=COMPLETED, headers=ETAG)
     @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
-    def patch(self, completion: Mapping[str, Any], task_id: int) -> TaskRow:
+    def patch(
+        self, completion: Mapping[str, Any], task_id: int, expected: Expected | None
+    ) -> tuple[VersionedTask, dict[str, str]]:
         """Turn the status over, or set it
 
         Without a body the status is turned over; with one it is set, so that a retry is safe.
         """
-        return service.complete_task(current_identity().user_id, task_id, **completion)
+        task = service.complete_task(current_identity().user_id, task_id, expected, **completion)
+        return task, entity_tag(task)

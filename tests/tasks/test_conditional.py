@@ -1,0 +1,254 @@
+"""ETag, If-Match and If-None-Match (RFC 9110 section 13): nobody overwrites what they have not seen."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import URL
+
+from tests.live import Server, gunicorn
+from tests.support import Caller, close, migrated_app, postgresql_database, sqlite_database
+
+CHANGES: list[tuple[str, str, object]] = [
+    ("PUT", "", {"title": "Buy oat milk"}),
+    ("PATCH", "/complete", None),
+    ("PATCH", "/complete", {"status": "complete"}),
+    ("DELETE", "", None),
+]
+MESSAGE = {"error": "Precondition failed: the resource has been changed since, get it again"}
+
+
+def put(caller: Caller, task_id: object, **headers: str) -> int:
+    """The status of a change under these headers."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return caller("PUT", f"/{task_id}", json={"title": "Buy oat milk"}, headers=named).status_code
+
+
+def test_every_answer_of_one_task_bears_its_tag(alice: Caller) -> None:
+    created = alice("POST", json={"title": "Buy milk"})
+    path = f"/{created.get_json()['id']}"
+    tags = [
+        created.headers["ETag"],
+        alice("GET", path).headers["ETag"],
+        alice("HEAD", path).headers["ETag"],
+        alice("PUT", path, json={"title": "Buy milk"}).headers["ETag"],
+        alice("PATCH", f"{path}/complete").headers["ETag"],
+        alice("PATCH", f"{path}/complete", json={"status": "complete"}).headers["ETag"],
+        alice("GET", path).headers["ETag"],
+    ]
+    number = path[1:]
+    assert tags == [f'"{number}-{version}"' for version in (1, 1, 1, 2, 3, 4, 4)]
+    assert "ETag" not in alice("DELETE", path).headers
+
+
+def test_the_version_is_in_the_tag_alone(alice: Caller) -> None:
+    task = alice.create()
+    assert "version" not in task
+    assert alice("PUT", f"/{task['id']}", json={"version": 7}).status_code == 400
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
+class TestChange:
+    """Each call that changes a task."""
+
+    def change(
+        self, caller: Caller, task: dict[str, Any], method: str, path: str, body: object, **headers: str
+    ) -> tuple[int, Any]:
+        response = caller(method, f"/{task['id']}{path}", json=body, headers=headers)
+        return response.status_code, response.get_json(silent=True)
+
+    def test_the_version_that_is_expected_is_changed(self, alice: Caller, method: str, path: str, body: object) -> None:
+        task = alice.create()
+        tag = alice("GET", f"/{task['id']}").headers["ETag"]
+        assert self.change(alice, task, method, path, body, **{"If-Match": tag})[0] in (200, 204)
+
+    def test_another_version_is_412_and_nothing_changes(
+        self, alice: Caller, method: str, path: str, body: object
+    ) -> None:
+        task = alice.create()
+        tag = alice("GET", f"/{task['id']}").headers["ETag"]
+        newer = alice("PUT", f"/{task['id']}", json={"description": "Two litres"})
+        assert self.change(alice, task, method, path, body, **{"If-Match": tag}) == (412, MESSAGE)
+        current = alice("GET", f"/{task['id']}")
+        assert (current.get_json(), current.headers["ETag"]) == (newer.get_json(), newer.headers["ETag"])
+
+    def test_without_a_task_it_is_404_whatever_is_expected(
+        self, alice: Caller, bob: Caller, method: str, path: str, body: object
+    ) -> None:
+        foreign = bob.create()
+        for expected in ("*", f'"{foreign["id"]}-1"', '"x"'):
+            answer = self.change(alice, foreign, method, path, body, **{"If-Match": expected})
+            assert answer == (404, {"error": "Task not found"})
+        assert bob("GET").get_json() == [foreign]
+
+    def test_without_a_header_the_last_write_wins(self, alice: Caller, method: str, path: str, body: object) -> None:
+        task = alice.create()
+        alice("PUT", f"/{task['id']}", json={"title": "x"})
+        assert self.change(alice, task, method, path, body)[0] in (200, 204)
+
+    def test_a_change_for_those_who_have_no_version_is_412(
+        self, alice: Caller, method: str, path: str, body: object
+    ) -> None:
+        task = alice.create()
+        assert self.change(alice, task, method, path, body, **{"If-None-Match": "*"}) == (412, MESSAGE)
+        assert alice("GET").get_json() == [task]
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("*", 200),
+        ('"{id}-1"', 200),
+        ('"x", "{id}-9", "{id}-1"', 200),
+        ("{id}-1", 200),
+        ('"{id}-2"', 412),
+        ('W/"{id}-1"', 412),
+        ('"1{id}-1"', 412),
+        ('"{id}-01"', 412),
+        ('"{id}-1-gzip"', 412),
+        ('"{id}-9223372036854775808"', 412),
+        ('"{id}-99999999999999999999999"', 412),
+        ('"{id}-\u0661"', 412),
+        ('"{id}-1', 412),
+        ("", 412),
+        (",", 412),
+        ('"\u00e9"', 412),
+    ],
+)
+def test_if_match_compares_strongly(alice: Caller, header: str, status: int) -> None:
+    task = alice.create()
+    assert put(alice, task["id"], If_Match=header.format(id=task["id"]).encode().decode("latin-1")) == status
+    assert alice("GET", f"/{task['id']}").get_json()["title"] == ("Buy oat milk" if status == 200 else "Buy milk")
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("*", 412), ('"{id}-1"', 412), ('W/"{id}-1"', 412), ('"x", W/"{id}-1"', 412), ('"{id}-2"', 200), ("", 200)],
+)
+def test_if_none_match_compares_weakly(alice: Caller, header: str, status: int) -> None:
+    task = alice.create()
+    assert put(alice, task["id"], If_None_Match=header.format(id=task["id"])) == status
+
+
+@pytest.mark.parametrize(
+    ("if_match", "if_none_match", "status"),
+    [("*", '"{id}-1"', 412), ('"{id}-1"', '"{id}-2"', 200), ('"{id}-1"', "*", 412), ('"{id}-2"', '"{id}-2"', 412)],
+)
+def test_both_conditions_must_hold(alice: Caller, if_match: str, if_none_match: str, status: int) -> None:
+    number = alice.create()["id"]
+    headers = {"If_Match": if_match.format(id=number), "If_None_Match": if_none_match.format(id=number)}
+    assert put(alice, number, **headers) == status
+
+
+def test_the_body_is_looked_at_before_the_condition(alice: Caller) -> None:
+    task = alice.create()
+    response = alice("PUT", f"/{task['id']}", json={"title": ""}, headers={"If-Match": '"x"'})
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("header", ["{tag}", "W/{tag}", '"x", {tag}', "*"])
+def test_a_task_that_the_caller_has_is_304(alice: Caller, method: str, header: str) -> None:
+    path = f"/{alice.create()['id']}"
+    tag = alice("GET", path).headers["ETag"]
+    response = alice(method, path, headers={"If-None-Match": header.format(tag=tag)})
+    assert (response.status_code, response.data, response.headers["ETag"]) == (304, b"", tag)
+    assert not {"Content-Type", "Content-Length"} & set(response.headers.keys())
+
+
+def test_a_task_that_has_changed_is_200(alice: Caller) -> None:
+    path = f"/{alice.create()['id']}"
+    tag = alice("GET", path).headers["ETag"]
+    changed = alice("PATCH", f"{path}/complete")
+    response = alice("GET", path, headers={"If-None-Match": tag})
+    assert (response.status_code, response.get_json()) == (200, changed.get_json())
+
+
+@pytest.mark.parametrize("header", ["", '"x"', '"', "W/", "\x7f"])
+def test_a_tag_that_is_not_the_tasks_is_200(alice: Caller, header: str) -> None:
+    path = f"/{alice.create()['id']}"
+    assert alice("GET", path, headers={"If-None-Match": header}).status_code == 200
+
+
+def test_another_users_task_is_404_whatever_the_caller_has(alice: Caller, bob: Caller) -> None:
+    path = f"/{bob.create()['id']}"
+    tag = bob("GET", path).headers["ETag"]
+    for header in (tag, "*"):
+        response = alice("GET", path, headers={"If-None-Match": header})
+        assert (response.status_code, response.get_json()) == (404, {"error": "Task not found"})
+
+
+def test_a_list_that_the_caller_has_is_304(alice: Caller) -> None:
+    alice.create()
+    first = alice("GET")
+    tag = first.headers["ETag"]
+    assert tag.startswith('W/"')
+    for method in ("GET", "HEAD"):
+        response = alice(method, headers={"If-None-Match": tag})
+        assert (response.status_code, response.data, response.headers["ETag"]) == (304, b"", tag)
+
+
+def test_whatever_changes_the_list_changes_its_tag(alice: Caller) -> None:
+    tags = [alice("GET").headers["ETag"]]
+    task = alice.create()
+    tags.append(alice("GET").headers["ETag"])
+    alice("PATCH", f"/{task['id']}/complete")
+    tags.append(alice("GET").headers["ETag"])
+    tags.append(alice("GET", query="?limit=1").headers["ETag"])
+    assert tags[2] == tags[3]
+    alice.create()
+    newest = alice("GET", query="?limit=1").headers["ETag"]
+    alice("DELETE", f"/{task['id']}")
+    # The same task alone, but that no page follows any more.
+    tags += [newest, alice("GET", query="?limit=1").headers["ETag"]]
+    assert len(set(tags)) == 5
+    assert alice("GET", headers={"If-None-Match": ", ".join(tags[:4])}).status_code == 200
+
+
+def test_a_condition_costs_no_statement_more_unless_it_fails(alice: Caller, statements: list[str]) -> None:
+    number = alice.create()["id"]
+    statements.clear()
+    assert put(alice, number, If_Match=f'"{number}-1"') == 200
+    assert [statement.split()[0] for statement in statements] == ["checkout", "UPDATE"]
+    statements.clear()
+    assert put(alice, number, If_Match=f'"{number}-1"') == 412
+    assert [statement.split()[0] for statement in statements] == ["checkout", "UPDATE", "checkout", "SELECT"]
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def live(request: pytest.FixtureRequest, server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A gunicorn of two workers."""
+    with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
+        close(migrated_app(url))
+        with gunicorn(url, tmp_path_factory.mktemp("live") / "log") as server_process:
+            yield server_process
+
+
+def test_of_eight_who_race_with_the_same_tag_one_wins(live: Server) -> None:
+    """Fifty rounds over two workers; what they race for is each kind of change in turn."""
+    _, task = live.request("POST", "/api/alice/tasks", json={"title": "0"})
+    path = f"/api/alice/tasks/{task['id']}"
+    connections = [live.connect() for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for version in range(1, 51):
+            tag = f'"{task["id"]}-{version}"'
+
+            def change(writer: int, version: int = version, tag: str = tag) -> tuple[int, Any]:
+                if version % 2:
+                    body = {"title": f"{version} by {writer}"}
+                    return live.send(connections[writer], "PUT", path, json=body, **{"If-Match": tag})
+                return live.send(connections[writer], "PATCH", f"{path}/complete", **{"If-Match": tag})
+
+            answers = list(pool.map(change, range(8)))
+            assert sorted(status for status, _ in answers) == [200] + [412] * 7
+            (winner,) = (answer for status, answer in answers if status == 200)
+            assert live.request("GET", path) == (200, winner)
+
+        def delete(writer: int) -> tuple[int, Any]:
+            return live.send(connections[writer], "DELETE", path, **{"If-Match": f'"{task["id"]}-51"'})
+
+        answers = list(pool.map(delete, range(8)))
+    assert sorted(status for status, _ in answers) == [204] + [404] * 7
+    for connection in connections:
+        connection.close()

@@ -1,0 +1,248 @@
+"""The third layer: with the owner left out of a statement, PostgreSQL itself still keeps users apart."""
+
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from flask import Flask
+from flask_migrate import upgrade
+from sqlalchemy import URL, create_engine
+from sqlalchemy.exc import ProgrammingError
+
+from tests.conftest import url_of
+from tests.support import (
+    ROOT,
+    Caller,
+    Make,
+    as_superuser,
+    close,
+    migrate,
+    migrated_app,
+    postgresql_database,
+    settings,
+    sql,
+    sql_as_role,
+)
+from todo import create_app, database, health
+from todo.extensions import db
+
+on_postgresql = pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+
+#: What narrows a statement to its owner, as it is sent.
+PREDICATES = ("tasks.user_id = %(user_id)s", "users.id = %(user_id)s")
+
+#: Each kind of statement that there is: the request that makes it, of the task of somebody else.
+REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("GET", "", {}),
+    ("GET", "?status=incomplete", {}),
+    ("GET", "?q=milk", {}),
+    ("GET", "?q=milk&status=incomplete&limit=1", {}),
+    ("GET", "/{id}", {}),
+    ("POST", "", {"json": {"title": "x"}}),
+    ("PUT", "/{id}", {"json": {"title": "x"}}),
+    ("PUT", "/{id}", {"json": {"title": "x", "description": None, "status": "complete"}}),
+    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"{id}-1"'}}),
+    ("PATCH", "/{id}/complete", {}),
+    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"{id}-1"'}}),
+    ("PATCH", "/{id}/complete", {"json": {"status": "complete"}}),
+    ("DELETE", "/{id}", {}),
+    ("DELETE", "/{id}", {"headers": {"If-Match": '"{id}-1"'}}),
+]
+
+
+@contextmanager
+def without_the_owner() -> Iterator[list[str]]:
+    """Every statement goes out with true in the owner's place; those that did."""
+    stripped: list[str] = []
+    execute = database.LimitedCursor.execute
+
+    def strip(cursor: database.LimitedCursor, query: str, parameters: Any = None) -> None:
+        for predicate in PREDICATES:
+            if predicate in query:
+                query = query.replace(predicate, "true")
+                stripped.append(query)
+        execute(cursor, query, parameters)
+
+    with mock.patch.object(database.LimitedCursor, "execute", strip):
+        yield stripped
+
+
+def send(caller: Caller, method: str, path: str, options: dict[str, Any], task_id: int) -> tuple[int, Any]:
+    """What the caller gets for that request."""
+    headers = {name: value.format(id=task_id) for name, value in options.get("headers", {}).items()}
+    response = caller(method, path.format(id=task_id), **options | {"headers": headers})
+    return response.status_code, response.get_json(silent=True)
+
+
+def tasks(app: Flask) -> list[tuple[Any, ...]]:
+    """All tasks there are."""
+    return sql(url_of(app), "SELECT * FROM tasks ORDER BY id")
+
+
+@on_postgresql
+@pytest.mark.parametrize(("method", "path", "options"), REQUESTS)
+def test_without_the_owners_predicate_no_foreign_row_is_read_or_changed(
+    app: Flask, statements: list[str], alice: Caller, bob: Caller, method: str, path: str, options: dict[str, Any]
+) -> None:
+    own, foreign = alice.create(), bob.create()
+    before = tasks(app)
+    with without_the_owner() as stripped:
+        status, answer = send(alice, method, path, options, foreign["id"])
+    assert stripped
+    # Or the fixture, which reads them, would fail the test.
+    statements.clear()
+    assert tasks(app) == before
+    if method == "GET" and path[:2] != "/{":
+        assert (status, answer) == (200, [own])
+    elif method == "POST":
+        # It would have made a task for everybody; the policy refuses the statement as a whole.
+        assert (status, answer) == (500, {"error": "Internal server error"})
+    else:
+        assert (status, answer) == (404, {"error": "Task not found"})
+
+
+@pytest.fixture(scope="module")
+def bypassing(server: URL) -> Iterator[Flask]:
+    """An app whose role bypasses the policies."""
+    with postgresql_database(server) as url:
+        close(migrated_app(url))
+        app = create_app(settings(as_superuser(url)))
+        yield app
+        close(app)
+
+
+@pytest.mark.parametrize(("method", "path", "options"), REQUESTS)
+def test_a_role_that_bypasses_the_policies_has_two_layers_left(
+    bypassing: Flask, method: str, path: str, options: dict[str, Any]
+) -> None:
+    """What shows that the test above can fail, too."""
+    sql(url_of(bypassing), "DELETE FROM users")
+    alice, bob = Caller(bypassing, "alice"), Caller(bypassing, "bob")
+    alice.create()
+    foreign = bob.create()
+    before = tasks(bypassing)
+    with without_the_owner():
+        status, answer = send(alice, method, path, options, foreign["id"])
+    if method == "POST":
+        assert len(tasks(bypassing)) == len(before) + 2
+    else:
+        # The service saw whose row came back, be it too late.
+        assert (status, answer) == (500, {"error": "Internal server error"})
+        assert (tasks(bypassing) != before) == (method != "GET")
+
+
+@on_postgresql
+def test_nobody_is_shown_anything(url: URL, alice: Caller) -> None:
+    alice.create()
+    assert sql_as_role(url, "SELECT * FROM tasks") == []
+    for user_id, shown in (("alice", 1), ("bob", 0), ("", 0)):
+        statement = "SELECT set_config('app.user_id', :user_id, true); SELECT count(*) FROM tasks"
+        assert sql_as_role(url, statement, user_id=user_id) == [(shown,)]
+
+
+@pytest.mark.parametrize(
+    "user_id", ["o'brien", "a\\b", "100%", "%(user_id)s", "%s", "jörg", "'; --", '"', "$$", "🥛" * 255]
+)
+def test_any_user_id_reaches_the_policies_as_it_is(server: URL, make: Make, user_id: str) -> None:
+    with postgresql_database(server) as url:
+        close(migrated_app(url))
+        for standard_conforming_strings in ("on", "off"):
+            options = f"-c standard_conforming_strings={standard_conforming_strings} -c escape_string_warning=off"
+            somebody = Caller(make(url.update_query_dict({"options": options})), user_id)
+            task = somebody.create()
+            assert somebody("GET", f"/{task['id']}").get_json() == task
+            assert somebody("DELETE", f"/{task['id']}").status_code == 204
+
+
+def test_nothing_of_it_stays_in_the_session(server: URL) -> None:
+    """What a transaction pooler would hand to the next client."""
+    with postgresql_database(server) as url:
+        app = migrated_app(url, threads=1)
+        Caller(app, "alice").create()
+        query = "SELECT current_setting('app.user_id', true), current_setting('statement_timeout')"
+        with app.app_context(), db.engine.connect() as connection:
+            assert connection.exec_driver_sql(query).one() == ("", "0")
+        close(app)
+
+
+def test_the_service_says_that_its_role_bypasses_the_policies(
+    server: URL, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with postgresql_database(server) as url:
+        close(migrated_app(url))
+        role = f"{url.database}_bypass"
+        sql(url, f"CREATE ROLE {role} LOGIN PASSWORD 'x' BYPASSRLS IN ROLE {url.username}")
+        for bypassing in (as_superuser(url), url.set(username=role, password="x")):
+            health._warn_of_bypass.cache_clear()
+            app = make(bypassing)
+            for _ in range(2):
+                response = app.test_client().get("/health/ready")
+                assert response.get_json() == {"status": "ok", "row_level_security": "bypassed"}
+            assert capsys.readouterr().err.count("the database role bypasses row-level security") == 1
+            close(app)
+        sql(url, f"DROP ROLE {role}")
+
+
+def test_the_role_that_readme_makes_is_bound_by_the_policies(server: URL, make: Make) -> None:
+    """Made by a role like the one that a hosted database gives: no superuser, but one that bypasses."""
+    (block,) = re.findall("```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    name = f"todo_{uuid.uuid4().hex[:12]}"
+    hosted = server.set(username=f"{name}_hosted", password="x")
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {hosted.username} LOGIN PASSWORD 'x' CREATEDB CREATEROLE BYPASSRLS")
+        try:
+            engine = create_engine(hosted, isolation_level="AUTOCOMMIT")
+            with engine.connect() as editor:
+                for statement in block.replace("todo", name).strip().splitlines():
+                    editor.exec_driver_sql(statement)
+            engine.dispose()
+            app = make(server.set(database=name, username=name, password="secret"))
+            migrate(app)
+            Caller(app, "alice").create()
+            ready = app.test_client().get("/health/ready").get_json()
+            assert ready == {"status": "ok", "row_level_security": "enforced"}
+            close(app)
+        finally:
+            connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            connection.exec_driver_sql(f"DROP ROLE IF EXISTS {name}")
+            connection.exec_driver_sql(f"DROP ROLE {hosted.username}")
+    admin.dispose()
+
+
+BACKFILL = """
+from alembic import op
+
+revision, down_revision = "9999", "{head}"
+
+
+def upgrade():
+    {first}
+    op.execute("UPDATE tasks SET title = 'x'")
+"""
+
+
+def test_a_migration_that_the_policies_would_blind_is_an_error(server: URL, tmp_path: Path) -> None:
+    migrations = tmp_path / "migrations"
+    shutil.copytree(ROOT / "migrations", migrations, ignore=shutil.ignore_patterns("__pycache__"))
+    backfill = migrations / "versions/9999_backfill.py"
+    head = max(path.name[:4] for path in (ROOT / "migrations/versions").glob("*.py"))
+    with postgresql_database(server) as url:
+        app = migrated_app(url)
+        Caller(app, "alice").create()
+        backfill.write_text(BACKFILL.format(head=head, first=""))
+        with app.app_context(), pytest.raises(ProgrammingError, match="would be affected by row-level security"):
+            upgrade(directory=str(migrations))
+        backfill.write_text(
+            BACKFILL.format(head=head, first='op.execute("ALTER TABLE tasks NO FORCE ROW LEVEL SECURITY")')
+        )
+        with app.app_context():
+            upgrade(directory=str(migrations))
+        assert sql(url, "SELECT title FROM tasks") == [("x",)]
+        close(app)

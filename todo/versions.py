@@ -1,0 +1,39 @@
+"""Versions of rows: every change raises the row's, and a change can be meant for some versions alone. Knows no HTTP."""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import BigInteger, Delete, Update, bindparam, or_, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from todo.database import IntegerList, is_among
+
+Change = TypeVar("Change", Update, Delete)
+
+
+class Versioned:
+    """A model whose rows count their changes, from 1 on."""
+
+    version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The versions that a change is meant for: one of `wanted` (None: whichever there is), and none of `unwanted`."""
+
+    wanted: Collection[int] | None = None
+    unwanted: Collection[int] = ()
+
+    def parameters(self) -> dict[str, Any]:
+        """What a statement takes that is narrowed by as_expected()."""
+        return asdict(self)
+
+
+def as_expected(model: type[Versioned], statement: Change) -> Change:
+    """The statement, narrowed to rows of a version that its parameters expect.
+
+    The database itself decides: of several changes that expect the same version, one finds it.
+    """
+    wanted, unwanted = (bindparam(name, type_=IntegerList) for name in ("wanted", "unwanted"))
+    return statement.where(or_(wanted.is_(None), is_among(model.version, wanted)), ~is_among(model.version, unwanted))
