@@ -11,13 +11,31 @@ MODULES = sorted((ROOT / "todo").rglob("*.py"))
 
 #: What each room may import of the package; a room that is not named may import none of it.
 ALLOWED = {
-    "todo/__init__.py": {"todo", "todo.extensions", "todo.health", "todo.tasks.views"},
+    "todo/__init__.py": {
+        "todo",
+        "todo.extensions",
+        "todo.health",
+        "todo.idempotency.commands",
+        "todo.tasks.views",
+    },
     "todo/conditional.py": {"todo.versions"},
     "todo/cursors.py": {"todo.errors", "todo.instants"},
     "todo/database.py": {"todo.instants"},
     "todo/extensions.py": {"todo.http"},
     "todo/health.py": {"todo.errors", "todo.extensions", "todo.http"},
     "todo/http.py": {"todo.conditional", "todo.errors", "todo.faults"},
+    "todo/idempotency/commands.py": {"todo.extensions"},
+    "todo/idempotency/models.py": {"todo.database", "todo.extensions", "todo.ownership"},
+    "todo/idempotency/once.py": {
+        "todo.database",
+        "todo.errors",
+        "todo.extensions",
+        "todo.faults",
+        "todo.idempotency.models",
+        "todo.idempotency.queries",
+        "todo.ownership",
+    },
+    "todo/idempotency/queries.py": {"todo.idempotency.models", "todo.ownership", "todo.statements"},
     "todo/identity/__init__.py": {"todo.identity.hook", "todo.identity.identity"},
     "todo/identity/development.py": {"todo.identity.identity"},
     "todo/identity/hook.py": {
@@ -38,6 +56,7 @@ ALLOWED = {
     "todo/tasks/models.py": {"todo.database", "todo.extensions", "todo.ownership", "todo.versions"},
     "todo/tasks/queries.py": {
         "todo.database",
+        "todo.idempotency.once",
         "todo.ownership",
         "todo.statements",
         "todo.tasks.models",
@@ -56,6 +75,7 @@ ALLOWED = {
         "todo.conditional",
         "todo.errors",
         "todo.http",
+        "todo.idempotency.schemas",
         "todo.identity",
         "todo.schemas",
         "todo.tasks",

@@ -228,3 +228,49 @@ def test_a_401_of_anybodys_making_bears_the_challenge(faulty: Caller) -> None:
 def test_any_other_http_failure_is_called_by_its_name(faulty: Caller) -> None:
     response = fail(faulty, "teapot")
     assert (response.status_code, response.get_json()) == (418, {"error": "I'm a teapot"})
+
+
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def test_every_answer_bears_the_headers_that_keep_browsers_in_check(
+    alice: Caller, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/{alice.create()['id']}"
+    tag = alice("GET", path).headers["ETag"]
+    answers = [
+        alice("GET"),
+        alice("GET", path),
+        alice("GET", path, headers={"If-None-Match": tag}),
+        alice("HEAD", path),
+        alice("POST", json={"title": "x"}),
+        alice("PUT", path, json={"title": "x"}),
+        alice("PUT", path, json={"title": "x"}, headers={"If-Match": tag}),
+        alice("PATCH", f"{path}/complete"),
+        alice("DELETE", path),
+        alice("GET", path),
+        alice("GET", "/x"),
+        alice("OPTIONS"),
+        alice("TRACE"),
+        alice.open("GET", "/api/bob/tasks"),
+        alice.open("GET", "/nowhere"),
+        app.test_client().get("/api/alice/tasks"),
+        app.test_client().get("/health/live"),
+        app.test_client().get("/openapi.json"),
+    ]
+    monkeypatch.setattr(app, "view_functions", {})
+    answers.append(alice("GET"))
+    assert {answer.status_code for answer in answers} == {
+        200, 201, 204, 304, 400, 401, 403, 404, 405, 412, 500,
+    }  # fmt: skip
+    for answer in answers:
+        assert {name: answer.headers.getlist(name) for name in SECURITY_HEADERS} == {
+            name: [value] for name, value in SECURITY_HEADERS.items()
+        }
+        is_conditional = "ETag" in answer.headers and answer.request.method in ("GET", "HEAD")
+        assert answer.headers["Cache-Control"] == ("private, no-cache" if is_conditional else "no-store")

@@ -19,14 +19,16 @@ from todo.extensions import db
 from todo.tasks.models import WHITE_SPACE
 
 DDL = {
-    "sqlite": "SELECT sql FROM sqlite_master WHERE tbl_name IN ('users', 'tasks') AND sql IS NOT NULL ORDER BY 1",
+    "sqlite": """
+        SELECT sql FROM sqlite_master WHERE tbl_name IN ('users', 'tasks', 'idempotency_keys') AND sql IS NOT NULL
+    """,
     "postgresql": """
         SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
-            WHERE conrelid IN ('users'::regclass, 'tasks'::regclass)
-        UNION ALL SELECT indexname, indexdef FROM pg_indexes WHERE tablename IN ('users', 'tasks')
+            WHERE conrelid IN ('users'::regclass, 'tasks'::regclass, 'idempotency_keys'::regclass)
+        UNION ALL SELECT indexname, indexdef FROM pg_indexes WHERE tablename IN ('users', 'tasks', 'idempotency_keys')
         UNION ALL SELECT table_name || '.' || column_name,
             concat_ws(' ', data_type, is_nullable, column_default, identity_generation)
-            FROM information_schema.columns WHERE table_name IN ('users', 'tasks')
+            FROM information_schema.columns WHERE table_name IN ('users', 'tasks', 'idempotency_keys')
         ORDER BY 1, 2
     """,
 }
@@ -55,7 +57,7 @@ def tables(url: URL) -> set[str]:
 
 def test_up_down_and_up_again(bare: Flask, fresh: URL) -> None:
     migrate(bare)
-    assert tables(fresh) == {"users", "tasks"}
+    assert tables(fresh) == {"users", "tasks", "idempotency_keys"}
     with bare.app_context():
         downgrade(directory=str(ROOT / "migrations"), revision="base")
     assert tables(fresh) == set()
@@ -63,7 +65,7 @@ def test_up_down_and_up_again(bare: Flask, fresh: URL) -> None:
         assert sql(fresh, "SELECT proname FROM pg_proc WHERE proname = 'fold_case'") == []
     migrate(bare)
     migrate(bare)
-    assert tables(fresh) == {"users", "tasks"}
+    assert tables(fresh) == {"users", "tasks", "idempotency_keys"}
 
 
 def test_the_migrated_schema_is_that_of_the_models(bare: Flask, fresh: URL, server: URL, make: Make) -> None:
@@ -220,7 +222,7 @@ def test_a_process_that_migrates_waits_for_another(fresh: URL) -> None:
         _, log = process.communicate(timeout=20)
     engine.dispose()
     assert process.returncode == 0, log
-    assert tables(fresh) == {"users", "tasks"}
+    assert tables(fresh) == {"users", "tasks", "idempotency_keys"}
     check = flask_db("check", fresh)
     assert check.communicate(timeout=20)[0].strip() == "No new upgrade operations detected."
     assert check.returncode == 0

@@ -14,6 +14,7 @@ from flask import Flask
 from flask_migrate import upgrade
 from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import ProgrammingError
+from werkzeug.test import TestResponse
 
 from tests.conftest import url_of
 from tests.support import (
@@ -35,7 +36,7 @@ from todo.extensions import db
 on_postgresql = pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
 
 #: What narrows a statement to its owner, as it is sent.
-PREDICATES = ("tasks.user_id = %(user_id)s", "users.id = %(user_id)s")
+PREDICATES = ("tasks.user_id = %(user_id)s", "users.id = %(user_id)s", "idempotency_keys.user_id = %(user_id)s")
 
 #: Each kind of statement that there is: the request that makes it, of the task of somebody else.
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -107,6 +108,25 @@ def test_without_the_owners_predicate_no_foreign_row_is_read_or_changed(
         assert (status, answer) == (404, {"error": "Task not found"})
 
 
+def repeat(caller: Caller) -> TestResponse:
+    """A create under a key that everybody uses, of the same task."""
+    return caller("POST", json={"title": "x"}, headers={"Idempotency-Key": "shared"})
+
+
+@on_postgresql
+def test_without_the_owners_predicate_nobody_gets_the_answer_of_anothers_key(
+    statements: list[str], alice: Caller, bob: Caller
+) -> None:
+    foreign = repeat(bob).get_json()
+    with without_the_owner() as stripped:
+        first, second = repeat(alice), repeat(alice)
+    statements.clear()
+    assert len(stripped) == 3
+    assert (first.status_code, second.data) == (201, first.data)
+    assert first.get_json()["user_id"] == "alice"
+    assert bob("GET").get_json() == [foreign]
+
+
 @pytest.fixture(scope="module")
 def bypassing(server: URL) -> Iterator[Flask]:
     """An app whose role bypasses the policies."""
@@ -135,6 +155,14 @@ def test_a_role_that_bypasses_the_policies_has_two_layers_left(
         # The service saw whose row came back, be it too late.
         assert (status, answer) == (500, {"error": "Internal server error"})
         assert (tasks(bypassing) != before) == (method != "GET")
+
+
+def test_of_a_foreign_key_a_role_that_bypasses_gets_the_answer_as_far_as_the_service(bypassing: Flask) -> None:
+    sql(url_of(bypassing), "DELETE FROM users")
+    repeat(Caller(bypassing, "bob"))
+    with without_the_owner():
+        assert repeat(Caller(bypassing, "alice")).status_code == 500
+    assert [row[-2] for row in tasks(bypassing)] == ["bob"]
 
 
 @on_postgresql

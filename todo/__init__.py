@@ -10,6 +10,7 @@ from config import ConfigurationError, Settings, load_settings, logging_config
 from todo import cors, database, http, identity
 from todo.extensions import api, db, migrate
 from todo.health import blp as health_blueprint
+from todo.idempotency.commands import blp as idempotency_blueprint
 from todo.tasks.views import blp as tasks_blueprint
 
 PUBLIC_ENDPOINTS = frozenset({"health.Live", "health.Ready", "api-docs.openapi_json"})
@@ -57,4 +58,5 @@ def _build(settings: Settings) -> Flask:
     api.init_app(app)
     api.register_blueprint(health_blueprint)
     api.register_blueprint(tasks_blueprint)
+    app.register_blueprint(idempotency_blueprint)
     return app

@@ -53,8 +53,10 @@ def expected_of(row_id: int) -> Expected | None:
 def revalidated(response: Response) -> Response:
     """The answer, or 304 without its body where If-None-Match names it.
 
-    An answer without an entity tag gets a weak one, of its body and of the link to the next page.
+    An answer without an entity tag gets a weak one, of its body and of the link to the next page. The caller's browser
+    may keep it, but must ask each time (RFC 9111 section 5.2.2).
     """
+    response.headers["Cache-Control"] = "private, no-cache"
     if "ETag" not in response.headers:
         digest = sha1(response.get_data() + response.headers.get("Link", "").encode(), usedforsecurity=False)
         response.set_etag(digest.hexdigest(), weak=True)

@@ -50,6 +50,12 @@ class NotAsExpected(TodoError):
     message = "Precondition failed: the resource has been changed since, get it again"
 
 
+class KeyReused(TodoError):
+    """The idempotency key was used before, for something else; nothing was written."""
+
+    message = "Idempotency-Key was used before, for another request"
+
+
 class Unavailable(TodoError):
     """Something outside the service is away; the same request may succeed in a while."""
 

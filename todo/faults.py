@@ -63,6 +63,11 @@ def is_foreign_key_violation(error: Exception) -> bool:
     return getattr(cause, "pgcode", None) == "23503"
 
 
+def is_unique_violation(error: Exception) -> bool:
+    """Whether the statement would have made a row that is there already; on PostgreSQL, where that can be."""
+    return getattr(_cause(error), "pgcode", None) == "23505"
+
+
 def _cause(error: Exception) -> BaseException:
     return (error.orig or error) if isinstance(error, DBAPIError) else error
 

@@ -21,6 +21,7 @@ from flask.json.provider import DefaultJSONProvider
 from marshmallow import RAISE, Schema, ValidationError, fields
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException, LengthRequired, UnsupportedMediaType
 from werkzeug.routing.exceptions import WebsocketMismatch
 
@@ -28,6 +29,7 @@ from todo.conditional import expected_of, revalidated
 from todo.errors import (
     InvalidCredentials,
     InvalidInput,
+    KeyReused,
     NotAsExpected,
     NotAuthenticated,
     NotFound,
@@ -55,8 +57,21 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
     NotOwner: (403, {}),
     NotFound: (404, {}),
     NotAsExpected: (412, {}),
+    KeyReused: (422, {}),
     Unavailable: (503, RETRY_AFTER),
 }
+
+#: What keeps a browser from making anything of an answer but JSON for the script that asked (OWASP REST Security Cheat
+#: Sheet): no guessing at types, nothing to load or to frame, no reading across origins without CORS. And nothing is
+#: kept unless it says so itself. Strict-Transport-Security belongs to whoever ends TLS.
+SECURITY_HEADERS = Headers(
+    {
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+    }
+)
 
 #: What is said of a failure that Werkzeug found, by status.
 MESSAGES: Mapping[int, str] = {
@@ -117,6 +132,14 @@ def init_app(app: Flask) -> None:
         app.register_error_handler(kind, _answer_database_error)
     app.register_error_handler(OwnershipViolated, _answer_violation)
     app.register_error_handler(Exception, _answer_fault)
+    app.after_request(_protect)
+
+
+def _protect(response: Response) -> Response:
+    response.headers.extend(SECURITY_HEADERS)
+    if "Cache-Control" not in response.headers:
+        response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def next_link(endpoint: str, user_id: str, query: Mapping[str, Any], cursor: str | None) -> dict[str, str]:
@@ -127,6 +150,11 @@ def next_link(endpoint: str, user_id: str, query: Mapping[str, Any], cursor: str
     if cursor is None:
         return {}
     return {"Link": f'<{url_for(endpoint, **{**query, "user_id": user_id, "cursor": cursor})}>; rel="next"'}
+
+
+def replayed(is_replayed: bool) -> dict[str, str]:
+    """The header that tells a repeated answer from the first."""
+    return {"Idempotency-Replayed": "true"} if is_replayed else {}
 
 
 def _error(status: int, message: str, headers: Mapping[str, str]) -> Response:
@@ -203,6 +231,7 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
     412: ("PreconditionFailed", "It is there, but not as `If-Match` expects.", NotAsExpected.message, {}),
     413: ("ContentTooLarge", "The body is larger than 1 MiB.", MESSAGES[413], {}),
     415: ("UnsupportedMediaType", "The body is not declared as JSON.", MESSAGES[415], {}),
+    422: ("UnprocessableContent", "The key was used for another request.", KeyReused.message, {}),
     500: ("InternalServerError", "A fault of the service.", MESSAGES[500], {}),
     503: (
         "ServiceUnavailable",
@@ -370,6 +399,26 @@ class Blueprint(flask_smorest.Blueprint):
 
         return decorate
 
+    def header_argument(
+        self, name: str, field: fields.Field[Any], argument: str, documented: Mapping[str, Any]
+    ) -> Callable[[View], View]:
+        """Hand the view a header as the field loads it, None where there is none. Raises InvalidInput."""
+
+        def decorate(view: View) -> View:
+            @wraps(view)
+            def with_header(*args: Any, **arguments: Any) -> Any:
+                value = request.headers.get(name)
+                try:
+                    arguments[argument] = None if value is None else field.deserialize(value)
+                except ValidationError as error:
+                    raise InvalidInput(error.messages[0]) from error
+                return view(*args, **arguments)
+
+            _document_header(with_header, name, **documented)
+            return cast(View, with_header)
+
+        return decorate
+
     def no_query(self, schema: Schema) -> Callable[[View], View]:
         """Refuse query parameters in the words of the schema, which has no fields."""
 
@@ -391,7 +440,8 @@ class Blueprint(flask_smorest.Blueprint):
         def with_condition(*args: Any, **arguments: Any) -> Any:
             return revalidated(view(*args, **arguments))
 
-        _document_header(with_condition, "If-None-Match", "Entity tags that the caller has: 304 where one still holds.")
+        description = "Entity tags that the caller has: 304 where one still holds."
+        _document_header(with_condition, "If-None-Match", description, {"type": "string"}, '"1-1"')
         not_modified = self.alt_response(304, description="What the caller has still holds.", headers=ETAG)
         return not_modified(cast(View, with_condition))
 
@@ -403,7 +453,8 @@ class Blueprint(flask_smorest.Blueprint):
             def with_condition(*args: Any, **arguments: Any) -> Any:
                 return view(*args, expected=expected_of(arguments[row_id]), **arguments)
 
-            _document_header(with_condition, "If-Match", "Entity tags, one of which must still hold: 412 otherwise.")
+            description = "Entity tags, one of which must still hold: 412 otherwise."
+            _document_header(with_condition, "If-Match", description, {"type": "string"}, '"1-1"')
             return self.fails_with(412)(cast(View, with_condition))
 
         return decorate
@@ -419,11 +470,10 @@ class Blueprint(flask_smorest.Blueprint):
         return decorate
 
 
-def _document_header(view: Any, name: str, description: str) -> None:
+def _document_header(view: Any, name: str, description: str, schema: Mapping[str, Any], example: str) -> None:
     """Document a header that the view's request may bear, as flask-smorest keeps what it documents."""
     view._apidoc = deepcopy(getattr(view, "_apidoc", {}))
-    schema = {"type": "string"}
-    parameter = {"in": "header", "name": name, "description": description, "schema": schema, "example": '"1-1"'}
+    parameter = {"in": "header", "name": name, "description": description, "schema": schema, "example": example}
     view._apidoc.setdefault("arguments", {}).setdefault("parameters", []).append(parameter)
 
 

@@ -1,12 +1,13 @@
 """Ownership: the one place that writes the owner into a statement. Must not know any owned model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from msgspec import Struct
 from sqlalchemy import (
     ColumnElement,
     ForeignKey,
+    Insert,
     Text,
     bindparam,
     case,
@@ -28,6 +29,7 @@ from todo.statements import Statement
 from todo.users.models import User
 
 Row = TypeVar("Row", bound=Struct)
+Made = TypeVar("Made")
 
 
 class Narrowable(Protocol):
@@ -80,30 +82,46 @@ class OwnedInsert(Generic[Row]):
         """
         if (inserted := self._for_known_user.first(user_id=user_id, **values)) is not None:
             return inserted
-        try:
-            return self._with_owner(user_id, email, values)
-        except IntegrityError as error:
-            if not is_foreign_key_violation(error):
-                raise
-            # Somebody else took the email at the same moment, and ON CONFLICT made no user.
-            db.session.rollback()
-        return self._with_owner(user_id, None, values)
+        return unless_taken(email, lambda email: self._with_owner(user_id, email, values))
 
     def _with_owner(self, user_id: str, email: str | None, values: Mapping[str, Any]) -> Row:
-        is_sqlite = db.engine.dialect.name == "sqlite"
-        free_email = case((exists().where(User.email == email), null()), else_=cast(email, Text))
-        owner = (
-            (sqlite_insert if is_sqlite else postgresql_insert)(User)
-            # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE before it.
-            .from_select(["id", "email"], select(cast(user_id, Text), free_email).where(true()))
-            .on_conflict_do_nothing()
-        )
+        owner = insert_owner(user_id, email)
         statement = insert(self._model).values(**values, user_id=user_id).returning(*self._returned)
-        if not is_sqlite:
+        if db.engine.dialect.name != "sqlite":
             return self._row(*db.session.execute(statement.add_cte(owner.cte("owner"))).one())
         # SQLite has no INSERT within WITH: two statements, hence an explicit transaction.
-        db.session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+        begin()
         db.session.execute(owner)
         inserted = self._row(*db.session.execute(statement).one())
         db.session.commit()
         return inserted
+
+
+def insert_owner(user_id: str, email: str | None) -> Insert:
+    """The statement that makes the user's row where there is none, without the email where another user has it."""
+    free_email = case((exists().where(User.email == email), null()), else_=cast(email, Text))
+    return (
+        (sqlite_insert if db.engine.dialect.name == "sqlite" else postgresql_insert)(User)
+        # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE before it.
+        .from_select(["id", "email"], select(cast(user_id, Text), free_email).where(true()))
+        .on_conflict_do_nothing()
+    )
+
+
+def unless_taken(email: str | None, make: Callable[[str | None], Made]) -> Made:
+    """What `make` makes of the email, together with insert_owner(); or without an email where that made no user.
+
+    That is so where somebody else took the email at the same moment: ON CONFLICT does nothing then.
+    """
+    try:
+        return make(email)
+    except IntegrityError as error:
+        if not is_foreign_key_violation(error):
+            raise
+        db.session.rollback()
+    return make(None)
+
+
+def begin() -> None:
+    """Begin a transaction of the session, which is in autocommit otherwise; its end is the caller's to see to."""
+    db.session.connection(execution_options={"isolation_level": "SERIALIZABLE"})

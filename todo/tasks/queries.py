@@ -8,6 +8,7 @@ from msgspec import Struct
 from sqlalchemy import Text, bindparam, case, delete, or_, select, tuple_, update
 
 from todo.database import UtcInstant, contains_ignoring_case, later_instant
+from todo.idempotency.once import InsertOnce
 from todo.ownership import OwnedInsert, owned_by
 from todo.statements import Statement
 from todo.tasks.models import Task
@@ -92,6 +93,7 @@ def _delete(*, is_conditional: bool) -> Statement[TaskOwner]:
 
 FIND = Statement(owned_by(Task, select(*COLUMNS)).where(IS_THE_TASK), VersionedTask)
 INSERT = OwnedInsert(Task, VersionedTask, "title", "description")
+INSERT_ONCE = InsertOnce(Task, VersionedTask)
 
 
 def list_tasks(
@@ -111,6 +113,13 @@ def find_task(user_id: str, task_id: int) -> VersionedTask | None:
 def insert_task(user_id: str, email: str | None, *, title: str, description: str | None) -> VersionedTask:
     """The new task, together with the user's own row where this is the first."""
     return INSERT.one(user_id, email, title=title, description=description)
+
+
+def insert_task_once(
+    user_id: str, email: str | None, key: str, *, title: str, description: str | None
+) -> tuple[VersionedTask, bool]:
+    """The task that was inserted under the user's key, and whether that was before. Raises KeyReused."""
+    return INSERT_ONCE.one(user_id, email, key, title=title, description=description)
 
 
 def update_task(

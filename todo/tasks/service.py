@@ -40,9 +40,17 @@ def list_tasks(
     return TaskPage(tasks, encode_cursor(user_id, status, q, tasks[-1].created_at, tasks[-1].id))
 
 
-def create_task(user_id: str, email: str | None, *, title: str, description: str | None = None) -> VersionedTask:
-    """A new task of the user, incomplete."""
-    return _owned(user_id, queries.insert_task(user_id, email, title=title, description=description))
+def create_task(
+    user_id: str, email: str | None, key: str | None = None, *, title: str, description: str | None = None
+) -> tuple[VersionedTask, bool]:
+    """A new task of the user, incomplete; under a key, the task that was made under it, as it was when it was new.
+
+    Beside it, whether it was made before. Raises KeyReused where the key was used for another task.
+    """
+    if key is None:
+        return _owned(user_id, queries.insert_task(user_id, email, title=title, description=description)), False
+    task, is_replayed = queries.insert_task_once(user_id, email, key, title=title, description=description)
+    return _owned(user_id, task), is_replayed
 
 
 def get_task(user_id: str, task_id: int) -> VersionedTask:

@@ -8,7 +8,8 @@ from flask.views import MethodView
 
 from todo.conditional import entity_tag
 from todo.errors import TaskNotFound
-from todo.http import ETAG, Blueprint, View, error_response, header, next_link
+from todo.http import ETAG, Blueprint, View, error_response, header, next_link, replayed
+from todo.idempotency.schemas import KEY_LIMIT, idempotency_key_field
 from todo.identity import current_identity
 from todo.schemas import NoQuerySchema
 from todo.tasks import service
@@ -57,6 +58,12 @@ LINK = {
     )
 }
 LOCATION = {"Location": header("The path of the new task.", "/api/alice/tasks/1")}
+IDEMPOTENCY_KEY = {
+    "description": "Makes a retry safe: what was made under the same key before is answered again, and not made twice.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": KEY_LIMIT, "pattern": "^[ -~]+$"},
+    "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
+}
+REPLAYED = {"Idempotency-Replayed": header("`true` where the answer is that of an earlier request.", "true")}
 
 blp = Blueprint("tasks", __name__, url_prefix="/api/<user_id>/tasks", description="The tasks of one user.")
 
@@ -85,15 +92,16 @@ class Tasks(MethodView):
 
     @blp.doc(operationId="createTask")
     @blp.no_query(NoQuerySchema())
+    @blp.header_argument("Idempotency-Key", idempotency_key_field(), "key", IDEMPOTENCY_KEY)
     @blp.arguments(NewTaskSchema(), example={"title": "Buy milk", "description": "Two litres, whole"})
-    @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION | ETAG)
-    @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
-    def post(self, new_task: Mapping[str, Any]) -> tuple[VersionedTask, dict[str, str]]:
+    @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION | ETAG | REPLAYED)
+    @blp.fails_with(400, 401, 403, 411, 413, 415, 422, 500, 503)
+    def post(self, new_task: Mapping[str, Any], key: str | None) -> tuple[VersionedTask, dict[str, str]]:
         """Create a task"""
         identity = current_identity()
-        task = service.create_task(identity.user_id, identity.email, **new_task)
+        task, is_replayed = service.create_task(identity.user_id, identity.email, key, **new_task)
         location = url_for(".TaskById", user_id=task.user_id, task_id=task.id)
-        return task, {"Location": location, **entity_tag(task)}
+        return task, {"Location": location, **entity_tag(task), **replayed(is_replayed)}
 
 
 @blp.route("/<task_id>", parameters=[USER_ID, TASK_ID])

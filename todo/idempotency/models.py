@@ -1,0 +1,27 @@
+"""The idempotency_keys table: under which key a user created what."""
+
+from sqlalchemy import CheckConstraint, PrimaryKeyConstraint, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from todo.database import UtcInstant, current_instant
+from todo.extensions import Model
+from todo.ownership import Owned
+
+
+class IdempotencyKey(Owned, Model):
+    """A key that a user sent with a create, and what came of it; unique for each user, and no matter to any other."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(Text)
+    #: SHA-256 of what was asked for, in hexadecimal digits.
+    fingerprint: Mapped[str] = mapped_column(Text)
+    #: The created row as it was then, in JSON.
+    answer: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant(), index=True)
+
+    __table_args__ = (
+        PrimaryKeyConstraint("user_id", "key"),
+        CheckConstraint("length(key) BETWEEN 1 AND 255", name="key_length"),
+        CheckConstraint("length(fingerprint) = 64", name="fingerprint_length"),
+    )
