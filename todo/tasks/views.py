@@ -63,7 +63,9 @@ IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "minLength": 1, "maxLength": KEY_LIMIT, "pattern": "^[ -~]+$"},
     "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
 }
-REPLAYED = {"Idempotency-Replayed": header("`true` where the answer is that of an earlier request.", "true")}
+REPLAYED = {
+    "Idempotency-Replayed": header("`true` where the answer is that of an earlier request.", "true", required=False)
+}
 
 blp = Blueprint("tasks", __name__, url_prefix="/api/<user_id>/tasks", description="The tasks of one user.")
 
