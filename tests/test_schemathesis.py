@@ -43,7 +43,7 @@ class Trial(NamedTuple):
 def try_by_document(url: URL, folder: Path, *, seed: int, examples: int) -> Trial:
     """Try a gunicorn on that database; all files go into the folder."""
     close(migrated_app(url))
-    with gunicorn(url, folder / "log") as server:
+    with gunicorn(url, folder / "log", WEB_CONCURRENCY="1") as server:
         long_lived = {name: token(name, exp=int(time.time()) + 7200) for name in ("alice", "bob")}
         identities = [
             {"name": name, "fixedHeaders": [{"name": "Authorization", "value": f"Bearer {value}"}]}
