@@ -6,6 +6,9 @@ from flask import Flask
 from tests.support import Caller, Make
 
 ORIGIN = "https://app.example"
+#: What a front end sends, as a browser asks for it: in lower case, and in order.
+ASKED = ["authorization", "content-type", "idempotency-key", "if-match", "if-none-match"]
+EXPOSED = "ETag, Idempotency-Replayed, Link, Location, Retry-After"
 
 
 @pytest.fixture(params=[(ORIGIN,), (ORIGIN, "http://[::1]:3000")], ids=["one origin", "two origins"])
@@ -20,14 +23,14 @@ def test_a_preflight_needs_no_identity(app: Flask) -> None:
         headers={
             "Origin": ORIGIN,
             "Access-Control-Request-Method": "PUT",
-            "Access-Control-Request-Headers": "authorization, content-type",
+            "Access-Control-Request-Headers": ", ".join(ASKED),
         },
     )
     assert response.status_code == 200
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert response.headers["Access-Control-Allow-Credentials"] == "true"
     assert "PUT" in response.headers["Access-Control-Allow-Methods"]
-    assert response.headers["Access-Control-Allow-Headers"].lower() == "authorization, content-type"
+    assert response.headers["Access-Control-Allow-Headers"].lower().split(", ") == ASKED
     assert response.headers["Vary"] == "Origin"
 
 
@@ -36,8 +39,15 @@ def test_answers_and_errors_bear_the_headers(app: Flask, path: str) -> None:
     response = Caller(app, "alice").open("GET", path, headers={"Origin": ORIGIN})
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert response.headers["Access-Control-Allow-Credentials"] == "true"
-    assert response.headers["Access-Control-Expose-Headers"] == "Link, Location, Retry-After"
+    assert response.headers["Access-Control-Expose-Headers"] == EXPOSED
     assert response.headers["Vary"] == "Origin"
+
+
+def test_304_bears_them_too(app: Flask) -> None:
+    alice = Caller(app, "alice")
+    tag = alice("GET").headers["ETag"]
+    response = alice("GET", headers={"Origin": ORIGIN, "If-None-Match": tag})
+    assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (304, ORIGIN)
 
 
 @pytest.mark.parametrize(

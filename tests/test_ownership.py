@@ -1,15 +1,27 @@
 """Nobody reaches another's tasks: every route, every kind of caller, and both layers by themselves."""
 
 import ast
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from tests.support import ROOT, Call, Caller, Make, acting_for, migrate, postgresql_database, sql, sqlite_database
+from tests.support import (
+    ROOT,
+    Call,
+    Caller,
+    Make,
+    acting_for,
+    as_superuser,
+    migrate,
+    postgresql_database,
+    sql,
+    sqlite_database,
+)
 from todo.errors import OwnershipViolated
 from todo.faults import DATABASE_ERRORS
 from todo.ownership import Owned
@@ -187,6 +199,24 @@ def test_an_email_that_is_taken_at_the_same_moment_is_none(server: URL, make: Ma
             sql(url, statement)
         Caller(make(url), "alice", "alice@example.com").create()
         assert sql(url, "SELECT id, email FROM users") == [("alice", None)]
+
+
+@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "x"}])
+def test_a_task_of_a_user_who_is_deleted_at_the_same_moment_is_a_new_users_first(
+    alice: Caller, url: URL, headers: dict[str, str]
+) -> None:
+    alice.create()
+    deleting = create_engine(as_superuser(url))
+    with deleting.connect() as connection, ThreadPoolExecutor(1) as pool:
+        connection.exec_driver_sql("DELETE FROM users WHERE id = 'alice'")
+        waiting = pool.submit(alice, "POST", json={"title": "x"}, headers=headers)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        connection.commit()
+        assert waiting.result().status_code == 201
+    deleting.dispose()
+    assert alice.titles() == ["x"]
 
 
 def test_an_insert_that_breaks_another_rule_is_not_repeated(app: Flask, alice: Caller, url: URL) -> None:

@@ -17,7 +17,7 @@ def init_app(app: Flask, settings: Settings) -> None:
             origins=[re.compile(re.escape(origin) + r"\Z") for origin in settings.cors_origins],
             supports_credentials=True,
             always_send=False,
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Link", "Location", "Retry-After"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match"],
+            expose_headers=["ETag", "Idempotency-Replayed", "Link", "Location", "Retry-After"],
             max_age=600,
         )

@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.extensions import db
-from todo.faults import is_foreign_key_violation
+from todo.faults import DATABASE_ERRORS, is_foreign_key_violation
 from todo.statements import Statement
 from todo.users.models import User
 
@@ -80,7 +80,14 @@ class OwnedInsert(Generic[Row]):
         and the user's row is made together with the thing, in one transaction: also when fifty first things arrive at
         once. The email is left out where another user has it. Raises one of DATABASE_ERRORS for any other constraint.
         """
-        if (inserted := self._for_known_user.first(user_id=user_id, **values)) is not None:
+        try:
+            inserted = self._for_known_user.first(user_id=user_id, **values)
+        except DATABASE_ERRORS as error:
+            if not is_foreign_key_violation(error):
+                raise
+            # The user was deleted at the same moment, and is a new one again.
+            inserted = None
+        if inserted is not None:
             return inserted
         return unless_taken(email, lambda email: self._with_owner(user_id, email, values))
 
