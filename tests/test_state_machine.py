@@ -46,7 +46,7 @@ CHANGES = st.fixed_dictionaries({}, optional=FIELDS).filter(bool)
 AGES = st.sampled_from([0, 0, 1, 2])
 LIMITS = st.sampled_from([None, 1, 1, 2, 3])
 # At fault on POST as on PUT.
-FAULTS = st.sampled_from(
+FAULTS: st.SearchStrategy[Any] = st.sampled_from(
     [
         {"title": ""},
         {"title": "\u3000"},
@@ -278,7 +278,7 @@ class Story(RuleBasedStateMachine):
     def read(self, view: "View", cursor: "Cursor | None" = None) -> Any:
         """Hold that the user gets what the list must hold, page by page; what led to its second page."""
         rest = [task for task in self.listed(view) if cursor is None or place_of(task) < cursor.place]
-        cursors = []
+        cursors: list[Cursor] = []
         while True:
             response = self.call(view.user, "GET", query_string=query_of(view, cursor))
             page, rest = rest[: view.limit or PAGE_LIMIT], rest[view.limit or PAGE_LIMIT :]
