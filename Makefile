@@ -8,7 +8,7 @@ AUDITED := requirements.txt requirements-dev.txt requirements-audit.txt
 FASTIFY := benchmarks/peers/fastify
 
 .DEFAULT_GOAL := help
-.PHONY: help run test audit bench bench-scale openapi lock clean
+.PHONY: help run test fuzz audit bench bench-scale openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
+
+fuzz: $(VENV)/installed-dev ## Try the API with what nobody thought of, for some minutes (SEED=1 EXAMPLES=50: again, and shorter)
+	@$(BIN)/python -m tests.fuzz
 
 # An environment marker would have the audit leave a package of another platform out without a word.
 audit: $(AUDIT_VENV)/installed ## Look up known vulnerabilities of all that is pinned; fails where that cannot be done
@@ -59,7 +62,8 @@ LOCK := --universal --generate-hashes --no-emit-index-url --no-emit-find-links -
 	--custom-compile-command "make lock"
 
 clean: ## Remove the virtual environment and what the tools left; instance/ stays
-	rm -rf $(VENV) $(PEERS_VENV) $(AUDIT_VENV) $(FASTIFY)/node_modules .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) $(AUDIT_VENV) $(FASTIFY)/node_modules .coverage .hypothesis .mypy_cache .pytest_cache \
+		.ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -66,7 +66,8 @@ def revalidated(response: Response) -> Response:
     return response
 
 
-def _versions(row_id: int, tags: Iterable[str]) -> list[int]:
-    parts = filter(None, map(_TAG.fullmatch, tags))
+def _versions(row_id: int, tags: Iterable[str | None]) -> list[int]:
+    # Werkzeug's value of the empty tag, "", is None.
+    parts = filter(None, (_TAG.fullmatch(tag or "") for tag in tags))
     versions = [int(version) for number, version in (part.groups() for part in parts) if int(number) == row_id]
     return [version for version in versions if version <= _LARGEST_VERSION]

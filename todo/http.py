@@ -14,6 +14,8 @@ from urllib.parse import parse_qsl
 
 import flask_smorest
 import msgspec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from flask import Flask, Request, Response, jsonify, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from marshmallow import RAISE, Schema, ValidationError, fields
@@ -208,9 +210,9 @@ def error_response(description: str, example: str) -> dict[str, Any]:
     return {"description": description, "schema": ErrorSchema, "example": {"error": example}}
 
 
-def header(description: str, example: str) -> dict[str, Any]:
-    """An OpenAPI header object."""
-    return {"description": description, "schema": {"type": "string"}, "example": example}
+def header(description: str, example: str, *, required: bool = True) -> dict[str, Any]:
+    """An OpenAPI header object, of a header that every such answer bears where it is required."""
+    return {"description": description, "required": required, "schema": {"type": "string"}, "example": example}
 
 
 ETAG = {"ETag": header("The entity tag, for `If-Match` and `If-None-Match` (RFC 9110 section 8.8.3).", '"1-1"')}
@@ -240,6 +242,21 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
 }
 
 
+class SchemaConverter(OpenAPIConverter):
+    """apispec's, but that a schema may say more of the whole object than its fields do: its `json_schema`."""
+
+    def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
+        """The JSON Schema of a marshmallow schema."""
+        converted = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]  # apispec bears few
+        return {**converted, **getattr(schema, "json_schema", {})}
+
+
+class SchemaPlugin(MarshmallowPlugin):
+    """apispec's, with that converter."""
+
+    Converter = SchemaConverter
+
+
 class Api(flask_smorest.Api):
     """flask-smorest's Api with this service's errors: their body, their headers, and their place in the document."""
 
@@ -249,7 +266,7 @@ class Api(flask_smorest.Api):
 
     def init_app(self, app: Flask, *, spec_kwargs: Mapping[str, Any] | None = None) -> None:
         """As flask-smorest's, with the bearer scheme and the error responses in the document."""
-        super().init_app(app, spec_kwargs=spec_kwargs)
+        super().init_app(app, spec_kwargs={"marshmallow_plugin": SchemaPlugin(), **(spec_kwargs or {})})
         self.spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
         for name, description, example, headers in ERROR_RESPONSES.values():
             content = {"application/json": {"schema": ErrorSchema, "example": {"error": example}}}

@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from marshmallow import RAISE, Schema, ValidationError, fields
 
+#: What `storable` lets pass, as a pattern of JSON Schema: there are no lone surrogates in JSON that is UTF-8.
+STORABLE = r"^[^\u0000]*$"
 INSTANT = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$"
 
 # What PostgreSQL cannot store, or UTF-8 not express (RFC 3629 section 3).

@@ -113,6 +113,8 @@ class TestChange:
         ('"{id}-1', 412),
         ("", 412),
         (",", 412),
+        ('""', 412),
+        ('"x", ""', 412),
         ('"\u00e9"', 412),
     ],
 )
@@ -165,7 +167,7 @@ def test_a_task_that_has_changed_is_200(alice: Caller) -> None:
     assert (response.status_code, response.get_json()) == (200, changed.get_json())
 
 
-@pytest.mark.parametrize("header", ["", '"x"', '"', "W/", "\x7f"])
+@pytest.mark.parametrize("header", ["", '"x"', '""', '"', "W/", "\x7f"])
 def test_a_tag_that_is_not_the_tasks_is_200(alice: Caller, header: str) -> None:
     path = f"/{alice.create()['id']}"
     assert alice("GET", path, headers={"If-None-Match": header}).status_code == 200

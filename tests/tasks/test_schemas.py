@@ -1,5 +1,7 @@
-"""What goes out is what marshmallow itself would write, to the byte."""
+"""What goes out is what marshmallow itself would write, to the byte; what may come in is what the document says."""
 
+import re
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from msgspec.structs import asdict, astuple
 
 from todo.schemas import RowSchema
 from todo.tasks.queries import TaskOwner, TaskRow, VersionedTask
-from todo.tasks.schemas import TaskSchema
+from todo.tasks.schemas import TITLE, NewTaskSchema, TaskSchema
 
 INSTANTS = ["2025-01-09T12:34:56.000000Z", "0999-12-31T23:59:59.000007Z"]
 TEXTS = ["Buy milk", "söck 🧦 日本", 'quotes " and \\', "\x01\t\n\x7f\u2028", "</script>", "e\u0301\u200b\u202e"]
@@ -50,3 +52,16 @@ def test_what_a_row_knows_beyond_the_schema_stays_within() -> None:
 def test_a_field_that_is_not_plain_is_refused(field: Any) -> None:
     with pytest.raises(TypeError, match="extra is not a plain field"):
         RowSchema.from_dict({"extra": field})()
+
+
+def test_the_pattern_of_a_title_refuses_what_the_schema_refuses() -> None:
+    # Patterns are for text, which has no lone surrogates.
+    characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
+    refused = [character for character in characters if not re.search(TITLE, character)]
+    assert refused == [character for character in characters if character.isspace() or character == "\0"]
+    for title in (*refused, " \t\n", "x\0", "\0x", "\n\0"):
+        assert NewTaskSchema().validate({"title": title}), ascii(title)
+        assert not re.search(TITLE, title), ascii(title)
+    for title in ("\nx", " x\n", "\ufeff", "\u200b", "x" * 255):
+        assert not NewTaskSchema().validate({"title": title}), ascii(title)
+        assert re.search(TITLE, title), ascii(title)

@@ -1,11 +1,16 @@
 """What a client may send about tasks, and what it gets. Marshmallow alone: knows no database and no HTTP."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import RAISE, ValidationError, fields, validate, validates_schema
 
-from todo.schemas import Input, NaturalNumber, NoQuerySchema, RowSchema, instant_field, storable
+from todo.schemas import STORABLE, Input, NaturalNumber, NoQuerySchema, RowSchema, instant_field, storable
+
+# What str.isspace() is true for, in the words of a pattern, which has other ideas of \s.
+_WHITE_SPACE = r"\t-\r\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+#: A title that is not blank, and storable.
+TITLE = rf"^[^\u0000]*[^\u0000{_WHITE_SPACE}][^\u0000]*$"
 
 STATUSES = ("incomplete", "complete")
 TITLE_LIMIT = 255
@@ -38,7 +43,7 @@ def title_field(*, required: bool) -> fields.String:
             "null": "Title is required" if required else "Title cannot be empty",
             "invalid": "Title must be a string",
         },
-        metadata={"minLength": 1, "examples": ["Buy milk"]},
+        metadata={"minLength": 1, "pattern": TITLE, "examples": ["Buy milk"]},
     )
 
 
@@ -51,7 +56,7 @@ def description_field() -> fields.String:
             storable("Description"),
         ],
         error_messages={"invalid": "Description must be a string or null"},
-        metadata={"examples": ["Two litres, whole"]},
+        metadata={"pattern": STORABLE, "examples": ["Two litres, whole"]},
     )
 
 
@@ -96,6 +101,8 @@ class NewTaskSchema(Input):
 class TaskChangesSchema(Input):
     """The body that changes a task: an omitted field is kept, a null description is cleared."""
 
+    #: What require_change holds, for the document.
+    json_schema: ClassVar = {"minProperties": 1}
     read_only = frozenset(TaskSchema().fields) - {"title", "description", "status"}
 
     title = title_field(required=False)
@@ -125,7 +132,10 @@ class TaskListQuerySchema(NoQuerySchema):
     status = status_field()
     q = fields.String(
         validate=storable("Query parameter q"),
-        metadata={"description": "Part of the title or the description, in any letter case; empty means any."},
+        metadata={
+            "description": "Part of the title or the description, in any letter case; empty means any.",
+            "pattern": STORABLE,
+        },
     )
     limit = NaturalNumber(
         validate=validate.Range(min=1, max=PAGE_LIMIT, error=INVALID_LIMIT),

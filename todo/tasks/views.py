@@ -51,7 +51,11 @@ TASK_ID = {
     "example": 1,
 }
 LINK = {
-    "Link": header("The next page, where more tasks follow (RFC 8288).", '</api/alice/tasks?cursor=...>; rel="next"')
+    "Link": header(
+        "The next page, where more tasks follow (RFC 8288).",
+        '</api/alice/tasks?cursor=...>; rel="next"',
+        required=False,
+    )
 }
 LOCATION = {"Location": header("The path of the new task.", "/api/alice/tasks/1")}
 IDEMPOTENCY_KEY = {
@@ -59,7 +63,9 @@ IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "minLength": 1, "maxLength": KEY_LIMIT, "pattern": "^[ -~]+$"},
     "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
 }
-REPLAYED = {"Idempotency-Replayed": header("`true` where the answer is that of an earlier request.", "true")}
+REPLAYED = {
+    "Idempotency-Replayed": header("`true` where the answer is that of an earlier request.", "true", required=False)
+}
 
 blp = Blueprint("tasks", __name__, url_prefix="/api/<user_id>/tasks", description="The tasks of one user.")
 
