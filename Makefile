@@ -6,7 +6,7 @@ PEERS_VENV := benchmarks/.venv
 FASTIFY := benchmarks/peers/fastify
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-scale openapi lock clean
+.PHONY: help run test faults bench bench-scale openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,11 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
+
+faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk under load, in full, and print the figures
+	@command -v pgbouncer >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes pgbouncer; } || \
+		{ echo "make faults needs PgBouncer: the package pgbouncer of Debian"; exit 1; }
+	$(BIN)/pytest tests/faults -m "faults or not faults"
 
 bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Measure the service beside its peers, into benchmarks/RESULTS.md (ROUNDS=1 SECONDS=1: a quick look)
 	@command -v wrk >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes wrk; } || \
