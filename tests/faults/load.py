@@ -134,12 +134,12 @@ class Writer(Client):
 
     def write(self) -> None:
         """One request, put down in the ledger."""
-        if self.pending:
+        known = list(self.ledger.tasks.values())
+        if self.pending and self._random.random() < 0.5:
             self.create_once()
             return
-        known = list(self.ledger.tasks.values())
         if self._random.random() * 2 * TASKS > len(known):
-            self._random.choice([self.create, self.create_once])()
+            self._random.choice([self.create, self.create if self.pending else self.create_once])()
             return
         task = self._random.choice(known)
         action = self._random.choice([self.update, self.complete, self.toggle, self.delete, self.delete, self.read])
