@@ -8,7 +8,7 @@ AUDITED := requirements.txt requirements-dev.txt requirements-audit.txt
 FASTIFY := benchmarks/peers/fastify
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz audit bench bench-scale openapi lock clean
+.PHONY: help run test faults fuzz audit bench bench-scale openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
+
+faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk under load, in full, and print the figures
+	@command -v pgbouncer >/dev/null && command -v nginx >/dev/null || \
+		{ apt-get update --quiet && apt-get install --quiet --yes pgbouncer nginx; } || \
+		{ echo "make faults needs PgBouncer and nginx: the packages pgbouncer and nginx of Debian"; exit 1; }
+	$(BIN)/pytest tests/faults -m "faults or not faults"
 
 fuzz: $(VENV)/installed-dev ## Try the API with what nobody thought of, for some minutes (SEED=1 EXAMPLES=50: again, and shorter)
 	@$(BIN)/python -m tests.fuzz

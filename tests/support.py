@@ -17,7 +17,7 @@ from unittest import mock
 import jwt
 from flask import Flask
 from flask_migrate import upgrade
-from sqlalchemy import URL, create_engine, event, make_url, text
+from sqlalchemy import URL, NullPool, create_engine, event, make_url, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
@@ -122,7 +122,8 @@ def sqlite_database() -> Iterator[URL]:
 def postgresql_database(server: URL) -> Iterator[URL]:
     """An empty database of ROLE's on that server, dropped afterwards."""
     name = f"todo_test_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    # A connection each time: in between the server may be stopped.
+    admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with admin.connect() as connection:
         # Other processes of the tests may be at the same.
         connection.exec_driver_sql(
@@ -130,13 +131,13 @@ def postgresql_database(server: URL) -> Iterator[URL]:
             " EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
         )
         connection.exec_driver_sql(f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE template0 ENCODING 'UTF8'")
-        _makers[name] = server.set(database=name)
-        try:
-            yield server.set(database=name, username=ROLE, password=PASSWORD)
-        finally:
-            del _makers[name]
+    _makers[name] = server.set(database=name)
+    try:
+        yield server.set(database=name, username=ROLE, password=PASSWORD)
+    finally:
+        del _makers[name]
+        with admin.connect() as connection:
             connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.dispose()
 
 
 @contextmanager

@@ -138,6 +138,22 @@ def test_a_server_that_never_answers_is_503_within_the_budget(make: Make, monkey
         assert 0.4 <= time.monotonic() - started < 4
 
 
+def test_one_silent_connection_tells_of_the_others(
+    make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with wire_to(postgresql) as (wire, url):
+        app = make(url, threads=2)
+        alice = Caller(app, "alice")
+        with app.app_context(), db.engine.connect(), db.engine.connect():
+            wire.forget()
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "REQUEST_BUDGET", 0.4)
+            assert is_unavailable(alice)
+        with app.app_context(), db.engine.connect():
+            assert not is_unavailable(alice)
+        assert wire.connections == 4
+
+
 def test_a_name_that_is_never_resolved_is_503_within_the_budget(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
     go = Event()
@@ -219,6 +235,21 @@ def test_a_read_only_database_is_503_to_writes_alone(make: Make, postgresql: URL
     alice = Caller(make(postgresql), "alice")
     assert is_unavailable(alice, "POST", **NEW)
     assert not is_unavailable(alice)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "1"}])
+def test_a_session_that_began_read_only_is_left_once_a_write_has_shown_it(
+    make: Make, postgresql: URL, headers: dict[str, str]
+) -> None:
+    """Hosted databases make themselves read-only so, until a full disk has room again."""
+    sql(postgresql, f"ALTER DATABASE {postgresql.database} SET default_transaction_read_only = on")
+    alice = Caller(make(postgresql, threads=1), "alice")
+    assert is_unavailable(alice, "POST", headers=headers, **NEW)
+    sql(
+        postgresql.set(query=postgresql.query | {"options": "-cdefault_transaction_read_only=off"}),
+        f"ALTER DATABASE {postgresql.database} RESET default_transaction_read_only",
+    )
+    assert not is_unavailable(alice, "POST", headers=headers, **NEW)
 
 
 def test_missing_rights_are_a_fault_of_ours(make: Make, postgresql: URL) -> None:

@@ -1,6 +1,11 @@
-"""A TCP proxy before PostgreSQL that counts round trips: how often the client speaks after the server has spoken."""
+"""A TCP proxy before PostgreSQL that counts round trips: how often the client speaks after the server has spoken.
 
+It can also do what networks do: cut connections, forget them without a word, and lose packets.
+"""
+
+import ctypes
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +13,9 @@ from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
 from sqlalchemy import URL
+
+# Of Linux; Python has no names for them.
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 
 class Wire:
@@ -17,11 +25,39 @@ class Wire:
         self.delay = delay
         self.connections = 0
         self.round_trips = 0
+        self.forgotten = 0
         self.sockets: list[socket.socket] = []
 
     def reset(self) -> None:
         """Count from nought."""
         self.connections = self.round_trips = 0
+
+    def cut(self) -> None:
+        """Break every connection: both ends see a reset, whatever was on its way is lost."""
+        sockets, self.sockets = self.sockets, []
+        for connection in sockets:
+            with suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            _close(connection)
+
+    def forget(self) -> None:
+        """Pass on nothing more on the connections there are, and tell nobody; later ones work."""
+        self.forgotten = self.connections
+
+    def swallow(self) -> None:
+        """Lose each packet of the client on the connections there are, so that its kernel sends them again."""
+        # A program for the kernel's packet filter that lets none pass: BPF_RET, 0.
+        instructions = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+        program = struct.pack("HL", 1, ctypes.addressof(instructions))
+        for client in self.sockets[::2]:
+            with suppress(OSError):
+                client.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+    def heal(self) -> None:
+        """Lose none any more."""
+        for client in self.sockets[::2]:
+            with suppress(OSError):
+                client.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 @contextmanager
@@ -65,7 +101,7 @@ def _connect(server: URL) -> socket.socket:
 def _close(connection: socket.socket) -> None:
     with suppress(OSError):
         # Wakes whoever is reading from it.
-        connection.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RD)
     connection.close()
 
 
@@ -89,7 +125,12 @@ def _sender(receiver: socket.socket, delay: float) -> Callable[[bytes], None]:
 class _Conversation:
     def __init__(self, wire: Wire, client: socket.socket, server: socket.socket) -> None:
         self.wire, self.client, self.server = wire, client, server
+        self.number = wire.connections
         self.has_server_spoken = True
+
+    def is_forgotten(self) -> bool:
+        """Whether nothing is passed on."""
+        return self.number <= self.wire.forgotten
 
     def run(self) -> None:
         send = _sender(self.server, self.wire.delay)
@@ -101,7 +142,8 @@ class _Conversation:
                 if self.has_server_spoken and said[:1] != b"X":
                     self.wire.round_trips += 1
                 self.has_server_spoken = False
-                send(said)
+                if not self.is_forgotten():
+                    send(said)
         _close(self.server)
         answers.join()
         _close(self.client)
@@ -111,4 +153,5 @@ class _Conversation:
         with suppress(OSError):
             while answer := self.server.recv(65536):
                 self.has_server_spoken = True
-                send(answer)
+                if not self.is_forgotten():
+                    send(answer)

@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg2
 from flask import Flask
-from psycopg2 import extensions
+from psycopg2 import errors, extensions
 from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Engine, Integer, Text, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
@@ -46,6 +46,8 @@ SQLITE_BUSY_TIMEOUT = 2.5
 
 #: When the request at hand must be done with the database (time.monotonic); outside one, in a migration say, None.
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+#: When a connection last broke, or was found silent, in the middle of something (time.monotonic).
+_lost_at = 0.0
 #: Whose request it is.
 _acting_user: ContextVar[str | None] = ContextVar("acting_user", default=None)
 
@@ -217,7 +219,12 @@ class LimitedCursor(extensions.cursor):
             query = STATEMENT_LIMITS + query
         if vars and (user_id := _acting_user.get()) is not None:
             query, vars = ACTING_USER + query, {**vars, "app_user_id": user_id}
-        super().execute(query, vars)
+        try:
+            super().execute(query, vars)
+        except errors.ReadOnlySqlTransaction:
+            # The session may stay so after the database, or another that took over, is to be written to again.
+            self.connection.close()
+            raise
 
 
 def act_for(user_id: str | None) -> None:
@@ -254,19 +261,23 @@ def engine_options(settings: Settings) -> dict[str, Any]:
             "keepalives_idle": 30,
             "keepalives_interval": 10,
             "keepalives_count": 3,
+            # In milliseconds: where the server's machine acknowledges nothing, the kernel gives up what was sent. It
+            # would else deliver a statement long after its 503, over what has been written since.
+            "tcp_user_timeout": 5000,
         },
     }
 
 
 def init_app(app: Flask, engine: Engine) -> None:
-    """Set up each new connection, bound every request's time, and replace connections that the server has closed."""
+    """Set up each new connection, bound every request's time, and replace connections that are lost."""
     app.before_request(_start_budget)
     app.teardown_request(_end_budget)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
     else:
         event.listen(engine, "do_connect", _resolve_host)
-        event.listen(engine, "checkout", _replace_if_closed)
+        event.listen(engine, "connect", _note_age)
+        event.listen(engine, "checkout", _replace_if_lost)
         # psycopg2 knows one callback for the whole process. Without it a connection gone silent blocks its thread.
         extensions.set_wait_callback(_wait_within_budget)
 
@@ -310,14 +321,20 @@ def _look_up(host: str, look_up: "Future[list[str]]") -> None:
         look_up.set_exception(error)
 
 
-def _replace_if_closed(connection: Any, _record: object, _proxy: object) -> None:
-    """Drop a pooled connection on which the server has said good-bye, at no round trip.
+def _note_age(_connection: object, record: Any) -> None:
+    record.info["connected_at"] = monotonic()
 
-    An idle connection has nothing to read unless the server ended it: restarted, put to sleep, or told to.
+
+def _replace_if_lost(connection: Any, record: Any, _proxy: object) -> None:
+    """Drop a pooled connection on which the server has said good-bye, or that is older than the loss of another.
+
+    Both at no round trip. An idle connection has nothing to read unless the server ended it: restarted, put to sleep,
+    or told to. And what one connection was lost to (a firewall that forgot it, say) the others of its time may have
+    met too: each would cost somebody a whole budget to find out.
     """
     poller = select.poll()
     poller.register(connection.fileno(), select.POLLIN)
-    if poller.poll(0):
+    if record.info["connected_at"] < _lost_at or poller.poll(0):
         raise DisconnectionError
 
 
@@ -335,11 +352,16 @@ def _wait_within_budget(connection: Any) -> None:
 
     Raises OperationalError, on which psycopg2 closes the connection: what became of the statement is unknown.
     """
+    global _lost_at  # noqa: PLW0603 (like the callback itself, one for the process)
     deadline = _deadline.get()
-    while (state := connection.poll()) != extensions.POLL_OK:
-        poller = select.poll()
-        poller.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
-        # poll() counts in milliseconds.
-        patience = None if deadline is None else max(0, round((deadline - monotonic()) * 1000))
-        if not poller.poll(patience):
-            raise psycopg2.OperationalError("the database did not answer in time")
+    try:
+        while (state := connection.poll()) != extensions.POLL_OK:
+            poller = select.poll()
+            poller.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
+            # poll() counts in milliseconds.
+            patience = None if deadline is None else max(0, round((deadline - monotonic()) * 1000))
+            if not poller.poll(patience):
+                raise psycopg2.OperationalError("the database did not answer in time")
+    except psycopg2.Error:
+        _lost_at = monotonic()
+        raise

@@ -1,0 +1,111 @@
+"""A disk that is full: that of the tables, and that of the write-ahead log too."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from tests.faults.conftest import Judge
+from tests.faults.load import keep_journal, load
+from tests.faults.server import PostgreSql, postgresql
+from tests.live import gunicorn
+from tests.support import close, migrated_app, postgresql_database, sql
+
+pytestmark = pytest.mark.faults
+
+
+class Disk:
+    """A file system of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fill(self) -> None:
+        """Leave no room."""
+        with suppress(OSError), (self.folder / "ballast").open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(65536))
+
+    def free(self) -> None:
+        """Leave room again."""
+        (self.folder / "ballast").unlink()
+
+
+@contextmanager
+def small_disk(megabytes: int) -> Iterator[Disk]:
+    """A disk in memory."""
+    with tempfile.TemporaryDirectory(prefix="disk") as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=755", "tmpfs", folder]
+        result = subprocess.run(mount, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"This test needs the right to mount a small file system: {result.stderr}"
+        try:
+            yield Disk(Path(folder))
+        finally:
+            subprocess.run(["umount", folder], check=True)
+
+
+@contextmanager
+def tablespace(server: PostgreSql, disk: Disk) -> Iterator[str]:
+    """A tablespace on that disk."""
+    folder = disk.folder / "tables"
+    folder.mkdir()
+    if server.system_user:
+        shutil.chown(folder, server.system_user)
+    server.sql_outside_transactions(f"CREATE TABLESPACE small LOCATION '{folder}'")
+    yield "small"
+    server.sql_outside_transactions("DROP TABLESPACE small")
+
+
+def test_a_disk_full_of_tables_is_503_to_writes_alone_until_there_is_room(
+    own_postgresql: PostgreSql, judge: Judge, tmp_path: Path
+) -> None:
+    with (
+        small_disk(8) as disk,
+        tablespace(own_postgresql, disk) as space,
+        postgresql_database(own_postgresql.url) as url,
+    ):
+        close(migrated_app(url))
+        keep_journal(url)
+        sql(url, f"ALTER TABLE tasks SET TABLESPACE {space}")
+        sql(url, f"ALTER INDEX pk_tasks SET TABLESPACE {space}")
+        with gunicorn(url, tmp_path / "log") as live:
+            with load(live, url) as writers:
+                time.sleep(0.5)
+                disk.fill()
+                time.sleep(4)
+                disk.free()
+                writers.fault_ended()
+                time.sleep(2)
+            account = judge(writers)
+        assert account.answers.statuses["503"], "nobody noticed"
+        assert "GET" not in {failure.method for failure in account.answers.failures}
+
+
+def test_a_full_disk_that_ends_postgresql_loses_no_write(judge: Judge, tmp_path: Path) -> None:
+    """Without room for its log PostgreSQL panics, and cannot start; with room again it recovers."""
+    with small_disk(256) as disk, postgresql(os.fspath(disk.folder)) as server, postgresql_database(server.url) as url:
+        close(migrated_app(url))
+        keep_journal(url)
+        with gunicorn(url, tmp_path / "log") as live:
+            with load(live, url) as writers:
+                time.sleep(0.5)
+                disk.fill()
+                with suppress(OperationalError):
+                    # On to the next file of the log, which does not exist yet.
+                    while True:
+                        server.sql("SELECT pg_switch_wal()")
+                        time.sleep(0.1)
+                time.sleep(3)
+                with pytest.raises(OperationalError):
+                    server.sql("SELECT 1")
+                disk.free()
+                writers.fault_ended(server.start())
+                time.sleep(3)
+            assert judge(writers).answers.statuses["503"]
