@@ -59,10 +59,12 @@ class Server:
         data = response.read()
         return response.status, loads(data) if data else None
 
-    def raw(self, request: bytes) -> bytes:
+    def raw(self, request: bytes, *, then_close: bool = False) -> bytes:
         """What comes back for those bytes, until the server closes or keeps silent for a while."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
             connection.sendall(request)
+            if then_close:
+                connection.shutdown(socket.SHUT_WR)
             connection.settimeout(1.0)
             answer = b""
             try:
