@@ -29,7 +29,7 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk under load, in full, and print the figures
 	@command -v pgbouncer >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes pgbouncer; } || \
 		{ echo "make faults needs PgBouncer: the package pgbouncer of Debian"; exit 1; }
-	$(BIN)/pytest tests/faults -m "faults or not faults"
+	$(BIN)/pytest tests/faults -m "faults or not faults" -o faulthandler_timeout=300
 
 bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Measure the service beside its peers, into benchmarks/RESULTS.md (ROUNDS=1 SECONDS=1: a quick look)
 	@command -v wrk >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes wrk; } || \
