@@ -32,7 +32,7 @@ faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk und
 	@command -v pgbouncer >/dev/null && command -v nginx >/dev/null || \
 		{ apt-get update --quiet && apt-get install --quiet --yes pgbouncer nginx; } || \
 		{ echo "make faults needs PgBouncer and nginx: the packages pgbouncer and nginx of Debian"; exit 1; }
-	$(BIN)/pytest tests/faults -m "faults or not faults"
+	$(BIN)/pytest tests/faults -m "faults or not faults" -o faulthandler_timeout=300
 
 fuzz: $(VENV)/installed-dev ## Try the API with what nobody thought of, for some minutes (SEED=1 EXAMPLES=50: again, and shorter)
 	@$(BIN)/python -m tests.fuzz
