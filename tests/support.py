@@ -203,8 +203,10 @@ def acting_for(app: Flask, user_id: str) -> Iterator[None]:
     """Within the app, but outside any request: as the hook would have it for that user's."""
     with app.app_context():
         database.act_for(user_id)
-        yield
-        database.act_for(None)
+        try:
+            yield
+        finally:
+            database.act_for(None)
 
 
 def partition(url: URL) -> None:

@@ -154,6 +154,16 @@ def test_one_silent_connection_tells_of_the_others(
         assert wire.connections == 4
 
 
+def test_a_connection_that_was_just_made_is_not_replaced_once_more(
+    make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where losses come thick and fast SQLAlchemy would give up, with an error of its own."""
+    alice = Caller(make(postgresql), "alice")
+    assert not is_unavailable(alice)
+    monkeypatch.setattr(database, "_lost_at", time.monotonic() + 60)
+    assert not is_unavailable(alice)
+
+
 def test_a_name_that_is_never_resolved_is_503_within_the_budget(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
     go = Event()

@@ -204,8 +204,9 @@ def test_an_email_that_is_taken_at_the_same_moment_is_none(server: URL, make: Ma
 @pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "x"}])
 def test_a_task_of_a_user_who_is_deleted_at_the_same_moment_is_a_new_users_first(
-    alice: Caller, url: URL, headers: dict[str, str]
+    call: Call, url: URL, headers: dict[str, str]
 ) -> None:
+    alice = call("alice", "alice@example.com")
     alice.create()
     deleting = create_engine(as_superuser(url))
     with deleting.connect() as connection, ThreadPoolExecutor(1) as pool:
@@ -217,6 +218,7 @@ def test_a_task_of_a_user_who_is_deleted_at_the_same_moment_is_a_new_users_first
         assert waiting.result().status_code == 201
     deleting.dispose()
     assert alice.titles() == ["x"]
+    assert sql(url, "SELECT id, email FROM users") == [("alice", "alice@example.com")]
 
 
 def test_an_insert_that_breaks_another_rule_is_not_repeated(app: Flask, alice: Caller, url: URL) -> None:

@@ -58,6 +58,17 @@ def test_a_first_task_costs_at_most_three(
     assert (wire.round_trips, wire.connections) == (round_trips, 0)
 
 
+def test_a_create_under_a_key_costs_one_and_its_repetition_two(wired: tuple[Flask, Wire]) -> None:
+    """On one and the same connection; a user's first create is no dearer."""
+    app, wire = wired
+    for user_id in ("alice", "erin"):
+        for round_trips in (1, 2, 2):
+            wire.reset()
+            response = Caller(app, user_id)("POST", json={"title": "x"}, headers={"Idempotency-Key": "key"})
+            assert response.status_code == 201
+            assert (wire.round_trips, wire.connections) == (round_trips, 0)
+
+
 def test_a_refused_request_costs_none(wired: tuple[Flask, Wire]) -> None:
     app, wire = wired
     wire.reset()

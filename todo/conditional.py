@@ -1,6 +1,6 @@
 """Conditional requests (RFC 9110 section 13): entity tags of answers, and which versions a request expects.
 
-Knows no resource and no database.
+Knows no resource.
 """
 
 import re
@@ -36,7 +36,7 @@ def entity_tag(row: Numbered) -> dict[str, str]:
 def expected_of(row_id: int) -> Expected | None:
     """What the request at hand expects of that row's version in If-Match and If-None-Match; None where nothing.
 
-    A header that holds no entity tag, or none of that row, expects a version that does not exist: a condition that
+    An If-Match that holds no entity tag, or none of that row, expects a version that does not exist: a condition that
     cannot be understood is not one that holds.
     """
     if_match, if_none_match = (request.environ.get(name) for name in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"))

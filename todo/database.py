@@ -323,6 +323,7 @@ def _look_up(host: str, look_up: "Future[list[str]]") -> None:
 
 def _note_age(_connection: object, record: Any) -> None:
     record.info["connected_at"] = monotonic()
+    record.info["is_new"] = True
 
 
 def _replace_if_lost(connection: Any, record: Any, _proxy: object) -> None:
@@ -330,8 +331,11 @@ def _replace_if_lost(connection: Any, record: Any, _proxy: object) -> None:
 
     Both at no round trip. An idle connection has nothing to read unless the server ended it: restarted, put to sleep,
     or told to. And what one connection was lost to (a firewall that forgot it, say) the others of its time may have
-    met too: each would cost somebody a whole budget to find out.
+    met too: each would cost somebody a whole budget to find out. One that was just made is taken as it is: SQLAlchemy
+    gives up after two, with an error that is none of the database.
     """
+    if record.info.pop("is_new", False):
+        return
     poller = select.poll()
     poller.register(connection.fileno(), select.POLLIN)
     if record.info["connected_at"] < _lost_at or poller.poll(0):

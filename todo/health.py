@@ -36,7 +36,7 @@ class ReadinessSchema(HealthSchema):
         validate=OneOf(ROW_LEVEL_SECURITY),
         metadata={
             "description": "Whether the database itself keeps users apart: not where its role bypasses the policies "
-            "(a superuser, BYPASSRLS), and not on SQLite, which has none.",
+            "(a superuser, BYPASSRLS) or a table has none, and not on SQLite.",
             "examples": ["enforced"],
         },
     )
@@ -88,6 +88,6 @@ def check_database() -> str:
 def _warn_of_bypass() -> None:
     # Once in the life of a process: load balancers ask every few seconds.
     logger.warning(
-        "the database role bypasses row-level security (a superuser, or BYPASSRLS): "
-        "the queries and the service still keep users apart, the database itself does not"
+        "row-level security is bypassed: the database role is a superuser or has BYPASSRLS, or a table has no policy. "
+        "The queries and the service still keep users apart, the database itself does not"
     )

@@ -51,7 +51,8 @@ class Owned:
 def owned_by(model: type[Owned], statement: Narrowed) -> Narrowed:
     """The statement, narrowed to the rows that its parameter `user_id` owns.
 
-    Every select, update and delete on an owned model goes through here; a test reads the code for one that does not.
+    Every select, update and delete of a request on an owned model goes through here; a test reads the queries for one
+    that does not.
     """
     return statement.where(model.user_id == bindparam("user_id"))
 
@@ -106,7 +107,7 @@ class OwnedInsert(Generic[Row]):
 
 def insert_owner(user_id: str, email: str | None) -> Insert:
     """The statement that makes the user's row where there is none, without the email where another user has it."""
-    free_email = case((exists().where(User.email == email), null()), else_=cast(email, Text))
+    free_email = case((exists().where(User.email == email, User.id != user_id), null()), else_=cast(email, Text))
     return (
         (sqlite_insert if db.engine.dialect.name == "sqlite" else postgresql_insert)(User)
         # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE before it.
@@ -116,16 +117,18 @@ def insert_owner(user_id: str, email: str | None) -> Insert:
 
 
 def unless_taken(email: str | None, make: Callable[[str | None], Made]) -> Made:
-    """What `make` makes of the email, together with insert_owner(); or without an email where that made no user.
+    """What `make` makes of the email, together with insert_owner(), which may have made no user all the same.
 
-    That is so where somebody else took the email at the same moment: ON CONFLICT does nothing then.
+    That is so where somebody else took the email at the same moment, or where the user was deleted. A second try sees
+    what the first one met; a third goes without the email.
     """
-    try:
-        return make(email)
-    except IntegrityError as error:
-        if not is_foreign_key_violation(error):
-            raise
-        db.session.rollback()
+    for attempt in (email, email):
+        try:
+            return make(attempt)
+        except IntegrityError as error:
+            if not is_foreign_key_violation(error):
+                raise
+            db.session.rollback()
     return make(None)
 
 

@@ -84,6 +84,8 @@ class InsertOnce(Generic[Row]):
         names: list[ColumnElement[Any]] = [literal_column(name) for name in self._names]
         whole: Select[*tuple[Any, ...]] = select(*names).select_from(made)
         row = db.session.execute(whole.add_cte(owner.cte("owner"), kept.cte("kept")), parameters).one_or_none()
+        # Gives the connection back: the look-up of a kept answer takes one, and there is one for each thread.
+        db.session.commit()
         return None if row is None else self._row(*row)
 
     def _insert_in_turn(self, owner: Insert, new: Insert, parameters: Mapping[str, str]) -> Row | None:
