@@ -207,7 +207,7 @@ class Writer(Client):
                 self.answers.refused.append(f"{method} {path} {body}: {status} {answer}")
             self.ledger.doubt(kind, time.time(), before, after)
         else:
-            self.ledger.acknowledge(kind, answer or before)
+            self.ledger.acknowledge(kind, answer or before or {})
 
     def _next(self) -> int:
         self._number += 1

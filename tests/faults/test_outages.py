@@ -16,7 +16,9 @@ def test_postgresql_stopped_at_once_is_503_until_it_is_back(service: Service, ju
         time.sleep(seconds)
         writers.fault_ended(service.postgresql.start())
         time.sleep(1 if seconds < 1 else 3)
-    assert judge(writers).answers.statuses["503"]
+    answers = judge(writers).answers
+    # PgBouncer lets all wait through a short absence.
+    assert answers.statuses["503"] or answers.slowest > seconds
 
 
 @pytest.mark.faults
