@@ -78,6 +78,6 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn bears no types
         super().warning(message, *arguments, **options)
 
 
-# With --statsd-host, gunicorn's own must be named: --logger-class gunicorn.instrument.statsd.Statsd. The access lines of
-# that, if asked for, have the query.
+# With --statsd-host, gunicorn's own must be named, whose access lines have the query, if asked for:
+# --logger-class gunicorn.instrument.statsd.Statsd
 logger_class = Logger
