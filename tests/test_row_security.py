@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from sqlalchemy.exc import ProgrammingError
 from werkzeug.test import TestResponse
 
 from tests.conftest import url_of
+from tests.live import gunicorn
 from tests.support import (
     ROOT,
     Caller,
@@ -274,3 +276,16 @@ def test_a_migration_that_the_policies_would_blind_is_an_error(server: URL, tmp_
             upgrade(directory=str(migrations))
         assert sql(url, "SELECT title FROM tasks") == [("x",)]
         close(app)
+
+
+def test_gunicorn_says_at_its_start_that_the_role_bypasses_the_policies(server: URL, tmp_path: Path) -> None:
+    with postgresql_database(server) as url:
+        close(migrated_app(url))
+        for role, count in ((as_superuser(url), 1), (url, 0)):
+            log = tmp_path / f"{count}.log"
+            with gunicorn(role, log, ready="/health/live", WEB_CONCURRENCY="1"):
+                # Nobody asks whether it is ready. The one that is bound says nothing, however long it is waited for.
+                deadline = time.monotonic() + (5 if count else 1)
+                while "row-level security is bypassed" not in log.read_text() and time.monotonic() < deadline:
+                    time.sleep(0.05)
+            assert log.read_text().count("row-level security is bypassed") == count
