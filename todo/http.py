@@ -12,16 +12,16 @@ from functools import wraps
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
+import flask
 import flask_smorest
 import msgspec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
-from flask import Flask, Request, Response, jsonify, request, url_for
+from flask import Flask, Request, jsonify, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from marshmallow import RAISE, Schema, ValidationError, fields
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
-from werkzeug.datastructures import Headers
 from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException, LengthRequired, UnsupportedMediaType
 from werkzeug.routing.exceptions import WebsocketMismatch
 
@@ -64,14 +64,13 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
 #: What keeps a browser from making anything of an answer but JSON for the script that asked (OWASP REST Security Cheat
 #: Sheet): no guessing at types, nothing to load or to frame, no reading across origins without CORS. And nothing is
 #: kept unless it says so itself. Strict-Transport-Security belongs to whoever ends TLS.
-SECURITY_HEADERS = Headers(
-    {
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Referrer-Policy": "no-referrer",
-    }
-)
+SECURITY_HEADERS = [
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Referrer-Policy", "no-referrer"),
+]
+NOT_KEPT = [("Cache-Control", "no-store")]
 
 #: What is said of a failure that Werkzeug found, by status.
 MESSAGES: Mapping[int, str] = {
@@ -95,6 +94,16 @@ BAD_REQUESTS: Mapping[type[HTTPException], str] = {
 }
 
 
+class Response(flask.Response):
+    """Flask's, with SECURITY_HEADERS: put there at the very end, where it costs a tenth of what after_request does."""
+
+    def get_wsgi_response(self, environ: Any) -> Any:
+        """What the server is given: body, status and headers."""
+        body, status, headers = super().get_wsgi_response(environ)
+        is_kept = "Cache-Control" in self.headers
+        return body, status, headers + SECURITY_HEADERS + ([] if is_kept else NOT_KEPT)
+
+
 class JsonProvider(DefaultJSONProvider):
     """Flask's JSON, but that msgspec writes the answers, rows among them, at a fraction of the cost."""
 
@@ -115,6 +124,7 @@ class App(Flask):
     """Flask for views that are ordinary functions, with this service's JSON."""
 
     json_provider_class = JsonProvider
+    response_class = Response
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """The function as it is: Flask would look whether it is async, once for each decorator of each call."""
@@ -132,14 +142,6 @@ def init_app(app: Flask) -> None:
         app.register_error_handler(kind, _answer_database_error)
     app.register_error_handler(OwnershipViolated, _answer_violation)
     app.register_error_handler(Exception, _answer_fault)
-    app.after_request(_protect)
-
-
-def _protect(response: Response) -> Response:
-    response.headers.extend(SECURITY_HEADERS)
-    if "Cache-Control" not in response.headers:
-        response.headers["Cache-Control"] = "no-store"
-    return response
 
 
 def next_link(endpoint: str, user_id: str, query: Mapping[str, Any], cursor: str | None) -> dict[str, str]:
@@ -158,7 +160,7 @@ def replayed(is_replayed: bool) -> dict[str, str]:
 
 
 def _error(status: int, message: str, headers: Mapping[str, str]) -> Response:
-    response = jsonify(error=message)
+    response = cast(Response, jsonify(error=message))
     response.status_code = status
     response.headers.update(headers)
     return response
