@@ -217,6 +217,8 @@ def header(description: str, example: str, *, required: bool = True) -> dict[str
     return {"description": description, "required": required, "schema": {"type": "string"}, "example": example}
 
 
+#: What a header of a request may hold that names entity tags.
+ENTITY_TAGS = {"schema": {"type": "string"}, "example": '"1-1"'}
 ETAG = {"ETag": header("The entity tag, for `If-Match` and `If-None-Match` (RFC 9110 section 8.8.3).", '"1-1"')}
 
 #: The errors of the OpenAPI document, by status: name, description, example and headers of the component.
@@ -391,10 +393,7 @@ class Blueprint(flask_smorest.Blueprint):
         def decorate(view: View) -> View:
             @wraps(view)
             def with_argument(*args: Any, **arguments: Any) -> Any:
-                try:
-                    arguments[name] = field.deserialize(arguments[name])
-                except ValidationError as error:
-                    raise InvalidInput(error.messages[0]) from error
+                arguments[name] = _load_value(field, arguments[name])
                 return view(*args, **arguments)
 
             return cast(View, with_argument)
@@ -410,13 +409,10 @@ class Blueprint(flask_smorest.Blueprint):
             @wraps(view)
             def with_header(*args: Any, **arguments: Any) -> Any:
                 value = request.headers.get(name)
-                try:
-                    arguments[argument] = None if value is None else field.deserialize(value)
-                except ValidationError as error:
-                    raise InvalidInput(error.messages[0]) from error
+                arguments[argument] = None if value is None else _load_value(field, value)
                 return view(*args, **arguments)
 
-            _document_header(with_header, name, **documented)
+            _document_header(with_header, name, documented)
             return cast(View, with_header)
 
         return decorate
@@ -443,7 +439,7 @@ class Blueprint(flask_smorest.Blueprint):
             return revalidated(view(*args, **arguments))
 
         description = "Entity tags that the caller has: 304 where one still holds."
-        _document_header(with_condition, "If-None-Match", description, {"type": "string"}, '"1-1"')
+        _document_header(with_condition, "If-None-Match", {"description": description, **ENTITY_TAGS})
         not_modified = self.alt_response(304, description="What the caller has still holds.", headers=ETAG)
         return not_modified(cast(View, with_condition))
 
@@ -456,7 +452,7 @@ class Blueprint(flask_smorest.Blueprint):
                 return view(*args, expected=expected_of(arguments[row_id]), **arguments)
 
             description = "Entity tags, one of which must still hold: 412 otherwise."
-            _document_header(with_condition, "If-Match", description, {"type": "string"}, '"1-1"')
+            _document_header(with_condition, "If-Match", {"description": description, **ENTITY_TAGS})
             return self.fails_with(412)(cast(View, with_condition))
 
         return decorate
@@ -472,10 +468,18 @@ class Blueprint(flask_smorest.Blueprint):
         return decorate
 
 
-def _document_header(view: Any, name: str, description: str, schema: Mapping[str, Any], example: str) -> None:
+def _load_value(field: fields.Field[Any], value: str) -> Any:
+    """What the field makes of the value. Raises InvalidInput in its words."""
+    try:
+        return field.deserialize(value)
+    except ValidationError as error:
+        raise InvalidInput(error.messages[0]) from error
+
+
+def _document_header(view: Any, name: str, documented: Mapping[str, Any]) -> None:
     """Document a header that the view's request may bear, as flask-smorest keeps what it documents."""
     view._apidoc = deepcopy(getattr(view, "_apidoc", {}))
-    parameter = {"in": "header", "name": name, "description": description, "schema": schema, "example": example}
+    parameter = {"in": "header", "name": name, **documented}
     view._apidoc.setdefault("arguments", {}).setdefault("parameters", []).append(parameter)
 
 

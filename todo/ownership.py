@@ -25,7 +25,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.extensions import db
 from todo.faults import DATABASE_ERRORS, is_foreign_key_violation
-from todo.statements import Statement
+from todo.statements import Statement, columns_of
 from todo.users.models import User
 
 Row = TypeVar("Row", bound=Struct)
@@ -66,7 +66,7 @@ class OwnedInsert(Generic[Row]):
     def __init__(self, model: type[Owned], row: type[Row], *columns: str) -> None:
         self._model = model
         self._row = row
-        self._returned = [getattr(model, name) for name in row.__struct_fields__]
+        self._returned = columns_of(model, row)
         # From a SELECT that finds nothing for a new user, rather than from VALUES that break the foreign key:
         # PostgreSQL would have spent an id on those, and logged an error.
         values = [cast(bindparam(name), getattr(model, name).type) for name in columns]

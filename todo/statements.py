@@ -20,6 +20,11 @@ Convert = Callable[[Any], Any]
 Parameters = Mapping[str, Any]
 
 
+def columns_of(model: type[Any], row: type[Struct]) -> list[Any]:
+    """The model's columns for which the row has a field, in the order of the fields."""
+    return [getattr(model, name) for name in row.__struct_fields__]
+
+
 @dataclass(frozen=True, slots=True)
 class _Compiled:
     """A statement in the SQL of one database, with what goes in and what comes out."""

@@ -5,7 +5,7 @@ from sqlalchemy import bindparam, select
 
 from todo.idempotency.models import IdempotencyKey
 from todo.ownership import owned_by
-from todo.statements import Statement
+from todo.statements import Statement, columns_of
 
 
 class KeptAnswer(Struct, frozen=True):
@@ -15,7 +15,7 @@ class KeptAnswer(Struct, frozen=True):
     answer: str
 
 
-COLUMNS = [getattr(IdempotencyKey, name) for name in KeptAnswer.__struct_fields__]
+COLUMNS = columns_of(IdempotencyKey, KeptAnswer)
 IS_THE_KEY = IdempotencyKey.key == bindparam("key")
 
 FIND = Statement(owned_by(IdempotencyKey, select(*COLUMNS)).where(IS_THE_KEY), KeptAnswer)

@@ -10,7 +10,7 @@ from sqlalchemy import Text, bindparam, case, delete, or_, select, tuple_, updat
 from todo.database import UtcInstant, contains_ignoring_case, later_instant
 from todo.idempotency.once import InsertOnce
 from todo.ownership import OwnedInsert, owned_by
-from todo.statements import Statement
+from todo.statements import Statement, columns_of
 from todo.tasks.models import Task
 from todo.versions import Change, Expected, as_expected
 
@@ -40,8 +40,8 @@ class TaskOwner(Struct, frozen=True):
     user_id: str
 
 
-LISTED = [getattr(Task, name) for name in TaskRow.__struct_fields__]
-COLUMNS = [getattr(Task, name) for name in VersionedTask.__struct_fields__]
+LISTED = columns_of(Task, TaskRow)
+COLUMNS = columns_of(Task, VersionedTask)
 IS_THE_TASK = Task.id == bindparam("task_id")
 
 
