@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,11 @@ Make = Callable[..., Flask]
 def sql(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
     """Run raw SQL outside the app, as a superuser and with foreign keys enforced; the rows that it returns."""
     return sql_as_role(as_superuser(url), statement, **parameters)
+
+
+def empty_database(backend: str, server: URL) -> AbstractContextManager[URL]:
+    """An empty database of that kind, gone afterwards."""
+    return sqlite_database() if backend == "sqlite" else postgresql_database(server)
 
 
 def as_superuser(url: URL) -> URL:

@@ -6,13 +6,13 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL
 
-from tests.support import Caller, Make, postgresql_database, sqlite_database
+from tests.support import Caller, Make, empty_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request: pytest.FixtureRequest, server: URL, make: Make) -> Iterator[Flask]:
     """An app whose database has no tables."""
-    with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
+    with empty_database(request.param, server) as url:
         yield make(url)
 
 

@@ -11,17 +11,7 @@ from sqlalchemy import URL, create_engine
 from werkzeug.test import TestResponse
 
 from tests.live import Server, gunicorn
-from tests.support import (
-    Call,
-    Caller,
-    as_superuser,
-    close,
-    migrated_app,
-    postgresql_database,
-    sql,
-    sql_as_role,
-    sqlite_database,
-)
+from tests.support import Call, Caller, as_superuser, close, empty_database, migrated_app, sql, sql_as_role
 from todo.idempotency import once
 
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
@@ -256,7 +246,7 @@ def test_the_database_itself_keeps_young_keys_and_those_of_others(app: Flask, al
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def live(request: pytest.FixtureRequest, server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A gunicorn of three workers."""
-    with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
+    with empty_database(request.param, server) as url:
         close(migrated_app(url))
         with gunicorn(url, tmp_path_factory.mktemp("live") / "log", WEB_CONCURRENCY="3") as server_process:
             yield server_process

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import URL
 
 from tests.live import Server, gunicorn
-from tests.support import close, migrated_app, postgresql_database, settings, sql, sqlite_database, token
+from tests.support import close, empty_database, migrated_app, settings, sql, sqlite_database, token
 from todo import create_app
 from todo.extensions import db
 
@@ -22,7 +22,7 @@ from todo.extensions import db
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
     """A migrated database of this module's own."""
-    with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
+    with empty_database(request.param, server) as url:
         close(migrated_app(url))
         yield url
 

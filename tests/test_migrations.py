@@ -14,7 +14,7 @@ from flask_migrate import downgrade
 from sqlalchemy import URL, create_engine, inspect
 from sqlalchemy.exc import DatabaseError
 
-from tests.support import ROOT, Make, migrate, postgresql_database, sql, sqlite_database
+from tests.support import ROOT, Make, empty_database, migrate, postgresql_database, sql
 from todo.extensions import db
 from todo.tasks.models import WHITE_SPACE
 
@@ -37,7 +37,7 @@ DDL = {
 @pytest.fixture(params=["sqlite", "postgresql"])
 def fresh(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
     """An empty database."""
-    with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
+    with empty_database(request.param, server) as url:
         yield url
 
 
@@ -74,7 +74,7 @@ def test_the_migrated_schema_is_that_of_the_models(bare: Flask, fresh: URL, serv
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, db.metadata) == []
     backend = fresh.get_backend_name()
-    with sqlite_database() if backend == "sqlite" else postgresql_database(server) as other:
+    with empty_database(backend, server) as other:
         with make(other).app_context():
             db.create_all()
         made = {" ".join(map(str, row)) for row in sql(other, DDL[backend])}

@@ -10,18 +10,7 @@ from sqlalchemy import URL, create_engine
 from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
-from tests.support import (
-    ROOT,
-    Call,
-    Caller,
-    Make,
-    acting_for,
-    as_superuser,
-    migrate,
-    postgresql_database,
-    sql,
-    sqlite_database,
-)
+from tests.support import ROOT, Call, Caller, Make, acting_for, as_superuser, empty_database, migrate, sql
 from todo.errors import OwnershipViolated
 from todo.faults import DATABASE_ERRORS
 from todo.ownership import Owned
@@ -193,7 +182,7 @@ NO_EMAILS = {
 @pytest.mark.parametrize("backend", NO_EMAILS)
 def test_an_email_that_is_taken_at_the_same_moment_is_none(server: URL, make: Make, backend: str) -> None:
     """The trigger does what ON CONFLICT does where somebody else is a moment faster: no user is made."""
-    with sqlite_database() if backend == "sqlite" else postgresql_database(server) as url:
+    with empty_database(backend, server) as url:
         migrate(make(url))
         for statement in NO_EMAILS[backend]:
             sql(url, statement)

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.live import gunicorn
-from tests.support import ROOT, close, migrated_app, postgresql_database, sqlite_database, token
+from tests.support import ROOT, close, empty_database, migrated_app, token
 
 #: In the ordinary run; `make fuzz` tries another seed and more.
 SEED = 1
@@ -73,7 +73,7 @@ def try_by_document(url: URL, folder: Path, *, seed: int, examples: int) -> Tria
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_the_service_answers_as_its_document_says(server: URL, database: str, tmp_path: Path) -> None:
-    with sqlite_database() if database == "sqlite" else postgresql_database(server) as url:
+    with empty_database(database, server) as url:
         report, output, reached = try_by_document(url, tmp_path, seed=SEED, examples=EXAMPLES)
     assert (report["exit_code"], report["complete"], report["errors"]) == (0, True, []), output
     assert report["operations"]["tested"] == len(REACHED)

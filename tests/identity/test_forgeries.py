@@ -446,32 +446,21 @@ class TestRemembered:
         monkeypatch.setattr(provider_module, "time", lambda: 4102444799 + provider_module.LEEWAY)
         assert_refused(trusting(kind), good)
 
-    @pytest.mark.parametrize("kid", [KID, "another"])
-    def test_one_whose_key_was_replaced_is_refused_once_that_is_known(
-        self, app: Flask, issuer: Issuer, now: list[float], kid: str
+    @pytest.mark.parametrize(
+        "served",
+        [
+            [jwk(ec.generate_private_key(ec.SECP256R1()), KID)],
+            [jwk(ec.generate_private_key(ec.SECP256R1()), "another")],
+            [jwk(EC_KEY, KID, use="enc")],
+            [],
+        ],
+        ids=["another key of the same id", "another key of another id", "the key, for less", "none"],
+    )
+    def test_one_whose_key_serves_no_more_is_refused_once_that_is_known(
+        self, app: Flask, issuer: Issuer, now: list[float], served: list[dict[str, Any]]
     ) -> None:
         good = SIGNERS["key set"]()
-        issuer.serve(jwk(ec.generate_private_key(ec.SECP256R1()), kid))
-        now[0] = jwks.LIFETIME
-        assert_accepted(app, good)
-        join_fetches()
-        assert_refused(app, good)
-
-    def test_one_whose_key_may_do_less_now_is_refused_once_that_is_known(
-        self, app: Flask, issuer: Issuer, now: list[float]
-    ) -> None:
-        good = SIGNERS["key set"]()
-        issuer.serve(jwk(EC_KEY, KID, use="enc"))
-        now[0] = jwks.LIFETIME
-        assert_accepted(app, good)
-        join_fetches()
-        assert_refused(app, good)
-
-    def test_one_of_a_set_that_is_empty_now_is_refused_once_that_is_known(
-        self, app: Flask, issuer: Issuer, now: list[float]
-    ) -> None:
-        good = SIGNERS["key set"]()
-        issuer.serve()
+        issuer.serve(*served)
         now[0] = jwks.LIFETIME
         assert_accepted(app, good)
         join_fetches()

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.live import Server, gunicorn
-from tests.support import Caller, close, migrated_app, postgresql_database, sqlite_database
+from tests.support import Caller, close, empty_database, migrated_app
 
 CHANGES: list[tuple[str, str, object]] = [
     ("PUT", "", {"title": "Buy oat milk"}),
@@ -221,7 +221,7 @@ def test_a_condition_costs_no_statement_more_unless_it_fails(alice: Caller, stat
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def live(request: pytest.FixtureRequest, server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A gunicorn of two workers."""
-    with sqlite_database() if request.param == "sqlite" else postgresql_database(server) as url:
+    with empty_database(request.param, server) as url:
         close(migrated_app(url))
         with gunicorn(url, tmp_path_factory.mktemp("live") / "log") as server_process:
             yield server_process
