@@ -6,9 +6,13 @@ PEERS_VENV := benchmarks/.venv
 AUDIT_VENV := .venv-audit
 AUDITED := requirements.txt requirements-dev.txt requirements-audit.txt
 FASTIFY := benchmarks/peers/fastify
+# $(call programs,…): where those programs are not there, Debian's packages of the same names.
+programs = for program in $(1); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	test -z "$$missing" || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends $$missing; } || \
+	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults fuzz audit bench bench-scale openapi lock clean
+.PHONY: help run test ecosystem faults fuzz audit bench bench-scale openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,10 +32,12 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
+ecosystem: $(VENV)/installed-dev ## Try the service with the programs around it, as root on Debian: they are installed
+	@$(call programs,nginx pgbouncer)
+	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300
+
 faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk under load, in full, and print the figures
-	@command -v pgbouncer >/dev/null && command -v nginx >/dev/null || \
-		{ apt-get update --quiet && apt-get install --quiet --yes pgbouncer nginx; } || \
-		{ echo "make faults needs PgBouncer and nginx: the packages pgbouncer and nginx of Debian"; exit 1; }
+	@$(call programs,nginx pgbouncer)
 	$(BIN)/pytest tests/faults -m "faults or not faults" -o faulthandler_timeout=300
 
 fuzz: $(VENV)/installed-dev ## Try the API with what nobody thought of, for some minutes (SEED=1 EXAMPLES=50: again, and shorter)
@@ -47,8 +53,7 @@ audit: $(AUDIT_VENV)/installed ## Look up known vulnerabilities of all that is p
 	done
 
 bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Measure the service beside its peers, into benchmarks/RESULTS.md (ROUNDS=1 SECONDS=1: a quick look)
-	@command -v wrk >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes wrk; } || \
-		{ echo "make bench needs wrk: the package of that name, or https://github.com/wg/wrk"; exit 1; }
+	@$(call programs,wrk)
 	@$(BIN)/python -m benchmarks.bench
 
 bench-scale: $(VENV)/installed-dev ## Measure ten million tasks beside a hundred thousand; writes benchmarks/SCALE.md

@@ -1,12 +1,12 @@
 """nginx as deploy/nginx.conf has it, before a live service; only the ports and the folders are others."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.live import Server, free_port, running
+from tests.programs import program
 from tests.support import ROOT
 
 CONFIGURATION = ROOT / "deploy/nginx.conf"
@@ -15,7 +15,6 @@ CONFIGURATION = ROOT / "deploy/nginx.conf"
 @contextmanager
 def nginx(live: Server, folder: Path) -> Iterator[Server]:
     """The proxy before that service; its logs are in the folder."""
-    assert shutil.which("nginx"), "nginx is missing: the Debian package of that name"
     port = free_port()
     text = CONFIGURATION.read_text()
     for mine, theirs in {
@@ -31,7 +30,7 @@ def nginx(live: Server, folder: Path) -> Iterator[Server]:
     configuration.write_text(text)
     # A folder of the tests is closed to the user that nginx would change to.
     options = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
-    command = ["nginx", "-c", str(configuration), "-g", options]
+    command = [program("nginx"), "-c", str(configuration), "-g", options]
     environ = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
     with running(command, port, environ, folder / "log", ready="/health/live") as server:
         yield server

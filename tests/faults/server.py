@@ -1,7 +1,6 @@
 """A PostgreSQL server that can be stopped, started and filled up, and PgBouncer before it."""
 
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,7 @@ import psycopg2
 from sqlalchemy import URL, NullPool, create_engine, make_url
 
 from tests.live import PATIENCE, free_port
+from tests.programs import program
 from tests.support import sql
 
 PGBOUNCER = """
@@ -117,8 +117,6 @@ def postgresql(folder: str | None = None) -> Iterator[PostgreSql]:
 @contextmanager
 def pgbouncer(server: PostgreSql, url: URL, pool_size: int) -> Iterator[URL]:
     """PgBouncer in transaction mode with so many connections to the database; the database's URL by way of it."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    assert program, "This test needs PgBouncer: `make faults` installs Debian's package pgbouncer"
     with tempfile.TemporaryDirectory(prefix="pgbouncer") as name:
         folder, port = Path(name), free_port()
         (folder / "users").write_text(f'"{url.username}" "{url.password or ""}"\n')
@@ -128,7 +126,7 @@ def pgbouncer(server: PostgreSql, url: URL, pool_size: int) -> Iterator[URL]:
         # It refuses to be root, as PostgreSQL does.
         folder.chmod(0o755)
         process = subprocess.Popen(
-            [program, "--quiet", folder / "pgbouncer.ini"],
+            [program("pgbouncer"), "--quiet", folder / "pgbouncer.ini"],
             user=server.system_user,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
