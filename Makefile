@@ -59,8 +59,9 @@ bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## 
 bench-scale: $(VENV)/installed-dev ## Measure ten million tasks beside a hundred thousand; writes benchmarks/SCALE.md
 	$(BIN)/python -m benchmarks.scale
 
-openapi: $(VENV)/installed ## Write docs/openapi.json anew from the app
+openapi: $(VENV)/installed-dev ## Write the OpenAPI document anew from the app, into docs/ and specs/
 	@$(BIN)/flask openapi write docs/openapi.json
+	@$(BIN)/flask openapi write --format yaml specs/001-backend-api/contracts/openapi.yaml
 
 lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and hashed requirements*.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements.in -o requirements.txt

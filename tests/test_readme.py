@@ -1,4 +1,4 @@
-"""README is true: its commands are run in a copy of the project, one after the other, and their output compared."""
+"""README and the quickstart are true: their commands are run in a copy of the project, and the output compared."""
 
 import os
 import re
@@ -17,6 +17,7 @@ from tests.live import free_port, running
 from tests.support import ROOT, postgresql_database
 
 README = (ROOT / "README.md").read_text()
+QUICKSTART = (ROOT / "specs/001-backend-api/quickstart.md").read_text()
 SERVERS = ("make run", "gunicorn wsgi:app")
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 NEON = re.compile(r"postgresql://todo:secret@ep-example[^']+")
@@ -24,7 +25,7 @@ NEON = re.compile(r"postgresql://todo:secret@ep-example[^']+")
 
 @dataclass
 class Step:
-    """A command of README, and the output that README shows."""
+    """A command of a page, and the output that the page shows."""
 
     command: str
     output: str = ""
@@ -32,16 +33,16 @@ class Step:
 
 @dataclass
 class Steps:
-    """The commands of one block; or, with a path, a file that README shows."""
+    """The commands of one block; or, with a path, a file that the page shows."""
 
     steps: list[Step] = field(default_factory=list)
     path: str = ""
     text: str = ""
 
 
-def blocks() -> Iterator[Steps]:
-    """The console and python blocks of README in their order."""
-    for match in re.finditer(r"(?P<before>[^\n]*)\n\n```(?P<kind>console|python)\n(?P<text>.*?)```", README, re.DOTALL):
+def blocks(page: str) -> Iterator[Steps]:
+    """The console and python blocks of a page in their order."""
+    for match in re.finditer(r"(?P<before>[^\n]*)\n\n```(?P<kind>console|python)\n(?P<text>.*?)```", page, re.DOTALL):
         if match["kind"] == "python":
             yield Steps(path=re.findall("`([^`]+)`", match["before"])[0], text=match["text"])
             continue
@@ -68,7 +69,8 @@ def copy(tmp_path: Path) -> Path:
     return copy
 
 
-def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("page", "least"), [(README, 25), (QUICKSTART, 9)], ids=["README", "quickstart"])
+def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Path, page: str, least: int) -> None:
     port = free_port()
     environ = {
         "PATH": os.environ["PATH"],
@@ -86,7 +88,7 @@ def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Pat
             return NEON.sub(neon.render_as_string(hide_password=False).replace("\\", "\\\\"), text)
 
         functions = ""
-        for number, block in enumerate(blocks()):
+        for number, block in enumerate(blocks(page)):
             if block.path:
                 (copy / block.path).write_text(block.text)
             for step in block.steps:
@@ -111,12 +113,13 @@ def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Pat
                     )
                     assert result.returncode == 0, (command, result)
                     assert INSTANT.sub("", result.stdout) == INSTANT.sub("", step.output), command
-    assert ran > 25
+    assert ran > least
 
 
-def test_every_call_of_the_service_is_shown() -> None:
-    shown = {step.command for block in blocks() for step in block.steps}
-    for call in ("-d ", "/tasks'?$", "tasks/1$", "-X PUT", "-X PATCH .*/complete", "-X DELETE"):
+@pytest.mark.parametrize("page", [README, QUICKSTART], ids=["README", "quickstart"])
+def test_every_call_of_the_service_is_shown(page: str) -> None:
+    shown = {step.command for block in blocks(page) for step in block.steps}
+    for call in ("-d ", r"/tasks(\?\S+)?'?$", "tasks/1$", "-X PUT", "-X PATCH .*/complete", "-X DELETE"):
         assert any(re.search(call, command) for command in shown), call
 
 

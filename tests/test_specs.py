@@ -1,0 +1,75 @@
+"""The specification is kept: each of its requirements is shown by tests that are there and are run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+FOLDER = ROOT / "specs/001-backend-api"
+SPEC = (FOLDER / "spec.md").read_text()
+#: What was first asked for, by number.
+NUMBERS = [f"FR-{number:03}" for number in range(1, 17)] + [f"SC-{number:03}" for number in range(1, 11)]
+ROW = re.compile(r"^\| ((?:FR|SC)-\d{3}) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
+LINK = re.compile(r"\[(tests/[\w/]+\.py)((?:::\w+)*)\]\(([^)]+)\)")
+
+
+def shown_by(spec: str) -> dict[str, list[str]]:
+    """The tests that a specification links to, by number of the requirement. Raises AssertionError for a bad link."""
+    shown: dict[str, list[str]] = {}
+    for number, _, tests in ROW.findall(spec):
+        assert number not in shown, f"{number} stands there twice"
+        shown[number] = []
+        for path, name, target in LINK.findall(tests):
+            assert (FOLDER / target).resolve() == ROOT / path, f"{number}: {target} is not {path}"
+            shown[number].append(path + name)
+    return shown
+
+
+def dead(tests: set[str]) -> list[str]:
+    """Those that are not there, or that `make test` does not run."""
+    files = sorted({test.partition("::")[0] for test in tests if (ROOT / test.partition("::")[0]).exists()})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *files]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    run = set(re.findall(r"^(tests/[^\[\n]+)", result.stdout, re.MULTILINE))
+    # A file stands for all that is in it, a class too.
+    run |= {"::".join(name.split("::")[:depth]) for name in run for depth in (1, 2)}
+    return sorted(tests - run)
+
+
+def test_each_requirement_is_there_once_and_shown_by_a_test() -> None:
+    shown = shown_by(SPEC)
+    assert list(shown) == NUMBERS
+    assert [number for number, tests in shown.items() if not tests] == []
+
+
+def test_every_link_leads_to_a_test_that_is_run() -> None:
+    assert dead({test for tests in shown_by(SPEC).values() for test in tests}) == []
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "tests/tasks/test_list.py::test_that_nobody_wrote",
+        "tests/tasks/test_that_nobody_wrote.py",
+        "tests/test_ownership.py::TestMatrix::test_that_nobody_wrote",
+        # Deselected, hence not run.
+        "tests/faults/test_nginx.py",
+    ],
+)
+def test_a_dead_link_is_seen(link: str) -> None:
+    assert dead({link, "tests/tasks/test_list.py"}) == [link]
+
+
+def test_a_link_to_another_file_than_it_names_is_seen() -> None:
+    with pytest.raises(AssertionError, match="FR-001"):
+        shown_by("| FR-001 | lists | [tests/test_live.py](../../tests/test_http.py) |\n")
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("**/*.md")), ids=lambda path: path.name)
+def test_every_other_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
