@@ -6,6 +6,7 @@ PEERS_VENV := benchmarks/.venv
 AUDIT_VENV := .venv-audit
 AUDITED := requirements.txt requirements-dev.txt requirements-audit.txt
 FASTIFY := benchmarks/peers/fastify
+TYPESCRIPT := tests/ecosystem/typescript
 # $(call programs,…): where those programs are not there, Debian's packages of the same names.
 programs = for program in $(1); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	test -z "$$missing" || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends $$missing; } || \
@@ -32,7 +33,7 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
-ecosystem: $(VENV)/installed-dev ## Try the service with the programs around it, as root on Debian: they are installed
+ecosystem: $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Try the service with the programs around it, as root on Debian: they are installed
 	@$(call programs,nginx pgbouncer)
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300
 
@@ -68,14 +69,15 @@ lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and has
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) benchmarks/requirements.in -c requirements.txt -o benchmarks/requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements-audit.in -o requirements-audit.txt
-	@if command -v npm >/dev/null; then cd $(FASTIFY) && npm update --save --package-lock-only --omit-lockfile-registry-resolved; fi
+	@if command -v npm >/dev/null; then for folder in $(FASTIFY) $(TYPESCRIPT); do \
+		( cd $$folder && npm update --save --package-lock-only --omit-lockfile-registry-resolved ) || exit 1; done; fi
 
 LOCK := --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
 	--custom-compile-command "make lock"
 
 clean: ## Remove the virtual environment and what the tools left; instance/ stays
-	rm -rf $(VENV) $(PEERS_VENV) $(AUDIT_VENV) $(FASTIFY)/node_modules .coverage .hypothesis .mypy_cache .pytest_cache \
-		.ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) $(AUDIT_VENV) $(FASTIFY)/node_modules $(TYPESCRIPT)/node_modules .coverage .hypothesis \
+		.mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -101,3 +103,9 @@ $(AUDIT_VENV)/installed: requirements-audit.txt
 # Without node that peer is left out, and RESULTS.md says so.
 $(FASTIFY)/node_modules: $(FASTIFY)/package-lock.json
 	@if command -v npm >/dev/null; then cd $(FASTIFY) && npm ci --no-audit --no-fund --loglevel=error && touch node_modules; fi
+
+# Not what the packages would run when they are installed: nothing here needs it, and one of them would tell its makers.
+$(TYPESCRIPT)/node_modules: $(TYPESCRIPT)/package-lock.json
+	@$(call programs,npm)
+	@node --eval 'process.exit(process.features.require_module ? 0 : 1)' || { echo "make $@ needs node 20.19 or later"; exit 1; }
+	@cd $(TYPESCRIPT) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && touch node_modules

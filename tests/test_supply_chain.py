@@ -9,6 +9,7 @@ import pytest
 from tests.support import ROOT
 
 LOCKS = sorted([*ROOT.glob("requirements*.txt"), ROOT / "benchmarks/requirements.txt"])
+NPM_LOCKS = [ROOT / "benchmarks/peers/fastify/package-lock.json", ROOT / "tests/ecosystem/typescript/package-lock.json"]
 #: A pin, the platforms that it is for, and its hashes; as `make lock` writes them.
 PIN = r"[\w.-]+(\[[\w,-]+\])?==[\w.!+]+( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
 
@@ -36,15 +37,16 @@ def test_every_requirement_is_pinned_and_hashed(lock: Path) -> None:
     assert len(re.findall(rf"^{PIN}$", text, re.MULTILINE)) > 10
 
 
-@pytest.mark.parametrize("lock", [*LOCKS, ROOT / "benchmarks/peers/fastify/package-lock.json"], ids=lambda it: it.name)
+@pytest.mark.parametrize("lock", [*LOCKS, *NPM_LOCKS], ids=lambda lock: str(lock.relative_to(ROOT)))
 def test_no_requirement_says_where_it_is_to_be_had_from(lock: Path) -> None:
     # npm's lock names the pages on which authors ask for money.
     text = re.sub(r'"funding": (\[[^]]*\]|\{[^}]*\}|"[^"]*")', "", lock.read_text())
     assert addresses(text) == []
 
 
-def test_every_package_of_npm_is_pinned_and_hashed() -> None:
-    packages = json.loads((ROOT / "benchmarks/peers/fastify/package-lock.json").read_text())["packages"]
+@pytest.mark.parametrize("lock", NPM_LOCKS, ids=lambda lock: str(lock.relative_to(ROOT)))
+def test_every_package_of_npm_is_pinned_and_hashed(lock: Path) -> None:
+    packages = json.loads(lock.read_text())["packages"]
     assert [name for name, package in packages.items() if name and not package.get("integrity")] == []
 
 

@@ -25,7 +25,7 @@ class HealthSchema(Schema):
     class Meta:
         unknown = RAISE
 
-    status = fields.String(required=True, metadata={"examples": ["ok"]})
+    status = fields.String(required=True, validate=OneOf(["ok"]), metadata={"examples": ["ok"]})
 
 
 class ReadinessSchema(HealthSchema):
@@ -49,7 +49,10 @@ class Live(MethodView):
     @blp.doc(operationId="checkLive", security=[])
     @blp.response(200, HealthSchema, example={"status": "ok"})
     def get(self) -> dict[str, str]:
-        """Check that the process lives"""
+        """Check that the process lives
+
+        Asks no database: a process that fails here wants to be started anew.
+        """
         return {"status": "ok"}
 
 
@@ -61,7 +64,10 @@ class Ready(MethodView):
     @blp.response(200, ReadinessSchema, example={"status": "ok", "row_level_security": "enforced"})
     @blp.fails_with(500, 503)
     def get(self) -> dict[str, str]:
-        """Check that the database answers and has its tables"""
+        """Check that the database answers and has its tables
+
+        A process that fails here wants no requests for now: its database is away, or has no tables yet.
+        """
         row_level_security = check_database()
         if row_level_security == "bypassed":
             _warn_of_bypass()

@@ -87,7 +87,10 @@ class Tasks(MethodView):
     @blp.response(200, TaskSchema(many=True), example=[EXAMPLE], headers=LINK | ETAG)
     @blp.fails_with(400, 401, 403, 500, 503)
     def get(self, query: Mapping[str, Any]) -> tuple[Sequence[TaskRow], dict[str, str]]:
-        """List the tasks, newest first"""
+        """List the tasks, newest first
+
+        Where more follow than are answered at once, `Link` leads to the next page, under the same filters.
+        """
         user_id = current_identity().user_id
         page = service.list_tasks(user_id, **query)
         return page.tasks, next_link(".Tasks", user_id, query, page.next_cursor)
@@ -99,7 +102,10 @@ class Tasks(MethodView):
     @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION | ETAG | REPLAYED)
     @blp.fails_with(400, 401, 403, 411, 413, 415, 422, 500, 503)
     def post(self, new_task: Mapping[str, Any], key: str | None) -> tuple[VersionedTask, dict[str, str]]:
-        """Create a task"""
+        """Create a task
+
+        It starts as incomplete. Sent again with the same `Idempotency-Key`, the first answer comes again.
+        """
         identity = current_identity()
         task, is_replayed = service.create_task(identity.user_id, identity.email, key, **new_task)
         location = url_for(".TaskById", user_id=task.user_id, task_id=task.id)
@@ -116,7 +122,10 @@ class TaskById(MethodView):
     @blp.response(200, TaskSchema(), example=EXAMPLE, headers=ETAG)
     @blp.fails_with(400, 401, 403, 500, 503)
     def get(self, task_id: int) -> tuple[VersionedTask, dict[str, str]]:
-        """Get a task"""
+        """Get a task
+
+        Its `ETag`, sent back as `If-Match`, has a change or a deletion made only where nobody was faster.
+        """
         task = service.get_task(current_identity().user_id, task_id)
         return task, entity_tag(task)
 
@@ -129,7 +138,10 @@ class TaskById(MethodView):
     def put(
         self, changes: Mapping[str, Any], task_id: int, expected: Expected | None
     ) -> tuple[VersionedTask, dict[str, str]]:
-        """Change a task; what is omitted is kept"""
+        """Change a task
+
+        What is omitted is kept; a description of null is cleared.
+        """
         task = service.update_task(current_identity().user_id, task_id, changes, expected)
         return task, entity_tag(task)
 
@@ -139,7 +151,10 @@ class TaskById(MethodView):
     @blp.response(204)
     @blp.fails_with(400, 401, 403, 500, 503)
     def delete(self, task_id: int, expected: Expected | None) -> None:
-        """Delete a task"""
+        """Delete a task
+
+        For good: no other task will ever have its id.
+        """
         service.delete_task(current_identity().user_id, task_id, expected)
 
 

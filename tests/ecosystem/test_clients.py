@@ -1,0 +1,185 @@
+"""The document as its readers' tools take it: linters, types, and what docs/front-ends.md shows, on a live service."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL
+
+from tests.live import Server, free_port, running
+from tests.programs import program
+from tests.support import ROOT, SECRET
+
+pytestmark = pytest.mark.ecosystem
+
+HERE = ROOT / "tests/ecosystem/typescript"
+DOCUMENT = ROOT / "docs/openapi.json"
+PAGE = (ROOT / "docs/front-ends.md").read_text()
+LINTERS = {
+    "redocly": ["lint", "--config", str(HERE / "redocly.yaml")],
+    "spectral": ["lint", "--ruleset", str(HERE / ".spectral.yaml"), "--fail-severity", "hint"],
+}
+
+Document = dict[str, Any]
+
+
+def run(name: str, *arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """One of the tools that `make ecosystem` has npm install, without a word to its makers."""
+    program("node")
+    tool = HERE / "node_modules/.bin" / name
+    assert tool.exists(), f"{name} is not installed: make ecosystem does that"
+    environ = {"PATH": os.environ["PATH"], "NO_COLOR": "1", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
+    return subprocess.run(
+        [tool, *arguments],
+        cwd=cwd,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def succeed(name: str, *arguments: str | Path, cwd: Path = ROOT) -> None:
+    """Run a tool. Raises AssertionError with what it says where it finds fault."""
+    result = run(name, *arguments, cwd=cwd)
+    assert result.returncode == 0, result.stdout
+
+
+def front_end(folder: Path, document: Path) -> Path:
+    """What docs/front-ends.md has a front end consist of, and the end-to-end script: not compiled yet."""
+    blocks = re.findall(r"`(lib/[\w-]+\.ts)`(?:(?!```).)*\n\n```ts\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == PAGE.count("```ts") == 3
+    (folder / "lib").mkdir()
+    for path, text in blocks:
+        (folder / path).write_text(text)
+    for name in ("tsconfig.json", "issuer.ts", "browser.ts", "e2e.ts"):
+        shutil.copy(HERE / name, folder)
+    (folder / "node_modules").symlink_to(HERE / "node_modules")
+    succeed("openapi-typescript", document, "--output", "lib/todo-api.ts", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The front end, compiled."""
+    folder = front_end(tmp_path_factory.mktemp("front-end"), DOCUMENT)
+    succeed("tsc", "--project", ".", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def better_auth(compiled: Path, tmp_path: Path) -> Iterator[str]:
+    """The origin of a front end's Better Auth."""
+    port = free_port()
+    origin = f"http://127.0.0.1:{port}"
+    environ = {"PATH": os.environ["PATH"], "BETTER_AUTH_URL": origin, "BETTER_AUTH_SECRET": SECRET}
+    command = [program("node"), "built/issuer.js"]
+    with running(command, port, environ, tmp_path / "issuer.log", cwd=compiled, ready="/api/auth/ok"):
+        yield origin
+
+
+@pytest.fixture
+def service(url: URL, better_auth: str, tmp_path: Path) -> Iterator[Server]:
+    """The service, with the settings of docs/front-ends.md."""
+    port = free_port()
+    environ = {
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": url.render_as_string(hide_password=False),
+        "IDENTITY_PROVIDER": "jwt",
+        "JWT_JWKS_URL": f"{better_auth}/api/auth/jwks",
+        "JWT_ISSUER": better_auth,
+        "JWT_AUDIENCE": better_auth,
+        "CORS_ORIGINS": better_auth,
+    }
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
+    with running(command, port, environ, tmp_path / "service.log") as server:
+        yield server
+
+
+def test_a_front_end_does_what_its_page_says(compiled: Path, better_auth: str, service: Server) -> None:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "BETTER_AUTH_URL": better_auth,
+        "NEXT_PUBLIC_TODO_URL": f"http://127.0.0.1:{service.port}",
+    }
+    result = subprocess.run(
+        [program("node"), "built/e2e.js"],
+        cwd=compiled,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr + service.log.read_text()
+    assert re.search(r"^# pass [1-9]", result.stdout, re.MULTILINE), result.stdout
+
+
+def test_it_compiles_as_a_bundler_has_it(compiled: Path) -> None:
+    """As Next.js has TypeScript resolve modules."""
+    succeed("tsc", "--project", ".", "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", cwd=compiled)
+
+
+@pytest.mark.parametrize("linter", LINTERS)
+def test_linters_find_nothing(linter: str) -> None:
+    succeed(linter, *LINTERS[linter], DOCUMENT)
+
+
+def without_operation_id(document: Document) -> None:
+    del document["paths"]["/api/{user_id}/tasks"]["get"]["operationId"]
+
+
+def without_parameter(document: Document) -> None:
+    del document["paths"]["/api/{user_id}/tasks"]["parameters"]
+
+
+@pytest.mark.parametrize("linter", LINTERS)
+@pytest.mark.parametrize(
+    ("plant", "rule"), [(without_operation_id, "operation-operationId"), (without_parameter, "path-param")]
+)
+def test_linters_find_a_fault(linter: str, plant: Callable[[Document], None], rule: str, tmp_path: Path) -> None:
+    result = run(linter, *LINTERS[linter], planted(tmp_path, plant))
+    assert result.returncode == 1
+    assert rule in result.stdout
+
+
+def any_status(document: Document) -> None:
+    del document["components"]["schemas"]["Task"]["properties"]["status"]["enum"]
+
+
+def no_null(document: Document) -> None:
+    document["components"]["schemas"]["Task"]["properties"]["description"]["type"] = "string"
+
+
+def optional_title(document: Document) -> None:
+    document["components"]["schemas"]["Task"]["required"].remove("title")
+
+
+def error_without_a_body(document: Document) -> None:
+    del document["components"]["responses"]["BadRequest"]["content"]
+
+
+@pytest.mark.parametrize("plant", [any_status, no_null, optional_title, error_without_a_body])
+def test_worse_types_do_not_compile(plant: Callable[[Document], None], tmp_path: Path) -> None:
+    folder = front_end(tmp_path, planted(tmp_path, plant))
+    result = run("tsc", "--project", ".", "--noEmit", cwd=folder)
+    assert result.returncode
+    assert "e2e.ts" in result.stdout
+
+
+def planted(folder: Path, plant: Callable[[Document], None]) -> Path:
+    """A copy of the document with that fault."""
+    document = json.loads(DOCUMENT.read_text())
+    plant(document)
+    path = folder / "openapi.json"
+    path.write_text(json.dumps(document))
+    return path

@@ -1,0 +1,151 @@
+/** What docs/front-ends.md shows, and all six calls, against a live service that believes a live Better Auth. */
+
+import assert from "node:assert/strict";
+import { before, test } from "node:test";
+
+// First: what comes after takes fetch as it finds it.
+import { cookies } from "./browser";
+import { authClient } from "./lib/auth-client";
+import { allTasks, change, create, granted, Refused } from "./lib/tasks";
+import { forgetToken, todo } from "./lib/todo";
+import type { components, operations } from "./lib/todo-api";
+
+type Task = components["schemas"]["Task"];
+type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
+
+/** What the types must come out as, exactly: this holds or does not compile. */
+const typesAreTrue: [
+  Same<Task["id"], number>,
+  Same<Task["status"], "incomplete" | "complete">,
+  Same<Task["description"], string | null>,
+  Same<Task, Required<Task>>,
+  Same<components["schemas"]["NewTask"], { title: string; description?: string | null }>,
+  Same<components["schemas"]["TaskChanges"], Partial<Pick<Task, "title" | "description" | "status">>>,
+  Same<components["schemas"]["TaskCompletion"], Pick<Task, "status">>,
+  Same<components["schemas"]["Error"], { error: string }>,
+  Same<components["schemas"]["Readiness"]["status"], "ok">,
+  Same<operations["getTask"]["parameters"]["path"], { user_id: string; task_id: number }>,
+] = [true, true, true, true, true, true, true, true, true, true];
+
+async function signUp(name: string): Promise<string> {
+  cookies.clear();
+  forgetToken();
+  const account = { name, email: `${name}@app.example`, password: "correct horse" };
+  const { data, error } = await authClient.signUp.email(account);
+  assert.ok(data, JSON.stringify(error));
+  return data.user.id;
+}
+
+function refused(status: number, message: string): (error: unknown) => boolean {
+  return (error) => error instanceof Refused && error.status === status && error.message === message;
+}
+
+async function collected(tasks: AsyncIterable<Task>): Promise<Task[]> {
+  const found: Task[] = [];
+  for await (const task of tasks) found.push(task);
+  return found;
+}
+
+let alice = "";
+before(async () => void (alice = await signUp("alice")));
+
+test("the types are true", () => assert.ok(typesAreTrue.every(Boolean)));
+
+test("a task goes through the six calls", async () => {
+  const { data: task, etag } = await create(alice, crypto.randomUUID(), { title: "Buy milk" });
+  assert.deepEqual([task.user_id, task.title, task.description, task.status], [alice, "Buy milk", null, "incomplete"]);
+  const params = { path: { user_id: alice, task_id: task.id } };
+  const seen = await granted(todo.GET("/api/{user_id}/tasks/{task_id}", { params }));
+  assert.deepEqual(seen, { data: task, next: null, etag });
+  const { data: described } = await change(task, etag, { description: "Two litres" });
+  assert.equal(described.description, "Two litres");
+  const { data: cleared } = await change(task, "*", { description: null });
+  assert.equal(cleared.description, null);
+  const { data: turned } = await granted(todo.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params }));
+  assert.equal(turned.status, "complete");
+  const body = { status: "complete" as const };
+  const { data: set } = await granted(todo.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params, body }));
+  assert.equal(set.status, "complete");
+  const path = { user_id: alice };
+  const { data: listed } = await granted(todo.GET("/api/{user_id}/tasks", { params: { path, query: { q: "MILK" } } }));
+  assert.deepEqual(listed, [set]);
+  const { data: nothing, response } = await todo.DELETE("/api/{user_id}/tasks/{task_id}", { params });
+  assert.deepEqual([nothing, response.status], [undefined, 204]);
+  await assert.rejects(granted(todo.GET("/api/{user_id}/tasks/{task_id}", { params })), refused(404, "Task not found"));
+});
+
+test("an error is typed, and says what is wrong", async () => {
+  const params = { path: { user_id: alice } };
+  const { data, error, response } = await todo.POST("/api/{user_id}/tasks", { params, body: { title: " " } });
+  assert.deepEqual([data, response.status], [undefined, 400]);
+  const message: string | undefined = error?.error;
+  assert.equal(message, "Title cannot be empty");
+  await assert.rejects(create(alice, "", { title: "Buy milk" }), (error: Refused) => error.status === 400);
+});
+
+test("what the document does not know does not compile", async () => {
+  const path = { user_id: alice };
+  // @ts-expect-error No such query parameter.
+  await todo.GET("/api/{user_id}/tasks", { params: { path, query: { page: 2 } } });
+  // @ts-expect-error No such status.
+  await todo.GET("/api/{user_id}/tasks", { params: { path, query: { status: "done" } } });
+  // @ts-expect-error A title is wanted.
+  await todo.POST("/api/{user_id}/tasks", { params: { path }, body: {} });
+  // @ts-expect-error And the owner.
+  await todo.GET("/api/{user_id}/tasks", {}).catch(() => null);
+});
+
+test("a list is followed by its links to the end", async () => {
+  const carol = await signUp("carol");
+  for (let number = 1; number <= 25; number++) {
+    await create(carol, `task-${number}`, { title: `Task ${number}` });
+  }
+  const found = await collected(allTasks(carol, { limit: 10, status: "incomplete" }));
+  assert.deepEqual(found.map((task) => task.title), Array.from({ length: 25 }, (_, index) => `Task ${25 - index}`));
+  const params = { path: { user_id: carol }, query: { limit: 10 } };
+  const { data, next } = await granted(todo.GET("/api/{user_id}/tasks", { params }));
+  assert.deepEqual([data.length, next === null], [10, false]);
+});
+
+test("what was changed since is not overwritten", async () => {
+  const dave = await signUp("dave");
+  const { data: task, etag } = await create(dave, "first", { title: "Call the bank" });
+  const { etag: later } = await change(task, etag, { title: "Call the bank at nine" });
+  const message = "Precondition failed: the resource has been changed since, get it again";
+  await assert.rejects(change(task, etag, { title: "Call the bank at ten" }), refused(412, message));
+  const { data } = await change(task, later, { status: "complete" });
+  assert.equal(data.title, "Call the bank at nine");
+  const header = { "If-None-Match": (await change(task, "*", { title: "Done" })).etag };
+  const params = { path: { user_id: dave, task_id: task.id }, header };
+  const { response } = await todo.GET("/api/{user_id}/tasks/{task_id}", { params });
+  assert.equal(response.status, 304);
+});
+
+test("a create that is tried again makes nothing twice", async () => {
+  const erin = await signUp("erin");
+  const first = await create(erin, "key", { title: "Pay the rent" });
+  assert.deepEqual(await create(erin, "key", { title: "Pay the rent" }), first);
+  assert.deepEqual(await collected(allTasks(erin)), [first.data]);
+  const message = "Idempotency-Key was used before, for another request";
+  await assert.rejects(create(erin, "key", { title: "Pay the baker" }), refused(422, message));
+});
+
+test("nobody sees a task of another", async () => {
+  const frank = await signUp("frank");
+  const { data: task } = await create(frank, "key", { title: "Private" });
+  const grace = await signUp("grace");
+  const get = (user_id: string) =>
+    granted(todo.GET("/api/{user_id}/tasks/{task_id}", { params: { path: { user_id, task_id: task.id } } }));
+  await assert.rejects(get(frank), refused(403, "Forbidden"));
+  await assert.rejects(get(grace), refused(404, "Task not found"));
+  cookies.clear();
+  assert.equal((await collected(allTasks(grace))).length, 0);
+  forgetToken();
+  await assert.rejects(collected(allTasks(grace)), refused(401, "Unauthorized"));
+});
+
+test("whoever has no token may ask how the service is", async () => {
+  const { data } = await granted(todo.GET("/health/ready"));
+  assert.equal(data.status, "ok");
+  assert.ok(["enforced", "none"].includes(data.row_level_security));
+});
