@@ -217,8 +217,9 @@ def header(description: str, example: str, *, required: bool = True) -> dict[str
     return {"description": description, "required": required, "schema": {"type": "string"}, "example": example}
 
 
-#: What a header of a request may hold that names entity tags.
-ENTITY_TAGS = {"schema": {"type": "string"}, "example": '"1-1"'}
+#: What a header of a request may hold that names entity tags. The example is one of the schema, since documentation in
+#: the browser fills the parameter's own in, and sends it.
+ENTITY_TAGS = {"schema": {"type": "string", "examples": ['"1-1"']}}
 ETAG = {"ETag": header("The entity tag, for `If-Match` and `If-None-Match` (RFC 9110 section 8.8.3).", '"1-1"')}
 
 #: The errors of the OpenAPI document, by status: name, description, example and headers of the component.
