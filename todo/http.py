@@ -62,14 +62,14 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
 }
 
 #: What keeps a browser from making anything of an answer but JSON for the script that asked (OWASP REST Security Cheat
-#: Sheet): no guessing at types, nothing to load or to frame, no reading across origins without CORS. And nothing is
-#: kept unless it says so itself. Strict-Transport-Security belongs to whoever ends TLS.
+#: Sheet): no guessing at types, no reading across origins without CORS. And nothing is to be loaded or framed, and
+#: nothing kept, unless the answer says so itself. Strict-Transport-Security belongs to whoever ends TLS.
 SECURITY_HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Referrer-Policy", "no-referrer"),
 ]
+NOTHING_LOADED = [("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")]
 NOT_KEPT = [("Cache-Control", "no-store")]
 
 #: What is said of a failure that Werkzeug found, by status.
@@ -101,7 +101,9 @@ class Response(flask.Response):
         """What the server is given: body, status and headers."""
         body, status, headers = super().get_wsgi_response(environ)
         is_kept = "Cache-Control" in self.headers
-        return body, status, headers + SECURITY_HEADERS + ([] if is_kept else NOT_KEPT)
+        has_policy = "Content-Security-Policy" in self.headers
+        defaults = ([] if has_policy else NOTHING_LOADED) + ([] if is_kept else NOT_KEPT)
+        return body, status, headers + SECURITY_HEADERS + defaults
 
 
 class JsonProvider(DefaultJSONProvider):
