@@ -113,7 +113,8 @@ def test_each_call_works_as_it_is_filled_in(visit: Visit, live: Server, url: URL
 def test_every_corner_of_the_page_keeps_to_the_policy(visit: Visit, live: Server) -> None:
     visit.page.goto(f"{site(live)}/docs")
     expect(visit.page.locator(".opblock")).to_have_count(8)
-    for kind in (".opblock-summary-control", ".tabitem:has-text('Schema') button", ".models .json-schema-2020-12-expand-deep-button"):
+    schemas = ".models .json-schema-2020-12-expand-deep-button"
+    for kind in (".opblock-summary-control", ".tabitem:has-text('Schema') button", schemas):
         assert visit.page.locator(kind).count() > 5, kind
         for part in visit.page.locator(kind).all():
             part.click()
