@@ -100,10 +100,13 @@ class Response(flask.Response):
     def get_wsgi_response(self, environ: Any) -> Any:
         """What the server is given: body, status and headers."""
         body, status, headers = super().get_wsgi_response(environ)
-        is_kept = "Cache-Control" in self.headers
-        has_policy = "Content-Security-Policy" in self.headers
-        defaults = ([] if has_policy else NOTHING_LOADED) + ([] if is_kept else NOT_KEPT)
-        return body, status, headers + SECURITY_HEADERS + defaults
+        said = {name.lower() for name, _ in headers}
+        headers = headers + SECURITY_HEADERS
+        if "content-security-policy" not in said:
+            headers += NOTHING_LOADED
+        if "cache-control" not in said:
+            headers += NOT_KEPT
+        return body, status, headers
 
 
 class JsonProvider(DefaultJSONProvider):
