@@ -13,7 +13,7 @@ programs = for program in $(1); do command -v $$program >/dev/null || missing="$
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test ecosystem faults fuzz audit bench bench-scale openapi lock clean
+.PHONY: help run test ecosystem screenshot faults fuzz audit bench bench-scale openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,12 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
 ecosystem: $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Try the service with the programs around it, as root on Debian: they are installed
-	@$(call programs,nginx pgbouncer)
+	@$(call programs,chromium nginx pgbouncer)
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300
+
+screenshot: $(VENV)/installed-dev ## Take docs/swagger-ui.png anew: the documentation in a browser
+	@$(call programs,chromium)
+	$(BIN)/python -m tests.ecosystem.screenshot docs/swagger-ui.png
 
 faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk under load, in full, and print the figures
 	@$(call programs,nginx pgbouncer)

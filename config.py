@@ -29,6 +29,7 @@ MINIMUM_SECRET_BYTES = 32
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMATS = ("text", "json")
+ON_OR_OFF = ("on", "off")
 DEFAULT_THREADS = 8
 LARGEST_NUMBER = 1000
 
@@ -60,6 +61,7 @@ class Settings:
     identity_provider: str
     jwt: JwtSettings | None = None
     cors_origins: tuple[str, ...] = ()
+    is_docs_on: bool = True
     log_level: str = "INFO"
     log_format: str = "text"
     threads: int = DEFAULT_THREADS
@@ -114,6 +116,7 @@ class _Reader:
         database_url = self._database_url(is_flask_command)
         jwt = self._jwt() if identity_provider == JWT else None
         cors_origins = self._cors_origins()
+        is_docs_on = self._one_of("API_DOCS", ON_OR_OFF, "on") == "on"
         log_level = self._one_of("LOG_LEVEL", LOG_LEVELS, "INFO")
         log_format = self._one_of("LOG_FORMAT", LOG_FORMATS, "text")
         threads = self._number("WEB_THREADS")
@@ -125,6 +128,7 @@ class _Reader:
             identity_provider=identity_provider,
             jwt=jwt,
             cors_origins=cors_origins,
+            is_docs_on=is_docs_on,
             log_level=log_level,
             log_format=log_format,
             threads=threads or DEFAULT_THREADS,

@@ -36,6 +36,7 @@ def test_under_the_flask_command_the_database_may_be_left_out() -> None:
 def test_the_defaults_are_quiet_and_closed() -> None:
     settings = load_settings(GOOD)
     assert (settings.cors_origins, settings.log_level, settings.log_format, settings.threads) == ((), "INFO", "text", 8)
+    assert settings.is_docs_on
     assert not settings.is_flask_command
 
 
@@ -48,6 +49,7 @@ def test_everything_can_be_set() -> None:
             "JWT_ISSUER": "https://auth.example",
             "JWT_AUDIENCE": "todo",
             "CORS_ORIGINS": "https://app.example, http://localhost:3000,http://[::1]:3000",
+            "API_DOCS": "off",
             "LOG_LEVEL": "DEBUG",
             "LOG_FORMAT": "json",
             "WEB_THREADS": "16",
@@ -61,6 +63,7 @@ def test_everything_can_be_set() -> None:
         audience="todo",
     )
     assert settings.cors_origins == ("https://app.example", "http://localhost:3000", "http://[::1]:3000")
+    assert not settings.is_docs_on
     assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
     assert (settings.threads, settings.workers) == (16, 3)
 
@@ -146,6 +149,7 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"CORS_ORIGINS": "https://app.example:443"}, CORS_FAULT),
         ({"CORS_ORIGINS": "http://app.example:80"}, CORS_FAULT),
         ({"CORS_ORIGINS": "https://bücher.example"}, CORS_FAULT),
+        ({"API_DOCS": "yes"}, "API_DOCS must be one of on, off"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT must be one of text, json"),
         ({"WEB_THREADS": "0"}, THREADS_FAULT),

@@ -3,12 +3,15 @@
 import pytest
 from flask import Flask
 
-from tests.support import Caller, Make
+from tests.support import Caller, Make, statements_of
 
 ORIGIN = "https://app.example"
 #: What a front end sends, as a browser asks for it: in lower case, and in order.
 ASKED = ["authorization", "content-type", "idempotency-key", "if-match", "if-none-match"]
-EXPOSED = "ETag, Idempotency-Replayed, Link, Location, Retry-After"
+EXPOSED = (
+    "ETag, Idempotency-Replayed, Link, Location, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, "
+    "X-Request-ID"
+)
 
 
 @pytest.fixture(params=[(ORIGIN,), (ORIGIN, "http://[::1]:3000")], ids=["one origin", "two origins"])
@@ -17,15 +20,17 @@ def app(request: pytest.FixtureRequest, make: Make, apps: dict[str, Flask]) -> F
     return make(apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"], cors_origins=request.param)
 
 
-def test_a_preflight_needs_no_identity(app: Flask) -> None:
-    response = app.test_client().options(
-        "/api/alice/tasks/1/",
-        headers={
-            "Origin": ORIGIN,
-            "Access-Control-Request-Method": "PUT",
-            "Access-Control-Request-Headers": ", ".join(ASKED),
-        },
-    )
+def test_a_preflight_needs_no_identity_and_no_database(app: Flask) -> None:
+    with statements_of(app) as statements:
+        response = app.test_client().options(
+            "/api/alice/tasks/1/",
+            headers={
+                "Origin": ORIGIN,
+                "Access-Control-Request-Method": "PUT",
+                "Access-Control-Request-Headers": ", ".join(ASKED),
+            },
+        )
+    assert statements == []
     assert response.status_code == 200
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert response.headers["Access-Control-Allow-Credentials"] == "true"

@@ -363,7 +363,7 @@ TARGETS = {
         ("/%ff", 404, NO_ROUTE),
         ("/..%2f..%2fetc/passwd", 404, NO_ROUTE),
         ("//evil.example/api/alice/tasks", 404, NO_ROUTE),
-        ("http://evil.example", 404, NO_ROUTE),
+        ("http://evil.example/nowhere", 404, NO_ROUTE),
         ("/api/al\u00c3\u00adce/tasks", 400, OWN),
         ("http://[::1/api/alice/tasks", 400, OWN),
         ("localhost:80", 400, OWN),

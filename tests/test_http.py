@@ -98,7 +98,7 @@ def test_a_body_of_http_2_without_a_length_is_not_taken_for_none(alice: Caller) 
     assert alice("PATCH", f"/{task['id']}/complete", environ_overrides=environ).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/api", "/api/alice", "/api//tasks", "//api/alice/tasks", "/api/alice/tasks//1"])
+@pytest.mark.parametrize("path", ["/api", "/api/alice", "/api//tasks", "//api/alice/tasks", "/api/alice/tasks//1"])
 def test_an_unknown_route_is_404_without_identity(app: Flask, path: str) -> None:
     response = app.test_client().get(f"http://localhost{path}")
     assert (response.status_code, response.get_json()) == (404, {"error": "Unknown route"})

@@ -70,6 +70,13 @@ def test_every_call_says_all_that_it_can_answer(document: dict[str, Any]) -> Non
     assert {name: set(operation["responses"]) for name, operation in operations(document).items()} == STATUSES
 
 
+def test_no_parameter_that_may_be_left_out_has_an_example_of_its_own(document: dict[str, Any]) -> None:
+    """Documentation in the browser would fill it in: a key that was used before, a tag that does not hold."""
+    for name, operation in operations(document).items():
+        for parameter in operation.get("parameters", []):
+            assert "example" not in parameter, (name, parameter["name"])
+
+
 def test_422_is_a_reused_key_and_no_bad_input(document: dict[str, Any]) -> None:
     assert [name for name, operation in operations(document).items() if "422" in operation["responses"]] == [
         "createTask"

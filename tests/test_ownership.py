@@ -11,6 +11,7 @@ from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
 from tests.support import ROOT, Call, Caller, Make, acting_for, as_superuser, empty_database, migrate, sql
+from todo.docs import OURS, SWAGGER_UI
 from todo.errors import OwnershipViolated
 from todo.faults import DATABASE_ERRORS
 from todo.ownership import Owned
@@ -28,6 +29,8 @@ MATRIX = {
     ("PATCH", "/api/<user_id>/tasks/<task_id>/complete"): (None, 200),
 }
 PUBLIC = {("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/openapi.json")}
+#: The documentation in the browser, public too.
+DOCS = {("GET", "/"), ("GET", "/docs"), ("GET", f"/docs/<any({', '.join(map(repr, OURS + SWAGGER_UI))}):name>")}
 
 
 def routes(app: Flask) -> set[tuple[str, str]]:
@@ -37,7 +40,7 @@ def routes(app: Flask) -> set[tuple[str, str]]:
 
 
 def test_every_route_is_in_the_matrix_or_named_public(app: Flask) -> None:
-    assert routes(app) == set(MATRIX) | PUBLIC
+    assert routes(app) == set(MATRIX) | PUBLIC | DOCS
 
 
 @pytest.mark.parametrize(("method", "rule"), MATRIX)

@@ -7,7 +7,7 @@ from logging.config import dictConfig
 from flask import Flask
 
 from config import ConfigurationError, Settings, load_settings, logging_config
-from todo import cors, database, http, identity
+from todo import cors, database, docs, http, identity
 from todo.extensions import api, db, migrate
 from todo.health import blp as health_blueprint
 from todo.idempotency.commands import blp as idempotency_blueprint
@@ -54,7 +54,9 @@ def _build(settings: Settings) -> Flask:
         database.init_app(app, db.engine)
     migrate.init_app(app, db)
     cors.init_app(app, settings)
-    identity.init_app(app, settings, public=PUBLIC_ENDPOINTS, on_identified=database.act_for)
+    public = PUBLIC_ENDPOINTS | docs.ENDPOINTS if settings.is_docs_on else PUBLIC_ENDPOINTS
+    identity.init_app(app, settings, public=public, on_identified=database.act_for)
+    docs.init_app(app, settings)
     api.init_app(app)
     api.register_blueprint(health_blueprint)
     api.register_blueprint(tasks_blueprint)

@@ -18,6 +18,16 @@ def init_app(app: Flask, settings: Settings) -> None:
             supports_credentials=True,
             always_send=False,
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match"],
-            expose_headers=["ETag", "Idempotency-Replayed", "Link", "Location", "Retry-After"],
+            expose_headers=[
+                "ETag",
+                "Idempotency-Replayed",
+                "Link",
+                "Location",
+                "RateLimit-Limit",
+                "RateLimit-Remaining",
+                "RateLimit-Reset",
+                "Retry-After",
+                "X-Request-ID",
+            ],
             max_age=600,
         )

@@ -62,14 +62,14 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
 }
 
 #: What keeps a browser from making anything of an answer but JSON for the script that asked (OWASP REST Security Cheat
-#: Sheet): no guessing at types, nothing to load or to frame, no reading across origins without CORS. And nothing is
-#: kept unless it says so itself. Strict-Transport-Security belongs to whoever ends TLS.
+#: Sheet): no guessing at types, no reading across origins without CORS. And nothing is to be loaded or framed, and
+#: nothing kept, unless the answer says so itself. Strict-Transport-Security belongs to whoever ends TLS.
 SECURITY_HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Referrer-Policy", "no-referrer"),
 ]
+NOTHING_LOADED = [("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")]
 NOT_KEPT = [("Cache-Control", "no-store")]
 
 #: What is said of a failure that Werkzeug found, by status.
@@ -100,8 +100,13 @@ class Response(flask.Response):
     def get_wsgi_response(self, environ: Any) -> Any:
         """What the server is given: body, status and headers."""
         body, status, headers = super().get_wsgi_response(environ)
-        is_kept = "Cache-Control" in self.headers
-        return body, status, headers + SECURITY_HEADERS + ([] if is_kept else NOT_KEPT)
+        said = {name.lower() for name, _ in headers}
+        headers = headers + SECURITY_HEADERS
+        if "content-security-policy" not in said:
+            headers += NOTHING_LOADED
+        if "cache-control" not in said:
+            headers += NOT_KEPT
+        return body, status, headers
 
 
 class JsonProvider(DefaultJSONProvider):
@@ -217,8 +222,9 @@ def header(description: str, example: str, *, required: bool = True) -> dict[str
     return {"description": description, "required": required, "schema": {"type": "string"}, "example": example}
 
 
-#: What a header of a request may hold that names entity tags.
-ENTITY_TAGS = {"schema": {"type": "string"}, "example": '"1-1"'}
+#: What a header of a request may hold that names entity tags. The example is one of the schema, since documentation in
+#: the browser fills the parameter's own in, and sends it.
+ENTITY_TAGS = {"schema": {"type": "string", "examples": ['"1-1"']}}
 ETAG = {"ETag": header("The entity tag, for `If-Match` and `If-None-Match` (RFC 9110 section 8.8.3).", '"1-1"')}
 
 #: The errors of the OpenAPI document, by status: name, description, example and headers of the component.

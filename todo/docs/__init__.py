@@ -1,0 +1,52 @@
+"""The documentation in the browser: Swagger UI at /docs, every byte of it from this process; nothing with API_DOCS=off.
+
+Knows nothing of the API: the page reads /openapi.json and calls the service like any other client.
+"""
+
+from importlib.resources import files
+
+from flask import Blueprint, Flask, Response, redirect, send_from_directory, url_for
+from flask.typing import ResponseReturnValue
+
+from config import Settings
+
+#: Where they lead and what they show is everybody's.
+ENDPOINTS = frozenset({"docs.root", "docs.page", "docs.file"})
+
+#: What Swagger UI does with its own scripts, styles and pictures (those in its style sheet) and with this service; no
+#: inline script or style, and no other host.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+#: The files that the page asks for, by the package that has them.
+OURS = ("start.js",)
+SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css", "index.css", "favicon-32x32.png")
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Serve the page and its files, and lead / there, where the settings say so."""
+    if not settings.is_docs_on:
+        return
+    docs = Blueprint("docs", __name__)
+    swagger_ui = str(files("flask_swagger_ui") / "dist")
+    folders = dict.fromkeys(OURS, docs.root_path) | dict.fromkeys(SWAGGER_UI, swagger_ui)
+
+    @docs.get("/")
+    def root() -> ResponseReturnValue:
+        return redirect(url_for("docs.page"))
+
+    @docs.get("/docs")
+    def page() -> Response:
+        # Kept by browsers and asked for again by its entity tag, like its files: an update shows at once.
+        response = send_from_directory(docs.root_path, "index.html")
+        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+        return response
+
+    # These names and no others: whatever else is asked for is an unknown route.
+    @docs.get(f"/docs/<any({', '.join(map(repr, folders))}):name>")
+    def file(name: str) -> Response:
+        return send_from_directory(folders[name], name)
+
+    app.register_blueprint(docs)
