@@ -18,6 +18,9 @@ def init_app(app: Flask, settings: Settings) -> None:
             supports_credentials=True,
             always_send=False,
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match"],
-            expose_headers=["ETag", "Idempotency-Replayed", "Link", "Location", "Retry-After"],
+            expose_headers=[
+                *["ETag", "Idempotency-Replayed", "Link", "Location", "Retry-After"],
+                *["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"],
+            ],
             max_age=600,
         )
