@@ -8,7 +8,9 @@ from tests.support import Caller, Make
 ORIGIN = "https://app.example"
 #: What a front end sends, as a browser asks for it: in lower case, and in order.
 ASKED = ["authorization", "content-type", "idempotency-key", "if-match", "if-none-match"]
-EXPOSED = "ETag, Idempotency-Replayed, Link, Location, Retry-After"
+EXPOSED = (
+    "ETag, Idempotency-Replayed, Link, Location, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After"
+)
 
 
 @pytest.fixture(params=[(ORIGIN,), (ORIGIN, "http://[::1]:3000")], ids=["one origin", "two origins"])

@@ -242,7 +242,7 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
     422: ("UnprocessableContent", "The key was used for another request.", KeyReused.message, {}),
     429: (
         "TooManyRequests",
-        "More requests than the service allows. Where it sets a limit, good answers bear the `RateLimit-…` headers too.",
+        "More requests than the service allows. Where it has a limit, good answers bear the `RateLimit-…` headers too.",
         TooManyRequests.message,
         {
             "Retry-After": header("Seconds to wait before the next try.", "30"),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from flask import Flask, after_this_request, g, request
 from limits import RateLimitItem
 from limits.errors import StorageError
-from limits.storage import MemoryStorage, RedisStorage
+from limits.storage import RedisStorage
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config import Settings
@@ -27,7 +27,9 @@ from todo.identity import current_identity
 logger = logging.getLogger(__name__)
 
 #: Seconds that Redis may take to connect, and to answer.
-TIMEOUT = 0.2
+TIMEOUT = 0.25
+#: How many counts this process keeps, some 25 MB.
+MOST_KEYS = 100_000
 #: Those of redis-py. Without a driver_info it says nothing of itself, which would be two more questions.
 OPTIONS: dict[str, Any] = {"socket_connect_timeout": TIMEOUT, "socket_timeout": TIMEOUT, "driver_info": None}
 #: Seconds for which Redis is left alone when it could not be had.
@@ -102,7 +104,7 @@ class Counter:
 
     def __init__(self, limits: Sequence[RateLimitItem], url: str | None) -> None:
         self._limits = limits
-        self._memory = MemoryStorage()
+        self._memory = Memory()
         # Opens no connection yet; and tries nothing twice, unless it is told to.
         self._redis = RedisStorage(url, key_prefix="todo", wrap_exceptions=True, **OPTIONS) if url else None
         self._lock = Lock()
@@ -136,9 +138,7 @@ class Counter:
                     self._is_away = False
                     logger.info("rate limits: Redis is back")
                 return used
-        with self._lock:
-            # MemoryStorage forgets an increment where two threads begin a window at once.
-            return self._memory.incr(key, seconds)
+        return self._memory.incr(key, seconds)
 
     def _is_to_be_tried(self) -> bool:
         """Whether to ask Redis: while it is away, one request at a time, and not before the pause is over."""
@@ -158,6 +158,31 @@ class Counter:
             # Not its message: Redis repeats the arguments of what it does not know, the password of an AUTH among them.
             kind = type(error.__cause__ or error).__name__
             logger.warning("rate limits: each process counts for itself while Redis cannot be had (%s)", kind)
+
+
+class Memory:
+    """Counts of this process alone, as the storages of `limits` do it. Safe to use from many threads.
+
+    In place of the library's own, which starts a thread at nearly each request to look through all keys, and forgets
+    an increment where two threads begin a window at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._counts: dict[str, tuple[int, float]] = {}
+
+    def incr(self, key: str, seconds: int) -> int:
+        """Add one to a count that is kept for that long: the sum."""
+        now = monotonic()
+        with self._lock:
+            if len(self._counts) >= MOST_KEYS:
+                self._counts = {key: kept for key, kept in self._counts.items() if kept[1] > now}
+                if len(self._counts) > MOST_KEYS / 2:
+                    # Somebody is refused from many addresses on purpose: rather all begin anew than the memory ends.
+                    self._counts.clear()
+            used, kept_until = self._counts.get(key, (0, now + seconds))
+            self._counts[key] = used + 1, kept_until
+            return used + 1
 
 
 def _caller() -> tuple[str, str]:
