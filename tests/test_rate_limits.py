@@ -379,7 +379,7 @@ def test_silence_is_borne_once_and_not_by_each_request(
         assert alice("GET").status_code == 200
         seconds.append(time.monotonic() - start)
     assert seconds[0] >= rate_limits.TIMEOUT
-    assert sum(seconds[1:]) < rate_limits.TIMEOUT
+    assert max(seconds[1:]) < rate_limits.TIMEOUT
     assert written(capsys) == [absence("TimeoutError")]
 
 

@@ -1,7 +1,5 @@
 """Rate limits with a real Redis, real workers and the proxy before them."""
 
-import os
-import re
 import signal
 import socket
 import subprocess
@@ -11,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import URL
@@ -57,13 +56,13 @@ class Redis:
                 return
         raise AssertionError((self._folder / "redis.log").read_text())
 
-    def ask(self, *command: str) -> str:
-        """The first line that Redis answers."""
+    def ask(self, *command: str, line: int = 1) -> str:
+        """The first line that Redis answers, or another."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
             connection.sendall(f"AUTH {PASSWORD}\r\nSELECT 3\r\n{' '.join(command)}\r\n".encode())
             with connection.makefile("r") as answers:
                 assert [answers.readline(), answers.readline()] == ["+OK\n", "+OK\n"]
-                return answers.readline().strip()
+                return [answers.readline().strip() for _ in range(line)][-1]
 
     def signal(self, number: int) -> None:
         """Stop it (SIGSTOP), let it go on (SIGCONT), end it (SIGKILL)."""
@@ -131,13 +130,13 @@ def test_of_all_workers_and_threads_together_exactly_the_limit_passes(
 ) -> None:
     with limited(database, tmp_path, redis) as server:
         assert len(server.workers()) == 2
-        for user_id in ("alice", "bob/1".replace("/", ":"), "zoë"):
-            path = f"/api/{user_id.encode().decode('latin-1') if user_id.isascii() else 'zo%C3%AB'}/tasks"
+        for user_id in ("alice", "a:b c", "zoë"):
+            path = f"/api/{quote(user_id)}/tasks"
             assert statuses(server, 4 * LIMIT, user_id, path) == {200: LIMIT, 429: 3 * LIMIT}
+        # Where the machine is so busy that Redis is late, nothing has been shown.
         assert lines(server, AWAY) == 0
     # One key each, and each of them goes by itself.
-    assert redis.ask("DBSIZE") == ":3"
-    assert redis.ask("INFO", "keyspace").startswith("$")
+    assert redis.ask("INFO", "keyspace", line=3).startswith("db3:keys=3,expires=3,")
 
 
 def test_refused_identities_are_counted_across_workers_too(database: URL, tmp_path: Path, redis: Redis) -> None:
