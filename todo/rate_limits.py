@@ -1,7 +1,7 @@
 """How often a user may call, and how often an address may be refused: RATE_LIMIT. Knows no route, asks no database.
 
-The headers are those of draft-ietf-httpapi-ratelimit-headers up to -06, which clients read (docs/decisions/
-rate-limits.md): the later drafts put the same into RateLimit and RateLimit-Policy, whose form has changed twice since.
+The headers are those of draft-ietf-httpapi-ratelimit-headers up to -06, on which servers agree. Later drafts put the
+same into RateLimit and RateLimit-Policy, whose syntax has changed between them (docs/decisions/rate-limits.md).
 """
 
 import logging
