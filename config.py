@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from limits import RateLimitItem, parse_many
 from psycopg2 import ProgrammingError
 from psycopg2.extensions import make_dsn
 from sqlalchemy.engine import URL, make_url
@@ -32,6 +33,7 @@ LOG_FORMATS = ("text", "json")
 ON_OR_OFF = ("on", "off")
 DEFAULT_THREADS = 8
 LARGEST_NUMBER = 1000
+LONGEST_WINDOW = 366 * 24 * 60 * 60
 
 
 class ConfigurationError(Exception):
@@ -66,6 +68,9 @@ class Settings:
     log_format: str = "text"
     threads: int = DEFAULT_THREADS
     workers: int | None = None
+    rate_limits: tuple[RateLimitItem, ...] = ()
+    rate_limit_storage: str | None = None
+    trusted_proxies: int = 0
     is_flask_command: bool = False
 
 
@@ -121,6 +126,9 @@ class _Reader:
         log_format = self._one_of("LOG_FORMAT", LOG_FORMATS, "text")
         threads = self._number("WEB_THREADS")
         workers = self._number("WEB_CONCURRENCY")
+        rate_limits = self._rate_limits()
+        rate_limit_storage = self._rate_limit_storage()
+        trusted_proxies = self._number("TRUSTED_PROXIES", least=0)
         if self._faults:
             raise ConfigurationError("; ".join(self._faults))
         return Settings(
@@ -133,6 +141,9 @@ class _Reader:
             log_format=log_format,
             threads=threads or DEFAULT_THREADS,
             workers=workers,
+            rate_limits=rate_limits,
+            rate_limit_storage=rate_limit_storage,
+            trusted_proxies=trusted_proxies or 0,
             is_flask_command=is_flask_command,
         )
 
@@ -230,13 +241,35 @@ class _Reader:
             self._faults.append("CORS_ORIGINS must be origins like https://app.example.com, separated by commas")
         return tuple(origins)
 
-    def _number(self, name: str) -> int | None:
+    def _rate_limits(self) -> tuple[RateLimitItem, ...]:
+        value = self._text("RATE_LIMIT")
+        if value is None:
+            return ()
+        try:
+            limits = set(parse_many(value))
+        except ValueError:
+            limits = set()
+        if not limits or not all(limit.amount and limit.get_expiry() <= LONGEST_WINDOW for limit in limits):
+            self._faults.append(
+                "RATE_LIMIT must be like 600 per minute, for at most a year; several are separated by ;"
+            )
+        return tuple(sorted(limits, key=RateLimitItem.get_expiry))
+
+    def _rate_limit_storage(self) -> str | None:
+        value = self._text("RATE_LIMIT_STORAGE")
+        if value is not None and not _is_redis_url(value):
+            self._faults.append(
+                "RATE_LIMIT_STORAGE must be redis://HOST or rediss://HOST, with :PORT and /NUMBER or without"
+            )
+        return value
+
+    def _number(self, name: str, *, least: int = 1) -> int | None:
         value = self._text(name)
         if value is None:
             return None
-        if re.fullmatch("[1-9][0-9]{0,3}", value) and int(value) <= LARGEST_NUMBER:
+        if re.fullmatch("0|[1-9][0-9]{0,3}", value) and least <= int(value) <= LARGEST_NUMBER:
             return int(value)
-        self._faults.append(f"{name} must be a number from 1 to {LARGEST_NUMBER}")
+        self._faults.append(f"{name} must be a number from {least} to {LARGEST_NUMBER}")
         return None
 
 
@@ -246,6 +279,16 @@ def _is_http_url(value: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def _is_redis_url(value: str) -> bool:
+    """Whether that is all: what stood in a query string would go before the time limits of todo/rate_limits.py."""
+    try:
+        parts = urlsplit(value)
+        is_address = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return is_address and not re.search(r"[?#\s]", value) and bool(re.fullmatch("(/[0-9]{0,5})?", parts.path))
 
 
 def _is_known_to_libpq(url: URL) -> bool:

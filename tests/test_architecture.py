@@ -52,6 +52,7 @@ ALLOWED = {
         "todo.identity.keys",
     },
     "todo/ownership.py": {"todo.extensions", "todo.faults", "todo.statements", "todo.users.models"},
+    "todo/rate_limits.py": {"todo.errors", "todo.http", "todo.identity"},
     "todo/statements.py": {"todo.extensions", "todo.faults"},
     "todo/tasks/models.py": {"todo.database", "todo.extensions", "todo.ownership", "todo.versions"},
     "todo/tasks/queries.py": {

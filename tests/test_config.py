@@ -37,6 +37,7 @@ def test_the_defaults_are_quiet_and_closed() -> None:
     settings = load_settings(GOOD)
     assert (settings.cors_origins, settings.log_level, settings.log_format, settings.threads) == ((), "INFO", "text", 8)
     assert settings.is_docs_on
+    assert (settings.rate_limits, settings.rate_limit_storage, settings.trusted_proxies) == ((), None, 0)
     assert not settings.is_flask_command
 
 
@@ -54,6 +55,9 @@ def test_everything_can_be_set() -> None:
             "LOG_FORMAT": "json",
             "WEB_THREADS": "16",
             "WEB_CONCURRENCY": "3",
+            "RATE_LIMIT": "600 per minute; 10/second;600 per minute",
+            "RATE_LIMIT_STORAGE": "rediss://todo:secret@redis.example:6380/1",
+            "TRUSTED_PROXIES": "2",
         }
     )
     assert settings.jwt == JwtSettings(
@@ -66,6 +70,18 @@ def test_everything_can_be_set() -> None:
     assert not settings.is_docs_on
     assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
     assert (settings.threads, settings.workers) == (16, 3)
+    assert [str(limit) for limit in settings.rate_limits] == ["10 per 1 second", "600 per 1 minute"]
+    assert settings.rate_limit_storage == "rediss://todo:secret@redis.example:6380/1"
+    assert settings.trusted_proxies == 2
+
+
+@pytest.mark.parametrize("value", ["redis://localhost", "redis://[::1]:6379/", "rediss://:secret@redis.example/0"])
+def test_redis_is_taken_by_its_address(value: str) -> None:
+    assert load_settings(GOOD | {"RATE_LIMIT_STORAGE": value}).rate_limit_storage == value
+
+
+def test_there_may_be_no_proxy() -> None:
+    assert load_settings(GOOD | {"TRUSTED_PROXIES": "0"}).trusted_proxies == 0
 
 
 @pytest.mark.parametrize("name", ["package.module:callable", "module:object.method", "m:c"])
@@ -79,6 +95,9 @@ LIBPQ_FAULT = "DATABASE_URL has a parameter that PostgreSQL's client library doe
 KEY_FAULT = "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL"
 CORS_FAULT = "CORS_ORIGINS must be origins like https://app.example.com, separated by commas"
 THREADS_FAULT = "WEB_THREADS must be a number from 1 to 1000"
+LIMIT_FAULT = "RATE_LIMIT must be like 600 per minute, for at most a year; several are separated by ;"
+STORAGE_FAULT = "RATE_LIMIT_STORAGE must be redis://HOST or rediss://HOST, with :PORT and /NUMBER or without"
+PROXIES_FAULT = "TRUSTED_PROXIES must be a number from 0 to 1000"
 WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
 
 
@@ -157,6 +176,27 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"WEB_THREADS": "٣"}, THREADS_FAULT),
         ({"WEB_THREADS": "-1"}, THREADS_FAULT),
         ({"WEB_CONCURRENCY": "0"}, WORKERS_FAULT),
+        ({"RATE_LIMIT": ""}, "RATE_LIMIT is set but empty"),
+        ({"RATE_LIMIT": "600"}, LIMIT_FAULT),
+        ({"RATE_LIMIT": "600 per fortnight"}, LIMIT_FAULT),
+        ({"RATE_LIMIT": "0 per minute"}, LIMIT_FAULT),
+        ({"RATE_LIMIT": "-1 per minute"}, LIMIT_FAULT),
+        ({"RATE_LIMIT": "٣ per minute"}, LIMIT_FAULT),
+        ({"RATE_LIMIT": "600 per minute;"}, LIMIT_FAULT),
+        ({"RATE_LIMIT": "1 per 2 year"}, LIMIT_FAULT),
+        ({"RATE_LIMIT": f"{'9' * 5000} per minute"}, LIMIT_FAULT),
+        ({"RATE_LIMIT_STORAGE": ""}, "RATE_LIMIT_STORAGE is set but empty"),
+        ({"RATE_LIMIT_STORAGE": "memory://"}, STORAGE_FAULT),
+        ({"RATE_LIMIT_STORAGE": "redis://"}, STORAGE_FAULT),
+        ({"RATE_LIMIT_STORAGE": "redis://:secret@redis.example:port"}, STORAGE_FAULT),
+        ({"RATE_LIMIT_STORAGE": "redis://:sec#ret@redis.example"}, STORAGE_FAULT),
+        ({"RATE_LIMIT_STORAGE": "redis://[::1"}, STORAGE_FAULT),
+        ({"RATE_LIMIT_STORAGE": "redis://redis.example/todo"}, STORAGE_FAULT),
+        ({"RATE_LIMIT_STORAGE": "redis://redis.example?socket_timeout=60"}, STORAGE_FAULT),
+        ({"RATE_LIMIT_STORAGE": "redis://redis.example "}, STORAGE_FAULT),
+        ({"TRUSTED_PROXIES": "-1"}, PROXIES_FAULT),
+        ({"TRUSTED_PROXIES": "1001"}, PROXIES_FAULT),
+        ({"TRUSTED_PROXIES": "01"}, PROXIES_FAULT),
         (
             {"DATABASE_URL": None, "IDENTITY_PROVIDER": None, "LOG_LEVEL": ""},
             "IDENTITY_PROVIDER is not set: jwt, package.module:callable or development; "

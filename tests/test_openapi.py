@@ -13,7 +13,7 @@ from tests.support import ROOT, Caller
 from tests.test_ownership import MATRIX, PUBLIC
 
 #: What each call can really answer.
-READ = {"200", "400", "401", "403", "500", "503"}
+READ = {"200", "400", "401", "403", "429", "500", "503"}
 BODY = {"411", "413", "415"}
 STATUSES = {
     "listTasks": READ | {"304"},

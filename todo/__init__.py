@@ -7,7 +7,7 @@ from logging.config import dictConfig
 from flask import Flask
 
 from config import ConfigurationError, Settings, load_settings, logging_config
-from todo import cors, database, docs, http, identity
+from todo import cors, database, docs, http, identity, rate_limits
 from todo.extensions import api, db, migrate
 from todo.health import blp as health_blueprint
 from todo.idempotency.commands import blp as idempotency_blueprint
@@ -56,6 +56,7 @@ def _build(settings: Settings) -> Flask:
     cors.init_app(app, settings)
     public = PUBLIC_ENDPOINTS | docs.ENDPOINTS if settings.is_docs_on else PUBLIC_ENDPOINTS
     identity.init_app(app, settings, public=public, on_identified=database.act_for)
+    rate_limits.init_app(app, settings)
     docs.init_app(app, settings)
     api.init_app(app)
     api.register_blueprint(health_blueprint)

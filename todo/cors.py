@@ -19,15 +19,8 @@ def init_app(app: Flask, settings: Settings) -> None:
             always_send=False,
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match"],
             expose_headers=[
-                "ETag",
-                "Idempotency-Replayed",
-                "Link",
-                "Location",
-                "RateLimit-Limit",
-                "RateLimit-Remaining",
-                "RateLimit-Reset",
-                "Retry-After",
-                "X-Request-ID",
+                *["ETag", "Idempotency-Replayed", "Link", "Location"],
+                *["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "X-Request-ID"],
             ],
             max_age=600,
         )

@@ -56,6 +56,12 @@ class KeyReused(TodoError):
     message = "Idempotency-Key was used before, for another request"
 
 
+class TooManyRequests(TodoError):
+    """The caller has asked more often than RATE_LIMIT allows; nothing else of the request was looked at."""
+
+    message = "Too many requests"
+
+
 class Unavailable(TodoError):
     """Something outside the service is away; the same request may succeed in a while."""
 

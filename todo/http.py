@@ -36,6 +36,7 @@ from todo.errors import (
     NotOwner,
     OwnershipViolated,
     TodoError,
+    TooManyRequests,
     Unavailable,
 )
 from todo.faults import DATABASE_ERRORS, describe, is_outage
@@ -58,6 +59,8 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
     NotFound: (404, {}),
     NotAsExpected: (412, {}),
     KeyReused: (422, {}),
+    # Its headers are those of every limited answer (todo/rate_limits.py).
+    TooManyRequests: (429, {}),
     Unavailable: (503, RETRY_AFTER),
 }
 
@@ -142,7 +145,7 @@ def init_app(app: Flask) -> None:
     app.url_map.strict_slashes = False
     # A redirect to single slashes would be HTML, and browsers refuse redirects on preflighted calls.
     app.url_map.merge_slashes = False
-    app.register_error_handler(TodoError, _answer_failure)
+    app.register_error_handler(TodoError, answer_failure)
     for kind in DATABASE_ERRORS:
         app.register_error_handler(kind, _answer_database_error)
     app.register_error_handler(OwnershipViolated, _answer_violation)
@@ -176,7 +179,8 @@ def _sentence(message: str) -> str:
     return message if len(message) <= MESSAGE_LIMIT else f"{message[:MESSAGE_LIMIT]}…"
 
 
-def _answer_failure(failure: TodoError) -> Response:
+def answer_failure(failure: TodoError) -> Response:
+    """The answer to an expected failure."""
     status, headers = next(FAILURES[kind] for kind in type(failure).mro() if kind in FAILURES)
     if status == 503:
         logger.warning("%s %s: %s", request.method, request.url_rule, failure.__cause__ or failure)
@@ -242,6 +246,17 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
     413: ("ContentTooLarge", "The body is larger than 1 MiB.", MESSAGES[413], {}),
     415: ("UnsupportedMediaType", "The body is not declared as JSON.", MESSAGES[415], {}),
     422: ("UnprocessableContent", "The key was used for another request.", KeyReused.message, {}),
+    429: (
+        "TooManyRequests",
+        "More requests than the service allows. Where it has a limit, good answers bear the `RateLimit-…` headers too.",
+        TooManyRequests.message,
+        {
+            "Retry-After": header("Seconds to wait before the next try.", "30"),
+            "RateLimit-Limit": header("Requests that a window of time allows.", "600"),
+            "RateLimit-Remaining": header("Requests that are left in this window.", "0"),
+            "RateLimit-Reset": header("Seconds until the next window begins.", "30"),
+        },
+    ),
     500: ("InternalServerError", "A fault of the service.", MESSAGES[500], {}),
     503: (
         "ServiceUnavailable",

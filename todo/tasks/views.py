@@ -91,7 +91,7 @@ class Tasks(MethodView):
     @blp.arguments(TaskListQuerySchema(), location="query")
     @blp.conditional_get
     @blp.response(200, TaskSchema(many=True), example=[EXAMPLE], headers=LINK | ETAG)
-    @blp.fails_with(400, 401, 403, 500, 503)
+    @blp.fails_with(400, 401, 403, 429, 500, 503)
     def get(self, query: Mapping[str, Any]) -> tuple[Sequence[TaskRow], dict[str, str]]:
         """List the tasks, newest first
 
@@ -106,7 +106,7 @@ class Tasks(MethodView):
     @blp.header_argument("Idempotency-Key", idempotency_key_field(), "key", IDEMPOTENCY_KEY)
     @blp.arguments(NewTaskSchema(), example={"title": "Buy milk", "description": "Two litres, whole"})
     @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION | ETAG | REPLAYED)
-    @blp.fails_with(400, 401, 403, 411, 413, 415, 422, 500, 503)
+    @blp.fails_with(400, 401, 403, 411, 413, 415, 422, 429, 500, 503)
     def post(self, new_task: Mapping[str, Any], key: str | None) -> tuple[VersionedTask, dict[str, str]]:
         """Create a task
 
@@ -126,7 +126,7 @@ class TaskById(MethodView):
     @of_one_task
     @blp.conditional_get
     @blp.response(200, TaskSchema(), example=EXAMPLE, headers=ETAG)
-    @blp.fails_with(400, 401, 403, 500, 503)
+    @blp.fails_with(400, 401, 403, 429, 500, 503)
     def get(self, task_id: int) -> tuple[VersionedTask, dict[str, str]]:
         """Get a task
 
@@ -140,7 +140,7 @@ class TaskById(MethodView):
     @blp.conditional_change("task_id")
     @blp.arguments(TaskChangesSchema(), example={"status": "complete"})
     @blp.response(200, TaskSchema(), example=COMPLETED, headers=ETAG)
-    @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
+    @blp.fails_with(400, 401, 403, 411, 413, 415, 429, 500, 503)
     def put(
         self, changes: Mapping[str, Any], task_id: int, expected: Expected | None
     ) -> tuple[VersionedTask, dict[str, str]]:
@@ -155,7 +155,7 @@ class TaskById(MethodView):
     @of_one_task
     @blp.conditional_change("task_id")
     @blp.response(204)
-    @blp.fails_with(400, 401, 403, 500, 503)
+    @blp.fails_with(400, 401, 403, 429, 500, 503)
     def delete(self, task_id: int, expected: Expected | None) -> None:
         """Delete a task
 
@@ -173,7 +173,7 @@ class TaskCompletion(MethodView):
     @blp.conditional_change("task_id")
     @blp.arguments(TaskCompletionSchema(), required=False, example={"status": "complete"})
     @blp.response(200, TaskSchema(), example=COMPLETED, headers=ETAG)
-    @blp.fails_with(400, 401, 403, 411, 413, 415, 500, 503)
+    @blp.fails_with(400, 401, 403, 411, 413, 415, 429, 500, 503)
     def patch(
         self, completion: Mapping[str, Any], task_id: int, expected: Expected | None
     ) -> tuple[VersionedTask, dict[str, str]]:

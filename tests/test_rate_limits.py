@@ -1,0 +1,416 @@
+"""Rate limits: who is counted for what, what the answers say, and what happens while Redis is away."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from flask import Flask
+from limits import parse_many
+from sqlalchemy import URL
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.test import TestResponse
+
+from tests.live import free_port
+from tests.redis_protocol import StandIn
+from tests.support import Caller, Make, sql, statements_of, token
+from todo import rate_limits
+
+#: A window that hardly ends in the middle of a test.
+WINDOW = "30 day"
+PASSWORD = "a-password-of-redis"
+
+
+@pytest.fixture
+def url(apps: dict[str, Flask]) -> Iterator[URL]:
+    """A migrated database, empty."""
+    url: URL = apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"]
+    yield url
+    sql(url, "DELETE FROM users")
+
+
+@pytest.fixture
+def limited(make: Make, url: URL) -> Any:
+    """Makes apps with a limit: `limited(3)`, `limited("3 per second", trusted_proxies=1)`."""
+
+    def make_limited(limit: int | str, **changes: Any) -> Flask:
+        notation = f"{limit} per {WINDOW}" if isinstance(limit, int) else limit
+        return make(url, rate_limits=tuple(parse_many(notation)), **changes)
+
+    return make_limited
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    """What speaks like Redis."""
+    stand_in = StandIn()
+    yield stand_in
+    stand_in.close()
+
+
+def refused(app: Flask, address: str | None = "192.0.2.1", **headers: str) -> TestResponse:
+    """The answer to a request without an identity, from that address."""
+    environ = {} if address is None else {"REMOTE_ADDR": address}
+    client = app.test_client()
+    client.environ_base.pop("REMOTE_ADDR")
+    return client.get("/api/alice/tasks", environ_overrides=environ, headers=headers)
+
+
+def declared(response: TestResponse) -> dict[str, str]:
+    """What the answer says of limits."""
+    return {name: value for name, value in response.headers if name.startswith("RateLimit") or name == "Retry-After"}
+
+
+def test_without_a_limit_nothing_is_registered_and_nothing_said(make: Make, url: URL) -> None:
+    app = make(url, rate_limit_storage="redis://nowhere.invalid", trusted_proxies=1)
+    hooks = [*app.before_request_funcs[None], *app.error_handler_spec[None][None].values()]
+    assert rate_limits.__name__ not in {hook.__module__ for hook in hooks}
+    assert not isinstance(app.wsgi_app, ProxyFix)
+    assert declared(Caller(app, "alice")("GET")) == declared(refused(app)) == {}
+
+
+def test_as_many_requests_as_the_limit_pass_and_no_more(limited: Any) -> None:
+    alice = Caller(limited(3), "alice")
+    assert [alice("GET").status_code for _ in range(5)] == [200, 200, 200, 429, 429]
+
+
+def test_429_has_the_shape_of_every_error_and_says_when_to_come_back(limited: Any) -> None:
+    alice = Caller(limited("1 per 10 second"), "alice")
+    while (response := alice("GET")).status_code == 200:
+        pass
+    assert (response.status_code, response.get_json()) == (429, {"error": "Too many requests"})
+    assert response.headers["Content-Type"] == "application/json"
+    said = declared(response)
+    assert said == {
+        "RateLimit-Limit": "1",
+        "RateLimit-Remaining": "0",
+        "RateLimit-Reset": said["Retry-After"],
+        "Retry-After": said["Retry-After"],
+    }
+    assert 1 <= int(said["Retry-After"]) <= 10
+
+
+def test_the_answers_count_down(limited: Any) -> None:
+    alice = Caller(limited(3), "alice")
+    assert [alice("GET").headers["RateLimit-Remaining"] for _ in range(4)] == ["2", "1", "0", "0"]
+
+
+def test_after_the_seconds_that_were_said_requests_pass_again(limited: Any) -> None:
+    alice = Caller(limited("2 per second"), "alice")
+    while (response := alice("GET")).status_code == 200:
+        pass
+    time.sleep(int(response.headers["Retry-After"]))
+    assert alice("GET").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "path", "options"),
+    [
+        (200, "GET", "/api/alice/tasks", {}),
+        (201, "POST", "/api/alice/tasks", {"json": {"title": "x"}}),
+        (304, "GET", "/api/alice/tasks", {"headers": {"If-None-Match": "*"}}),
+        (400, "GET", "/api/alice/tasks/x", {}),
+        (400, "POST", "/api/alice/tasks", {"json": {}}),
+        (403, "GET", "/api/bob/tasks", {}),
+        (404, "GET", "/api/alice/tasks/999999", {}),
+        (415, "POST", "/api/alice/tasks", {"data": "x"}),
+    ],
+)
+def test_every_answer_to_a_user_counts_and_says_so(
+    limited: Any, status: int, method: str, path: str, options: dict[str, Any]
+) -> None:
+    alice = Caller(limited(2), "alice")
+    for remaining in ("1", "0"):
+        response = alice.open(method, path, **options)
+        assert (response.status_code, response.headers["RateLimit-Remaining"]) == (status, remaining)
+        assert "Retry-After" not in response.headers
+    assert alice.open(method, path, **options).status_code == 429
+
+
+def test_users_are_counted_apart_whatever_their_ids_are_made_of(limited: Any) -> None:
+    app = limited(1)
+    names = ["alice", "Alice", "alice ", "alice:1", "1", "LIMITER", "ä", "a\u0308", "😀", "192.0.2.1", "*", "{alice}"]
+    for status in (200, 429):
+        answers = {name: Caller(app, name).open("GET", f"/api/{quote(name)}/tasks").status_code for name in names}
+        assert answers == dict.fromkeys(names, status)
+
+
+def test_a_user_whose_id_is_an_address_is_not_that_address(limited: Any) -> None:
+    app = limited(1)
+    assert [refused(app).status_code for _ in range(2)] == [401, 429]
+    assert Caller(app, "192.0.2.1")("GET").status_code == 200
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer x", f"Bearer {token(key='another key of at least 32 bytes')}"])
+def test_an_address_that_is_refused_too_often_gets_429_in_place_of_401(limited: Any, authorization: str) -> None:
+    app = limited(2)
+    answers = [refused(app, Authorization=authorization) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [401, 401, 429]
+    assert [answer.headers["RateLimit-Remaining"] for answer in answers] == ["1", "0", "0"]
+    assert "WWW-Authenticate" in answers[1].headers
+    assert int(answers[2].headers["Retry-After"]) >= 1
+    assert refused(app, "192.0.2.2").status_code == 401
+
+
+def test_users_behind_an_address_that_is_refused_are_not_hurt(limited: Any) -> None:
+    app = limited(1)
+    assert [refused(app, "127.0.0.1").status_code for _ in range(2)] == [401, 429]
+    assert Caller(app, "alice")("GET", environ_overrides={"REMOTE_ADDR": "127.0.0.1"}).status_code == 200
+
+
+def test_a_user_is_the_same_from_every_address(limited: Any) -> None:
+    alice = Caller(limited(1), "alice")
+    addresses = ("192.0.2.1", "192.0.2.2")
+    answers = [alice("GET", environ_overrides={"REMOTE_ADDR": address}).status_code for address in addresses]
+    assert answers == [200, 429]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_one"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:0:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("fe80::1%eth0", "fe80::2", True),
+        ("::1", "0.0.0.0", False),
+        (None, "", True),
+        ("", "unknown", True),
+        ("192.0.2.1:5000", "192.0.2.1:5001", True),
+    ],
+)
+def test_an_ipv6_address_counts_as_its_64_first_bits(
+    limited: Any, one: str | None, other: str | None, are_one: bool
+) -> None:
+    app = limited(1)
+    assert [refused(app, one).status_code, refused(app, other).status_code] == [401, 429 if are_one else 401]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/health/live", 200),
+        ("GET", "/health/ready", 200),
+        ("GET", "/openapi.json", 200),
+        ("OPTIONS", "/api/alice/tasks", 200),
+        ("GET", "/nowhere", 404),
+        ("TRACE", "/api/alice/tasks", 405),
+    ],
+)
+def test_what_asks_nobody_who_they_are_is_neither_limited_nor_counted(
+    limited: Any, method: str, path: str, status: int
+) -> None:
+    app = limited(1, cors_origins=("https://app.example",))
+    headers = {"Origin": "https://app.example", "Access-Control-Request-Method": "PUT"}
+    for _ in range(3):
+        response = app.test_client().open(path, method=method, headers=headers)
+        assert (response.status_code, declared(response)) == (status, {})
+    assert refused(app, "127.0.0.1").status_code == 401
+    assert Caller(app, "alice")("GET").status_code == 200
+
+
+def test_of_several_limits_the_answer_names_the_one_that_is_nearest(limited: Any) -> None:
+    alice = Caller(limited(f"3 per {WINDOW}; 2 per 29 day"), "alice")
+    assert [alice("GET").headers["RateLimit-Limit"] for _ in range(2)] == ["2", "2"]
+    bob = Caller(limited(f"2 per {WINDOW}; 3 per 29 day"), "bob")
+    assert [bob("GET").headers["RateLimit-Limit"] for _ in range(2)] == ["2", "2"]
+
+
+def test_what_a_short_window_refuses_does_not_use_up_a_long_one(limited: Any) -> None:
+    alice = Caller(limited(f"1 per second; 3 per {WINDOW}"), "alice")
+    passed = 0
+    deadline = time.monotonic() + 10
+    while passed < 3 and time.monotonic() < deadline:
+        response = alice("GET")
+        passed += response.status_code == 200
+    assert passed == 3
+    assert (response.headers["RateLimit-Limit"], response.headers["RateLimit-Remaining"]) == ("3", "0")
+    time.sleep(1)
+    assert int(alice("GET").headers["Retry-After"]) > 1
+
+
+class Unread:
+    """A body that must not be read."""
+
+    def read(self, *_: object) -> bytes:
+        raise AssertionError("read")
+
+    readline = read
+
+
+def test_429_reads_no_body_and_opens_no_connection(limited: Any) -> None:
+    app = limited(1)
+    alice = Caller(app, "alice")
+    alice("GET")
+    with statements_of(app) as statements:
+        response = alice("POST", content_type="application/json", environ_overrides={"wsgi.input": Unread()})
+        assert (response.status_code, statements) == (429, [])
+        assert [refused(app).status_code for _ in range(2)] == [401, 429]
+    assert statements == []
+
+
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "counted_as"),
+    [
+        (0, "192.0.2.9", "127.0.0.1"),
+        (1, "192.0.2.9", "192.0.2.9"),
+        (1, "198.51.100.1, 192.0.2.9", "192.0.2.9"),
+        (2, "192.0.2.9, 198.51.100.1", "192.0.2.9"),
+        (2, "192.0.2.9", "127.0.0.1"),
+        (1, "", "127.0.0.1"),
+    ],
+)
+def test_as_many_proxies_are_believed_as_there_are(limited: Any, trusted: int, forwarded: str, counted_as: str) -> None:
+    app = limited(1, trusted_proxies=trusted)
+    assert refused(app, "127.0.0.1", **{"X-Forwarded-For": forwarded}).status_code == 401
+    # From that address itself, or through as many proxies.
+    hops = ", ".join([counted_as] + ["198.51.100.7"] * (trusted - 1)) if trusted else ""
+    assert refused(app, counted_as, **{"X-Forwarded-For": hops}).status_code == 429
+
+
+def test_of_a_proxy_nothing_but_the_address_is_believed(limited: Any) -> None:
+    app = limited(9, trusted_proxies=1)
+    assert isinstance(app.wsgi_app, ProxyFix)
+    names = ("Proto", "Host", "Port", "Prefix")
+    forwarded = {f"X-Forwarded-{name}": "evil" for name in names}
+    response = Caller(app, "alice")("POST", json={"title": "x"}, headers=forwarded)
+    assert response.headers["Location"] == f"/api/alice/tasks/{response.get_json()['id']}"
+    proxy = app.wsgi_app
+    assert [proxy.x_for, proxy.x_proto, proxy.x_host, proxy.x_port, proxy.x_prefix] == [1, 0, 0, 0, 0]
+
+
+def test_no_increment_is_lost_among_threads() -> None:
+    memory = rate_limits.Memory()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            for number in range(100):
+                sums = list(pool.map(lambda _, key=str(number): memory.incr(key, 60), range(32)))
+                assert sorted(sums) == list(range(1, 33))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_memory_forgets_what_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limits, "MOST_KEYS", 4)
+    memory = rate_limits.Memory()
+    for key in ("a", "b"):
+        memory.incr(key, 0)
+    memory.incr("c", 60)
+    memory.incr("d", 60)
+    assert [memory.incr("c", 60), memory.incr("a", 60)] == [2, 1]
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limits, "MOST_KEYS", 4)
+    memory = rate_limits.Memory()
+    for number in range(100):
+        memory.incr(str(number), 60)
+        assert len(memory._counts) <= 4
+
+
+def test_redis_counts_for_all_processes(limited: Any, stand_in: StandIn) -> None:
+    storage = f"redis://127.0.0.1:{stand_in.port}"
+    here, there = (Caller(limited(3, rate_limit_storage=storage), "alice") for _ in range(2))
+    assert [app("GET").status_code for app in (here, there, here, there, here)] == [200, 200, 200, 429, 429]
+
+
+def test_in_redis_nobody_is_named(limited: Any, stand_in: StandIn) -> None:
+    app = limited(3, rate_limit_storage=f"redis://127.0.0.1:{stand_in.port}")
+    Caller(app, "alice")("GET")
+    refused(app, "192.0.2.1")
+    assert len(stand_in.counts) == 2
+    for key in stand_in.counts:
+        assert key.startswith("todo:")
+        assert "alice" not in key
+        assert "192.0.2" not in key
+
+
+def written(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What the rate limits have written to the log, since this was asked last."""
+    log = capsys.readouterr().err
+    assert PASSWORD not in log
+    return re.findall(r"todo\.rate_limits: (.*)", log)
+
+
+def absence(kind: str) -> str:
+    """The one line on Redis being away."""
+    return f"rate limits: each process counts for itself while Redis cannot be had ({kind})"
+
+
+def test_while_redis_is_away_each_process_counts_and_says_so_once(
+    limited: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = f"redis://:{PASSWORD}@127.0.0.1:{free_port()}"
+    alice = Caller(limited(3, rate_limit_storage=storage), "alice")
+    assert [alice("GET").status_code for _ in range(5)] == [200, 200, 200, 429, 429]
+    assert written(capsys) == [absence("ConnectionError")]
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", f"{'x' * 64}.example", "a..b"])
+def test_a_host_that_is_none_takes_no_request_down(limited: Any, capsys: pytest.CaptureFixture[str], host: str) -> None:
+    alice = Caller(limited(3, rate_limit_storage=f"redis://{host}"), "alice")
+    assert alice("GET").status_code == 200
+    assert len(written(capsys)) == 1
+
+
+def test_what_redis_complains_of_is_not_repeated(
+    limited: Any, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.complaint = "ERR unknown command '{0}', with args beginning with: '{1}'"
+    alice = Caller(limited(3, rate_limit_storage=f"redis://:{PASSWORD}@127.0.0.1:{stand_in.port}"), "alice")
+    assert alice("GET").status_code == 200
+    assert written(capsys) == [absence("ResponseError")]
+
+
+def test_silence_is_borne_once_and_not_by_each_request(
+    limited: Any, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.is_silent = True
+    alice = Caller(limited(99, rate_limit_storage=f"redis://127.0.0.1:{stand_in.port}"), "alice")
+    seconds = []
+    for _ in range(5):
+        start = time.monotonic()
+        assert alice("GET").status_code == 200
+        seconds.append(time.monotonic() - start)
+    assert seconds[0] >= rate_limits.TIMEOUT
+    assert max(seconds[1:]) < rate_limits.TIMEOUT
+    assert written(capsys) == [absence("TimeoutError")]
+
+
+def test_after_the_pause_one_request_asks_for_all(
+    limited: Any, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rate_limits, "PAUSE", 1.0)
+    stand_in.is_silent = True
+    alice = Caller(limited(99, rate_limit_storage=f"redis://127.0.0.1:{stand_in.port}"), "alice")
+    alice("GET")
+    asked = stand_in.asked
+    time.sleep(1.1)
+    with ThreadPoolExecutor(8) as pool:
+        assert {response.status_code for response in pool.map(lambda _: alice("GET"), range(8))} == {200}
+    assert (asked, len(written(capsys))) == (1, 1)
+    stand_in.close()
+    time.sleep(0.1)
+    # Both questions, and no more, were waiting for an answer.
+    assert stand_in.asked == 2
+
+
+def test_redis_is_returned_to(
+    limited: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rate_limits, "PAUSE", 0.1)
+    port = free_port()
+    alice = Caller(limited(2, rate_limit_storage=f"redis://127.0.0.1:{port}", log_level="INFO"), "alice")
+    assert [alice("GET").status_code for _ in range(3)] == [200, 200, 429]
+    stand_in = StandIn(port)
+    time.sleep(0.2)
+    assert [alice("GET").status_code for _ in range(3)] == [200, 200, 429]
+    stand_in.close()
+    assert alice("GET").status_code == 429
+    assert written(capsys) == [absence("ConnectionError"), "rate limits: Redis is back", absence("ConnectionError")]
