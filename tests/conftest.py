@@ -3,21 +3,27 @@
 Every test that takes `app` or `call` runs on SQLite, on PostgreSQL, and on PostgreSQL with its tasks in partitions.
 """
 
+import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from flask import Flask
 from sqlalchemy import URL, text
 
+from tests.pgbouncer import pgbouncer
 from tests.support import (
+    PASSWORD,
+    ROLE,
     Call,
     Caller,
     Make,
     close,
     migrated_app,
     partition,
+    pooled,
     postgresql_database,
     postgresql_server,
     settings,
@@ -33,8 +39,11 @@ DATABASES = ("sqlite", "postgresql", "partitioned")
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[URL]:
-    """A PostgreSQL server."""
-    with postgresql_server() as url:
+    """A PostgreSQL server; with TEST_THROUGH=pgbouncer, the apps reach its databases by way of PgBouncer."""
+    with postgresql_server() as url, ExitStack() as stack:
+        if os.environ.get("TEST_THROUGH") == "pgbouncer":
+            pooler = stack.enter_context(pgbouncer(url, 4, url.set(username=ROLE, password=PASSWORD)))
+            stack.enter_context(pooled(url, pooler))
         yield url
 
 

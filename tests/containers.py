@@ -113,9 +113,8 @@ def build(context: Path, folder: Path) -> Image:  # noqa: C901, PLR0912 (a case 
             case "RUN", _:
                 command = in_container(image, ["sh", "-c", rest], read_only=False)
                 # Where pip finds its packages is this machine's affair.
-                affairs = {
-                    key: value for key, value in os.environ.items() if re.match("HOME$|PIP_|.*_PROXY$", key, re.I)
-                }
+                names = [name for name in os.environ if re.match("(?i)HOME$|PIP_|.*_PROXY$", name)]
+                affairs = {name: os.environ[name] for name in names}
                 subprocess.run(command, env=image.environ | affairs, cwd="/", check=True, stdout=subprocess.DEVNULL)
             case "USER", [user]:
                 image.user = user
