@@ -35,6 +35,7 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 ecosystem: $(VENV)/installed-dev ## Try the service with the programs around it, as root on Debian: they are installed
 	@$(call programs,nginx pgbouncer curl openssl)
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300
+	TEST_THROUGH=pgbouncer $(BIN)/pytest -n 3 --dist worksteal
 
 faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk under load, in full, and print the figures
 	@$(call programs,nginx pgbouncer)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy import URL
 
 from tests.live import PATIENCE, free_port
@@ -28,6 +29,27 @@ max_client_conn = 200
 ; By default PgBouncer refuses all for 15 seconds after PostgreSQL has once refused it.
 server_login_retry = 1
 """
+
+LIST = "PgBouncer lets in whom its list names, not a role that the test makes"
+OPTIONS = "PgBouncer refuses options of a session, as Neon's pooler does"
+OLDER = "PgBouncer's sessions are older than the new default for sessions"
+#: What cannot pass by way of PgBouncer, and why.
+DIRECT_ALONE = {
+    "test_a_read_only_database_is_503_to_writes_alone": OLDER,
+    "test_a_session_that_began_read_only_is_left_once_a_write_has_shown_it": OLDER,
+    "test_any_user_id_reaches_the_policies_as_it_is": OPTIONS,
+    "test_instants_are_in_utc_whatever_the_servers_time_zone": OPTIONS,
+    "test_missing_rights_are_a_fault_of_ours": LIST,
+    "test_the_service_says_that_its_role_bypasses_the_policies": LIST,
+}
+
+
+def goes_through(test: pytest.Item) -> bool:
+    """Whether the test has something to say by way of PgBouncer: it has an app on the suite's PostgreSQL."""
+    if not isinstance(test, pytest.Function) or "server" not in test.fixturenames:
+        return False
+    parameters = test.callspec.params.values() if hasattr(test, "callspec") else ()
+    return "sqlite" not in parameters and test.originalname not in DIRECT_ALONE
 
 
 @contextmanager

@@ -117,8 +117,10 @@ def direct(url: URL) -> URL:
 def pooled(server: URL, pooler: URL) -> Iterator[None]:
     """While this holds, apps reach the databases of the server by way of the pooler; migrations and raw SQL do not."""
     _poolers[server] = pooler
-    yield
-    del _poolers[server]
+    try:
+        yield
+    finally:
+        del _poolers[server]
 
 
 def sql_as_role(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
