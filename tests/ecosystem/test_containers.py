@@ -6,10 +6,11 @@ machine.
 
 import os
 import re
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -295,14 +296,16 @@ def test_the_service_lives_without_its_database_and_ends_when_it_is_told_to(
     away = environ | {"PORT": str(port), "PGPORT": str(free_port())}
     command = contained(image, services["service"], image.command, hosts)
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=away, cwd="/", stdout=file, stderr=file)
+        process = subprocess.Popen(command, env=away, cwd="/", stdout=file, stderr=file, start_new_session=True)
     try:
         Server(process, port, log).wait_until("/health/live")
         assert run(image.health, PORT=str(port)).returncode == 0
-    finally:
         # To the one process that Docker would send it to.
         process.terminate()
-    assert process.wait(PATIENCE) == 0, log.read_text()
+        assert process.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_the_six_calls_go_through_nginx_and_gunicorn_to_postgresql(nginx: Server) -> None:
