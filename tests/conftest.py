@@ -3,21 +3,27 @@
 Every test that takes `app` or `call` runs on SQLite, on PostgreSQL, and on PostgreSQL with its tasks in partitions.
 """
 
+import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from flask import Flask
 from sqlalchemy import URL, text
 
+from tests.pgbouncer import goes_through, pgbouncer
 from tests.support import (
+    PASSWORD,
+    ROLE,
     Call,
     Caller,
     Make,
     close,
     migrated_app,
     partition,
+    pooled,
     postgresql_database,
     postgresql_server,
     settings,
@@ -29,12 +35,23 @@ from todo.extensions import db
 from todo.ownership import Owned
 
 DATABASES = ("sqlite", "postgresql", "partitioned")
+THROUGH_PGBOUNCER = os.environ.get("TEST_THROUGH") == "pgbouncer"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With TEST_THROUGH=pgbouncer, leave out what has no app on PostgreSQL, and the few that cannot pass."""
+    if THROUGH_PGBOUNCER:
+        config.hook.pytest_deselected(items=[test for test in items if not goes_through(test)])
+        items[:] = filter(goes_through, items)
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[URL]:
-    """A PostgreSQL server."""
-    with postgresql_server() as url:
+    """A PostgreSQL server; with TEST_THROUGH=pgbouncer, the apps reach its databases by way of PgBouncer."""
+    with postgresql_server() as url, ExitStack() as stack:
+        if THROUGH_PGBOUNCER:
+            pooler = stack.enter_context(pgbouncer(url, 4, url.set(username=ROLE, password=PASSWORD)))
+            stack.enter_context(pooled(url, pooler))
         yield url
 
 

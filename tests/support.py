@@ -31,6 +31,8 @@ ROLE, PASSWORD = "todo_test_owner", "todo"
 
 #: Who made them, by the name of the database.
 _makers: dict[str | None, URL] = {}
+#: By way of what the app reaches a server, where something is between.
+_poolers: dict[URL, URL] = {}
 
 
 def settings(database_url: URL, **changes: Any) -> Settings:
@@ -103,9 +105,27 @@ def as_superuser(url: URL) -> URL:
     return url.set(username=maker.username, password=maker.password)
 
 
+def direct(url: URL) -> URL:
+    """The same database at the server itself, past a pooler."""
+    for server, pooler in _poolers.items():
+        if (url.host, url.port) == (pooler.host, pooler.port):
+            return server.set(database=url.database, username=url.username, password=url.password)
+    return url
+
+
+@contextmanager
+def pooled(server: URL, pooler: URL) -> Iterator[None]:
+    """While this holds, apps reach the databases of the server by way of the pooler; migrations and raw SQL do not."""
+    _poolers[server] = pooler
+    try:
+        yield
+    finally:
+        del _poolers[server]
+
+
 def sql_as_role(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
     """Run raw SQL as whom the URL names."""
-    engine = create_engine(url)
+    engine = create_engine(direct(url))
     try:
         with engine.begin() as connection:
             if url.get_backend_name() == "sqlite":
@@ -138,7 +158,7 @@ def postgresql_database(server: URL) -> Iterator[URL]:
         connection.exec_driver_sql(f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE template0 ENCODING 'UTF8'")
     _makers[name] = server.set(database=name)
     try:
-        yield server.set(database=name, username=ROLE, password=PASSWORD)
+        yield _poolers.get(server, server).set(database=name, username=ROLE, password=PASSWORD)
     finally:
         del _makers[name]
         with admin.connect() as connection:
@@ -227,9 +247,15 @@ def close(app: Flask) -> None:
 
 
 def migrate(app: Flask) -> None:
-    """What `flask db upgrade` does."""
+    """What `flask db upgrade` does, over the direct address."""
+    with app.app_context():
+        url = db.engine.url
+    if direct(url) != url:
+        app = create_app(settings(direct(url)))
     with app.app_context():
         upgrade(directory=str(ROOT / "migrations"))
+    if direct(url) != url:
+        close(app)
 
 
 def migrated_app(url: URL, **changes: Any) -> Flask:

@@ -9,8 +9,9 @@ from sqlalchemy import URL
 
 from tests.faults.ledger import Findings
 from tests.faults.load import LIMIT, Account, Load, keep_journal
-from tests.faults.server import PostgreSql, pgbouncer, postgresql
+from tests.faults.server import PostgreSql, postgresql
 from tests.live import Server, gunicorn
+from tests.pgbouncer import pgbouncer
 from tests.support import close, migrated_app, postgresql_database
 
 #: Seconds after the end of a fault within which the last request may fail.
@@ -54,7 +55,7 @@ def service(
     with ExitStack() as stack:
         url = database
         if request.param == "pgbouncer":
-            url = stack.enter_context(pgbouncer(own_postgresql, database, pool_size=16))
+            url = stack.enter_context(pgbouncer(database, pool_size=16))
         live = stack.enter_context(gunicorn(url, tmp_path_factory.mktemp("faults") / "log"))
         yield Service(live, database, own_postgresql)
 

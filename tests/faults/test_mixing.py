@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.faults.load import Client
-from tests.faults.server import PostgreSql, pgbouncer
+from tests.faults.server import PostgreSql
 from tests.live import gunicorn
+from tests.pgbouncer import pgbouncer
 from tests.support import close, migrated_app, postgresql_database
 
 USERS = 20
@@ -73,7 +74,7 @@ def test_twenty_users_over_four_connections_are_never_mixed(
 ) -> None:
     with (
         postgresql_database(own_postgresql.url) as url,
-        pgbouncer(own_postgresql, url, pool_size=POOL) as pooled,
+        pgbouncer(url, pool_size=POOL) as pooled,
         ThreadPoolExecutor(USERS) as threads,
     ):
         close(migrated_app(url))

@@ -1,0 +1,158 @@
+"""Dockerfile and compose.yaml, read; and carried out where there is no container engine.
+
+A container is then a process of this machine in a mount namespace: the image's files at /srv, everything read-only but
+what compose.yaml says, and the user and capabilities that it says. Network, Python and all programs are the machine's.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from tests.support import ROOT
+
+DOCKERFILE, IGNORED, COMPOSE = ROOT / "Dockerfile", ROOT / ".dockerignore", ROOT / "compose.yaml"
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+#: Where the base image has its Python, and where that of the tests is to be found in a container.
+PYTHON = f"/usr/local/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def instructions(dockerfile: str) -> list[tuple[str, str]]:
+    """Each instruction: its name, and the rest in one line."""
+    lines = "\n".join(line for line in dockerfile.splitlines() if line and not line.startswith("#"))
+    joined = re.sub(r" *\\\n *", " ", lines)
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in joined.splitlines())]
+
+
+def compose(secrets: Mapping[str, str]) -> dict[str, Any]:
+    """compose.yaml with those secrets filled in. Raises KeyError where one is missing."""
+    filled = re.sub(r"\$\{(\w+):\?[^}]+\}", lambda match: secrets[match[1]], COMPOSE.read_text())
+    assert "$" not in filled
+    return dict(yaml.safe_load(filled))
+
+
+def copy_context(folder: Path) -> None:
+    """What .dockerignore lets into the build: all is shut out but what is named, and of that what is shut out again."""
+    first, *rest = [line for line in IGNORED.read_text().splitlines() if not line.startswith("#")]
+    assert first == "*"
+    shut_out = [line.removeprefix("**/") for line in rest if line.startswith("**/")]
+    named = [line.removeprefix("!") for line in rest if line.startswith("!")]
+    assert len(shut_out) + len(named) == len(rest)
+    for name in named:
+        copy(ROOT / name, folder / name, shutil.ignore_patterns(*shut_out))
+
+
+def copy(source: Path, target: Path, ignore: Any = None) -> None:
+    """Copy a file or a folder, and make the folders on its way."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True, ignore=ignore, dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, target)
+
+
+@dataclass
+class Image:
+    """What the Dockerfile makes: the files below /srv, and how they are run."""
+
+    srv: Path
+    environ: dict[str, str]
+    folder: str = "/"
+    user: str = "0:0"
+    command: list[str] = field(default_factory=list)
+    health: list[str] = field(default_factory=list)
+
+    def at(self, path: str) -> Path:
+        """Where on this machine the image's path is."""
+        absolute = Path(self.folder, path)
+        assert absolute.is_relative_to("/srv"), f"{path}: an image's files other than those of /srv are not tried"
+        return self.srv / absolute.relative_to("/srv")
+
+
+def build(context: Path, folder: Path) -> Image:  # noqa: C901, PLR0912 (a case for each instruction)
+    """Carry the Dockerfile out, all but what the base image does. Raises where an instruction fails or is not known."""
+    # As `python`, that of the tests with its pip, as the base image has one.
+    python, packages = folder / "bin/python", folder / "packages"
+    python.parent.mkdir()
+    packages.mkdir()
+    (packages / "pip").symlink_to(Path(str(find_spec("pip").origin)).parent)
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {PYTHON} "$@"\n')
+    python.chmod(0o755)
+    stages: dict[str, Image] = {}
+    for name, rest in instructions(DOCKERFILE.read_text()):
+        match name, shlex.split(rest):
+            case "FROM", [_, *label]:
+                srv = folder / f"stage{len(stages)}"
+                srv.mkdir()
+                # The base image's loader knows its library by itself.
+                known = {"LD_LIBRARY_PATH": "/usr/local/lib", "HOME": "/"}
+                image = Image(srv, {"PATH": f"{python.parent}:{SYSTEM_PATH}"} | known)
+                stages[label[1] if label else ""] = image
+            case "ENV", variables:
+                values = (variable.partition("=") for variable in variables)
+                image.environ |= {key: Template(value).substitute(image.environ) for key, _, value in values}
+            case "WORKDIR", [path]:
+                image.folder = path
+                image.at(path).mkdir(parents=True, exist_ok=True)
+            case "COPY", [option, source, target] if option.startswith("--from="):
+                copy(stages[option.removeprefix("--from=")].at(source), image.at(target))
+            case "COPY", [*sources, target]:
+                for source in sources:
+                    copy(context / source, image.at(target) / ("" if target == f"./{source}" else source))
+            case "RUN", _:
+                command = in_container(image, ["sh", "-c", rest], read_only=False)
+                # Where pip finds its packages is this machine's affair.
+                names = [name for name in os.environ if re.match("(?i)HOME$|PIP_|.*_PROXY$", name)]
+                affairs = {name: os.environ[name] for name in names}
+                subprocess.run(command, env=image.environ | affairs, cwd="/", check=True, stdout=subprocess.DEVNULL)
+            case "USER", [user]:
+                image.user = user
+            case "HEALTHCHECK", _:
+                image.health = json.loads(rest.partition("CMD ")[2])
+            case "CMD", _:
+                image.command = json.loads(rest)
+            case "EXPOSE", [port]:
+                assert port == image.environ["PORT"]
+            case _:
+                raise AssertionError(f"{name} {rest}")
+    return image
+
+
+def in_container(
+    image: Image,
+    command: Sequence[str],
+    *,
+    read_only: bool = True,
+    tmpfs: Sequence[str] = (),
+    capabilities: Sequence[str] = (),
+    setup: str = "",
+) -> list[str]:
+    """The command that runs this one in a container of the image. Its environment is to be the image's.
+
+    setup: what else to mount, as lines of a shell. What is not read-only is a step of the build: as root, below /srv.
+    """
+    uid, gid = image.user.split(":")
+    bounding = ",".join(["-all", *(f"+{capability.lower()}" for capability in capabilities)])
+    script = [
+        f"mount --bind {sys.base_prefix} /usr/local",
+        f"mount --bind {image.srv} /srv",
+        "mount -o remount,bind,ro /srv" if read_only else "mount --bind /tmp /tmp",
+        setup,
+        *(f"mount -t tmpfs tmpfs {path}" for path in tmpfs),
+        "mount -o remount,bind,ro /",
+        f"cd {image.folder}",
+        f"exec setpriv --reuid {uid} --regid {gid} --clear-groups --no-new-privs --inh-caps=-all"
+        f' --bounding-set={bounding} "$@"',
+    ]
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-ec", "\n".join(script), "sh", *command]

@@ -1,0 +1,109 @@
+"""Dockerfile and compose.yaml are what linters and their own files say; tests/ecosystem carries them out."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.containers import COMPOSE, DOCKERFILE, compose, copy_context, instructions
+from tests.support import ROOT
+
+TOOLS = Path(sys.executable).parent
+SECRETS = {"POSTGRES_PASSWORD": "first", "DATABASE_PASSWORD": "second", "JWT_SECRET": "third"}
+
+
+def lint(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """What a linter has to say."""
+    return subprocess.run([TOOLS / command[0], *command[1:]], capture_output=True, text=True, check=False)
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    result = lint("hadolint", "--no-color", DOCKERFILE)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_hadolint_would_find_something(tmp_path: Path) -> None:
+    faulty = tmp_path / "Dockerfile"
+    faulty.write_text(re.sub("^CMD .*$", "CMD gunicorn wsgi:app", DOCKERFILE.read_text(), flags=re.MULTILINE))
+    assert "DL3025" in lint("hadolint", "--no-color", faulty).stdout
+
+
+SCHEMA = ("check-jsonschema", "--builtin-schema", "vendor.compose-spec")
+
+
+def test_compose_yaml_is_of_the_compose_specification() -> None:
+    result = lint(*SCHEMA, COMPOSE)
+    assert result.returncode == 0, result.stdout
+
+
+def test_what_is_not_of_the_compose_specification_is_seen(tmp_path: Path) -> None:
+    faulty = tmp_path / "compose.yaml"
+    faulty.write_text(COMPOSE.read_text().replace("read_only:", "readonly:"))
+    assert "readonly" in lint(*SCHEMA, faulty).stdout
+
+
+def test_every_image_is_pinned_by_a_version() -> None:
+    images = [rest.split()[0] for name, rest in instructions(DOCKERFILE.read_text()) if name == "FROM"]
+    services = compose(SECRETS)["services"].values()
+    images += [service["image"] for service in services if "build" not in service]
+    assert len(images) == 4
+    assert [image for image in images if not re.fullmatch(r"[a-z]+:\d[\w.-]*", image)] == []
+
+
+def test_the_dockerfile_ends_as_nobody_in_particular_who_is_not_root() -> None:
+    (user,) = [rest for name, rest in instructions(DOCKERFILE.read_text()) if name == "USER"]
+    assert re.fullmatch("[1-9][0-9]{3,}:[1-9][0-9]{3,}", user)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_compose_yaml_has_no_secret_of_its_own(secret: str) -> None:
+    with pytest.raises(KeyError):
+        compose({name: value for name, value in SECRETS.items() if name != secret})
+
+
+@pytest.mark.parametrize("name", ["service", "migrate"])
+def test_the_password_of_the_superuser_stays_with_postgresql(name: str) -> None:
+    assert SECRETS["POSTGRES_PASSWORD"] not in str(compose(SECRETS)["services"][name])
+
+
+def test_only_nginx_is_to_be_reached_and_from_this_machine_alone() -> None:
+    services = compose(SECRETS)["services"]
+    assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
+        "nginx": ["127.0.0.1:8080:80"]
+    }
+
+
+def test_nobody_starts_before_what_it_needs() -> None:
+    services = compose(SECRETS)["services"]
+    needs = {name: service.get("depends_on", {}) for name, service in services.items()}
+    conditions = {name: {other: how["condition"] for other, how in these.items()} for name, these in needs.items()}
+    assert conditions == {
+        "postgres": {},
+        "migrate": {"postgres": "service_healthy"},
+        "service": {"migrate": "service_completed_successfully"},
+        "nginx": {"service": "service_healthy"},
+    }
+
+
+def test_gunicorn_has_the_time_that_it_gives_to_requests() -> None:
+    (patience,) = re.findall(r"^graceful_timeout = (\d+)$", (ROOT / "gunicorn.conf.py").read_text(), re.MULTILINE)
+    assert int(compose(SECRETS)["services"]["service"]["stop_grace_period"].removesuffix("s")) > int(patience)
+
+
+def test_the_build_is_given_what_the_image_takes_and_nothing_else(tmp_path: Path) -> None:
+    copy_context(tmp_path)
+    copies = [rest.split() for name, rest in instructions(DOCKERFILE.read_text()) if name == "COPY"]
+    taken = {source for *sources, _ in copies if not sources[0].startswith("--") for source in sources}
+    assert {path.name for path in tmp_path.iterdir()} == taken
+    assert [path for path in tmp_path.rglob("*") if path.name in ("__pycache__", ".env", ".flaskenv")] == []
+
+
+def test_with_what_the_image_takes_the_service_starts_and_migrates(tmp_path: Path) -> None:
+    copy_context(tmp_path)
+    environ = {"DATABASE_URL": f"sqlite:///{tmp_path}/todo.db", "IDENTITY_PROVIDER": "development"}
+    command = [sys.executable, "-m", "flask", "db", "upgrade"]
+    result = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "todo.db").exists()
