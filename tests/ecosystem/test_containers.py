@@ -9,6 +9,7 @@ import re
 import signal
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -74,25 +75,27 @@ def postgres_listening(folder: Path, port: int, address: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def postgres(services: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def postgres(services: dict[str, Any]) -> Iterator[int]:
     """A server that was set up as PostgreSQL's image does it, and asks for passwords over TCP; its port."""
     service, port = services["postgres"], free_port()
-    folder = tmp_path_factory.mktemp("postgres")
-    (folder / "password").write_text(service["environment"]["POSTGRES_PASSWORD"])
-    for path in (folder, *folder.parents[:2]):
-        path.chmod(0o755)
-    os.chown(folder, NOBODY, NOBODY)
-    settings = ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={folder}/password"]
-    command = [PROGRAMS / "initdb", f"--pgdata={folder}/data", "--username=postgres", "--encoding=utf8", *settings]
-    subprocess.run(command, user=NOBODY, check=True, capture_output=True)
-    environ = {"PGHOST": str(folder), "PGPORT": str(port), **service["environment"]}
-    with postgres_listening(folder, port, address=""):
-        assert is_healthy(service, port).returncode == 2, "it is not yet to be reached"
-        (script,) = [volume.split(":")[0] for volume in service["volumes"] if "/docker-entrypoint-initdb.d/" in volume]
-        psql = [PROGRAMS / "psql", "-v", "ON_ERROR_STOP=1", "--no-psqlrc", "--no-password", "--username", "postgres"]
-        subprocess.run([*psql, "-f", ROOT / script], env=environ, check=True, stdout=subprocess.DEVNULL)
-    with postgres_listening(folder, port, address="127.0.0.1"):
-        yield port
+    # Not pytest's, which it closes to others whenever it is started.
+    with tempfile.TemporaryDirectory(prefix="pg") as name:
+        folder = Path(name)
+        (folder / "password").write_text(service["environment"]["POSTGRES_PASSWORD"])
+        os.chown(folder, NOBODY, NOBODY)
+        folder.chmod(0o755)
+        settings = ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={folder}/password"]
+        command = [PROGRAMS / "initdb", f"--pgdata={folder}/data", "--username=postgres", "--encoding=utf8", *settings]
+        subprocess.run(command, user=NOBODY, check=True, capture_output=True)
+        environ = {"PGHOST": str(folder), "PGPORT": str(port), **service["environment"]}
+        with postgres_listening(folder, port, address=""):
+            assert is_healthy(service, port).returncode == 2, "it is not yet to be reached"
+            scripts = [entry.split(":")[0] for entry in service["volumes"] if "/docker-entrypoint-initdb.d/" in entry]
+            psql = [PROGRAMS / "psql", "-v", "ON_ERROR_STOP=1", "--no-psqlrc", "--no-password", "--username=postgres"]
+            for script in scripts:
+                subprocess.run([*psql, "-f", ROOT / script], env=environ, check=True, stdout=subprocess.DEVNULL)
+        with postgres_listening(folder, port, address="127.0.0.1"):
+            yield port
 
 
 def is_healthy(service: dict[str, Any], port: int) -> subprocess.CompletedProcess[bytes]:
