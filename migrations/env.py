@@ -3,6 +3,7 @@
 Each migration is a transaction of its own there. Why, and how a table is changed under load: docs/migrations.md.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from time import sleep
@@ -16,6 +17,8 @@ from sqlalchemy.exc import DBAPIError
 
 from todo.faults import DATABASE_ERRORS, describe, is_outage
 
+logger = logging.getLogger("alembic.env")
+
 # Any number will do, as long as every process that migrates takes the same.
 LOCK = 7_236_158_401
 #: What begins each transaction of a migration. What the policies of a table would hide from it is an error, rather than
@@ -25,16 +28,17 @@ LIMITS = "SET LOCAL row_security = off; SET LOCAL lock_timeout = '500ms'"
 #: Seconds until the next attempt, after one that could not have its locks: in these, requests go on.
 PAUSES = (1, 1, 2, 3, 5)
 
-#: Of the sessions that hold a lock on a table that is not the system's: the one whose transaction is the oldest.
+#: Of the sessions that hold a lock on a table that is not the system's: the one whose transaction is the oldest, no
+#: request's. Of the sessions of other roles PostgreSQL may not tell since when.
 HOLDER = """
-    SELECT pid, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::bigint
+    SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::bigint
     FROM pg_stat_activity
     WHERE pid IN (
         SELECT pid FROM pg_locks
         WHERE granted AND relation >= 16384 AND pid <> pg_backend_pid()
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    )
-    ORDER BY xact_start LIMIT 1
+    ) AND (xact_start IS NULL OR xact_start < clock_timestamp() - interval '1 second')
+    ORDER BY xact_start NULLS LAST LIMIT 1
 """
 
 
@@ -70,7 +74,9 @@ def alone(engine: Engine) -> Iterator[None]:
     """
     arguments = current_app.config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]
     with create_engine(engine.url, connect_args=arguments, poolclass=NullPool).begin() as connection:
-        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        # Whatever the role's own limits: this one waits for others, then idles for as long as the migrations take.
+        for limit in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
         yield
 
@@ -86,6 +92,7 @@ def migrate_patiently(connection: Connection) -> None:
             connection.rollback()
             if pause is None:
                 raise CommandError(held_up(connection)) from error
+            logger.info("A table is locked; again in %s s", pause)
             sleep(pause)
         else:
             return
@@ -112,8 +119,9 @@ def held_up(connection: Connection) -> str:
     holder = connection.exec_driver_sql(HOLDER).one_or_none()
     found = "nobody any more"
     if holder is not None:
-        pid, application, state, seconds = holder
-        found = f"process {pid} of PostgreSQL ({application or 'no name'}, {state}, in a transaction for {seconds} s)"
+        pid, role, application, state, seconds = holder
+        found = f"process {pid} of PostgreSQL (role {role}, application {application or 'unnamed'}"
+        found += ")" if seconds is None else f", {state}, for {seconds} s)"
     return (
         f"A table was locked in each of {len(PAUSES) + 1} attempts; the database stands at {stands_at}, and nothing "
         f"more was changed. Held now by {found}: try again when that has ended"

@@ -36,10 +36,11 @@ def delete_user(user_id: str, *, yes: bool) -> None:
             click.confirm(f"Erase {user_id} with {described(counts)}?", abort=True, err=True)
         deleted = dict.fromkeys(counts, 0)
         with progress(sum(counts.values()), "Erasing") as done:
-            # In short transactions first: none holds many rows, or the user, for long.
-            for model in counts:
+            # In short transactions first, none of which holds many rows, or the user, for long: as much as there was at
+            # the start, or whoever made things faster than that would never be done with.
+            for model, count in counts.items():
                 latest = BATCH
-                while latest == BATCH:
+                while latest == BATCH and deleted[model] < count:
                     with transaction() as connection:
                         latest = delete_batch(connection, model, user_id)
                     deleted[model] += latest
