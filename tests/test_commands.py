@@ -69,7 +69,7 @@ class TestToken:
         "changes",
         [
             {},
-            {"algorithms": ("HS512", "HS256"), "secret": SECRET * 2},
+            {"algorithms": ("HS512", "HS384"), "secret": SECRET * 2},
             {"issuer": "https://app.example.com", "audience": "https://app.example.com"},
         ],
         ids=["plain", "algorithms", "issuer"],
