@@ -1,36 +1,131 @@
-"""How Alembic runs the migrations: all of them in one transaction, and one process at a time."""
+"""How Alembic runs the migrations: one process at a time, and on PostgreSQL without keeping requests waiting.
 
+Each migration is a transaction of its own there. Why, and how a table is changed under load: docs/migrations.md.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from time import sleep
+
+import psycopg2
 from alembic import context
+from alembic.util import CommandError
 from flask import current_app
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from todo.faults import DATABASE_ERRORS, describe, is_outage
+
+logger = logging.getLogger("alembic.env")
 
 # Any number will do, as long as every process that migrates takes the same.
 LOCK = 7_236_158_401
+#: What begins each transaction of a migration. What the policies of a table would hide from it is an error, rather than
+#: not migrated. And while it waits for a table, whoever comes later waits behind it: less than the second that requests
+#: bear (todo/database.py).
+LIMITS = "SET LOCAL row_security = off; SET LOCAL lock_timeout = '500ms'"
+#: Seconds until the next attempt, after one that could not have its locks: in these, requests go on.
+PAUSES = (1, 1, 2, 3, 5)
+
+#: Of the sessions that hold a lock on a table that is not the system's: the one whose transaction is the oldest, no
+#: request's. Of the sessions of other roles PostgreSQL may not tell since when.
+HOLDER = """
+    SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::bigint
+    FROM pg_stat_activity
+    WHERE pid IN (
+        SELECT pid FROM pg_locks
+        WHERE granted AND relation >= 16384 AND pid <> pg_backend_pid()
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    ) AND (xact_start IS NULL OR xact_start < clock_timestamp() - interval '1 second')
+    ORDER BY xact_start NULLS LAST LIMIT 1
+"""
 
 
 def run_migrations() -> None:
-    """Run what the command asks for; a failure leaves the database as it was."""
-    migrate = current_app.extensions["migrate"]
-    with migrate.db.engine.connect() as connection:
-        is_sqlite = connection.dialect.name == "sqlite"
-        if not is_sqlite:
-            # The engine is in autocommit.
-            connection.execution_options(isolation_level="READ COMMITTED")
-        context.configure(
-            connection=connection,
-            target_metadata=migrate.db.metadata,
-            transactional_ddl=True,
-            **migrate.configure_args,
-        )
-        with context.begin_transaction():
-            # A second process that migrates waits here, instead of making the tables twice.
-            if is_sqlite:
-                # The driver begins nothing by itself before DDL.
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                # What the policies of a table would hide from a migration is an error, rather than not migrated.
-                connection.exec_driver_sql("SET LOCAL row_security = off")
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
-            context.run_migrations()
+    """Run what the command asks for; a failure leaves the database as the last whole migration made it.
+
+    On SQLite, where nobody else writes meanwhile, all of them are one transaction. Raises CommandError, which ends the
+    command with one line, where the database is away, or a lock cannot be had.
+    """
+    engine = current_app.extensions["migrate"].db.engine
+    is_sqlite = engine.dialect.name == "sqlite"
+    try:
+        with nullcontext() if is_sqlite else alone(engine), engine.connect() as connection:
+            if not is_sqlite:
+                # The engine is in autocommit.
+                connection.execution_options(isolation_level="READ COMMITTED")
+            # For SQLite, since its driver begins nothing by itself before DDL.
+            begin = "BEGIN IMMEDIATE" if is_sqlite else LIMITS
+            event.listen(connection, "begin", lambda connection: connection.exec_driver_sql(begin))
+            migrate_patiently(connection)
+    except DATABASE_ERRORS as error:
+        if not is_outage(error):
+            raise
+        raise CommandError(f"The database failed: {describe(error)}") from error
+
+
+@contextmanager
+def alone(engine: Engine) -> Iterator[None]:
+    """Wait for other processes that migrate, however long, and keep those that come later waiting.
+
+    In a transaction on a connection of its own: the lock then outlasts those of the migrations, also where one goes
+    without (autocommit_block), and unlike the lock of a session it is never left behind in a pooler.
+    """
+    arguments = current_app.config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]
+    with create_engine(engine.url, connect_args=arguments, poolclass=NullPool).begin() as connection:
+        # Whatever the role's own limits: this one waits for others, then idles for as long as the migrations take.
+        for limit in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+        yield
+
+
+def migrate_patiently(connection: Connection) -> None:
+    """Migrate, again after each of the PAUSES where a lock cannot be had. Raises CommandError after the last."""
+    for pause in (*PAUSES, None):
+        try:
+            migrate(connection)
+        except DBAPIError as error:
+            if not isinstance(error.orig, psycopg2.errors.LockNotAvailable | psycopg2.errors.DeadlockDetected):
+                raise
+            connection.rollback()
+            if pause is None:
+                raise CommandError(held_up(connection)) from error
+            logger.info("A table is locked; again in %s s", pause)
+            sleep(pause)
+        else:
+            return
+
+
+def migrate(connection: Connection) -> None:
+    """Run the migrations that are still to be run."""
+    app = current_app.extensions["migrate"]
+    is_sqlite = connection.dialect.name == "sqlite"
+    context.configure(
+        connection=connection,
+        target_metadata=app.db.metadata,
+        transactional_ddl=True,
+        transaction_per_migration=not is_sqlite,
+        **app.configure_args,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def held_up(connection: Connection) -> str:
+    """What stands in the way of a migration, in one line, without a word of what that does."""
+    stands_at = context.get_context().get_current_revision() or "no migration"
+    holder = connection.exec_driver_sql(HOLDER).one_or_none()
+    found = "nobody any more"
+    if holder is not None:
+        pid, role, application, state, seconds = holder
+        found = f"process {pid} of PostgreSQL (role {role}, application {application or 'unnamed'}"
+        found += ")" if seconds is None else f", {state}, for {seconds} s)"
+    return (
+        f"A table was locked in each of {len(PAUSES) + 1} attempts; the database stands at {stands_at}, and nothing "
+        f"more was changed. Held now by {found}: try again when that has ended"
+    )
 
 
 run_migrations()

@@ -87,7 +87,6 @@ def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Pat
             text = re.sub(r"127\.0\.0\.1:\d{4}", f"127.0.0.1:{port}", text)
             return NEON.sub(neon.render_as_string(hide_password=False).replace("\\", "\\\\"), text)
 
-        functions = ""
         for number, block in enumerate(blocks(page)):
             if block.path:
                 (copy / block.path).write_text(block.text)
@@ -99,11 +98,11 @@ def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Pat
                     # env takes the settings before the command, so that it can take the place of the shell.
                     started.enter_context(running(["bash", "-c", f"exec env {command}"], port, environ, log, copy))
                     assert localized(step.output) in log.read_text()
-                elif "() {" in command:
-                    functions += f"{command}\n"
                 else:
+                    # A variable that is set is there for the commands to come.
+                    assigned = re.fullmatch(r"([A-Z]+)=\$\((.*)\)", command)
                     result = subprocess.run(
-                        ["bash", "-c", functions + command],
+                        ["bash", "-c", assigned[2] if assigned else command],
                         cwd=copy,
                         env=environ,
                         capture_output=True,
@@ -112,7 +111,10 @@ def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Pat
                         check=False,
                     )
                     assert result.returncode == 0, (command, result)
-                    assert INSTANT.sub("", result.stdout) == INSTANT.sub("", step.output), command
+                    if assigned:
+                        environ[assigned[1]] = result.stdout.strip()
+                    else:
+                        assert INSTANT.sub("", result.stdout) == INSTANT.sub("", step.output), command
     assert ran > least
 
 

@@ -11,7 +11,10 @@ from todo import cors, database, docs, http, identity, rate_limits
 from todo.extensions import api, db, migrate
 from todo.health import blp as health_blueprint
 from todo.idempotency.commands import blp as idempotency_blueprint
+from todo.identity import commands as identity_commands
+from todo.tasks.commands import blp as seed_blueprint
 from todo.tasks.views import blp as tasks_blueprint
+from todo.users.commands import blp as users_blueprint
 
 PUBLIC_ENDPOINTS = frozenset({"health.Live", "health.Ready", "api-docs.openapi_json"})
 
@@ -62,4 +65,7 @@ def _build(settings: Settings) -> Flask:
     api.register_blueprint(health_blueprint)
     api.register_blueprint(tasks_blueprint)
     app.register_blueprint(idempotency_blueprint)
+    app.register_blueprint(seed_blueprint)
+    app.register_blueprint(users_blueprint)
+    identity_commands.init_app(app, settings)
     return app

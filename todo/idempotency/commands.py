@@ -4,6 +4,7 @@ import click
 from flask import Blueprint
 from sqlalchemy import text
 
+from todo.commands import on_database
 from todo.extensions import db
 
 #: Hours for which a key is kept at least. On PostgreSQL the policy of the table holds that too (migration 0004).
@@ -11,6 +12,7 @@ KEPT_FOR = 24
 BATCH = 10_000
 
 blp = Blueprint("idempotency-keys", __name__, cli_group="idempotency-keys")
+blp.cli.help = "Keep the table of idempotency keys small"
 
 # In short transactions, so that no create waits long for a key's place.
 PRUNE = """
@@ -28,6 +30,7 @@ BEFORE = {
 @click.option(
     "--older-than", "hours", type=click.IntRange(min=KEPT_FOR), default=KEPT_FOR, show_default=True, metavar="HOURS"
 )
+@on_database
 def prune(hours: int) -> None:
     """Forget idempotency keys that are older than so many hours"""
     statement = text(PRUNE.format(before=BEFORE[db.engine.dialect.name]))

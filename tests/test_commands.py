@@ -1,0 +1,406 @@
+"""The commands of the `flask` program that are about users: what they print, and what is left in the database."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from flask import Flask
+from sqlalchemy import URL, create_engine, make_url
+
+from config import JwtSettings
+from tests.live import gunicorn
+from tests.support import ROOT, SECRET, Call, Caller, Make, as_superuser, empty_database, migrate, sql
+from todo.ownership import Owned
+from todo.tasks.commands import make_tasks
+from todo.users import commands
+
+AWAY = {"postgresql": "postgresql+psycopg2://nobody@127.0.0.1:1/todo", "sqlite": "sqlite:////nowhere/at/all.db"}
+ODD = 'Ünï "çødé" \u2028 \U0001f95b \\ \x7f \r\n\t ليل e\u0301'
+
+
+def run(app: Flask, *arguments: str, **options: Any) -> Result:
+    """`flask` with those arguments."""
+    return app.test_cli_runner().invoke(args=list(arguments), **options)
+
+
+def owned(url: URL) -> dict[str, Counter[str]]:
+    """How many rows of each table each user owns."""
+    tables = [model.__tablename__ for model in Owned.__subclasses__()]
+    return {table: Counter(user for (user,) in sql(url, f"SELECT user_id FROM {table}")) for table in tables}
+
+
+def populate(caller: Caller, count: int) -> None:
+    """Tasks, every one of them made under a key."""
+    for number in range(count):
+        response = caller("POST", json={"title": f"{number}"}, headers={"Idempotency-Key": str(number)})
+        assert response.status_code == 201
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of two."""
+    for feature in ("tasks", "users"):
+        monkeypatch.setattr(f"todo.{feature}.commands.BATCH", 2)
+
+
+def test_help_names_each_command_with_one_line(app: Flask) -> None:
+    for group in ([], ["users"], ["idempotency-keys"]):
+        listed = run(app, *group, "--help").output.partition("Commands:\n")[2]
+        assert all(re.fullmatch(r"  [a-z-]+ +[A-Z].{10,}", command) for command in listed.splitlines()), listed
+    assert {"seed", "token", "users", "idempotency-keys"} <= set(run(app, "--help").output.split())
+
+
+class TestToken:
+    """`flask token`."""
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"algorithms": ("HS512", "HS384"), "secret": SECRET * 2},
+            {"issuer": "https://app.example.com", "audience": "https://app.example.com"},
+        ],
+        ids=["plain", "algorithms", "issuer"],
+    )
+    def test_the_service_accepts_it(self, url: URL, make: Make, changes: dict[str, Any]) -> None:
+        app = make(url, jwt=JwtSettings(**{"secret": SECRET} | changes))
+        minted = run(app, "token", "alice", "--email", "alice@example.com", "--minutes", "5")
+        assert (minted.exit_code, minted.stderr) == (0, "")
+        (token,) = minted.stdout.splitlines()
+        headers = {"Authorization": f"Bearer {token}"}
+        client = app.test_client()
+        assert client.post("/api/alice/tasks", json={"title": "x"}, headers=headers).status_code == 201
+        assert client.get("/api/bob/tasks", headers=headers).status_code == 403
+        assert sql(url, "SELECT id, email FROM users") == [("alice", "alice@example.com")]
+
+    def test_a_live_service_accepts_it(self, server: URL, tmp_path: Path, make: Make) -> None:
+        with empty_database("sqlite", server) as url:
+            migrate(make(url))
+            environ = {
+                "PATH": os.environ["PATH"],
+                "DATABASE_URL": url.render_as_string(hide_password=False),
+                "IDENTITY_PROVIDER": "jwt",
+                "JWT_SECRET": SECRET,
+            }
+            command = [sys.executable, "-m", "flask", "token", "josé 🥛"]
+            minted = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+            with gunicorn(url, tmp_path / "log") as live:
+                bearer = {"Authorization": f"Bearer {minted.stdout.strip()}"}
+                path = "/api/jos%C3%A9%20%F0%9F%A5%9B/tasks"
+                assert live.request("POST", path, json={"title": "x"}, **bearer)[0] == 201
+
+    def test_it_holds_no_longer_than_asked_for(self, app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("todo.identity.commands.time", lambda: datetime.now(UTC).timestamp() - 3600)
+        for minutes, status in (("59", 401), ("61", 200)):
+            token = run(app, "token", "alice", "--minutes", minutes).stdout.strip()
+            # The leeway is half a minute.
+            response = app.test_client().get("/api/alice/tasks", headers={"Authorization": f"Bearer {token}"})
+            assert response.status_code == status
+
+    @pytest.mark.parametrize(
+        ("provider", "jwt", "why"),
+        [
+            ("development", None, "IDENTITY_PROVIDER=development takes no tokens of this service"),
+            ("jwt", JwtSettings(jwks_url="https://app.example.com/jwks"), "without JWT_SECRET there is nothing"),
+        ],
+    )
+    def test_without_a_secret_it_says_why_in_one_line(
+        self, url: URL, make: Make, provider: str, jwt: JwtSettings | None, why: str
+    ) -> None:
+        result = run(make(url, identity_provider=provider, jwt=jwt), "token", "alice")
+        assert (result.exit_code, result.stdout) == (1, "")
+        (line,) = result.stderr.splitlines()
+        assert why in line
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["a/b"],
+            [""],
+            ["."],
+            ["x" * 256],
+            ["a\nb"],
+            ["\udcff"],
+            ["alice", "--minutes", "0"],
+            ["alice", "--email", ""],
+            ["alice", "--email", "x" * 321],
+        ],
+        ids=ascii,
+    )
+    def test_what_the_service_would_not_take_is_refused(self, app: Flask, arguments: list[str]) -> None:
+        result = run(app, "token", *arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "Error: Invalid value" in result.stderr
+
+
+class TestSeed:
+    """`flask seed`."""
+
+    def test_it_fills_one_user(self, app: Flask, alice: Caller, bob: Caller) -> None:
+        bob.create()
+        result = run(app, "seed", "alice")
+        assert (result.exit_code, result.output) == (0, "Made 50 tasks for alice\n")
+        tasks = alice("GET").get_json()
+        assert len(tasks) == 50
+        assert {task["status"] for task in tasks} == {"complete", "incomplete"}
+        assert len({task["title"] for task in tasks}) > 20
+        assert {task["description"] is None for task in tasks} == {True, False}
+        made = [datetime.fromisoformat(task["created_at"]) for task in tasks]
+        assert made == sorted(made, reverse=True)
+        assert datetime.now(UTC) - timedelta(weeks=6, minutes=1) < made[-1] < made[0] < datetime.now(UTC)
+        assert all(task["created_at"] <= task["updated_at"] for task in tasks)
+        assert len(bob.titles()) == 1
+        # They are tasks like any other.
+        assert alice("PUT", f"/{tasks[0]['id']}", json={"title": "x"}).status_code == 200
+
+    def test_it_adds_to_what_is_there_in_batches(
+        self, app: Flask, alice: Caller, url: URL, small_batches: None, statements: list[str]
+    ) -> None:
+        alice.create("First")
+        statements.clear()
+        assert run(app, "seed", "alice", "--count", "5").output == "Made 5 tasks for alice\n"
+        transactions = [statement for statement in statements if statement.startswith("INSERT INTO tasks")]
+        assert len(transactions) == (5 if url.get_backend_name() == "sqlite" else 3)
+        assert len(alice.titles()) == 6
+        assert min(alice.titles()) < "First"
+
+    def test_a_user_gets_the_same_each_time(self) -> None:
+        def texts(user_id: str) -> list[tuple[str, str, str]]:
+            return [(task["title"], task["description"], task["status"]) for task in make_tasks(user_id, 30, 10**16)]
+
+        assert texts("alice") == texts("alice")
+        assert texts("alice") != texts("bob")
+
+    @pytest.mark.parametrize("arguments", [["alice", "--count", "0"], ["alice", "--count", "1000001"], ["a/b"], []])
+    def test_what_cannot_be_is_refused(self, app: Flask, url: URL, arguments: list[str]) -> None:
+        assert run(app, "seed", *arguments).exit_code == 2
+        assert sql(url, "SELECT * FROM users") == []
+
+
+class TestDelete:
+    """`flask users delete`."""
+
+    def test_it_erases_a_user_and_all_that_is_theirs(
+        self, app: Flask, alice: Caller, bob: Caller, url: URL, small_batches: None
+    ) -> None:
+        populate(alice, 5)
+        alice.create()
+        populate(bob, 3)
+        result = run(app, "users", "delete", "alice", "--yes")
+        counts = {"tasks": 6, "idempotency_keys": 5}
+        assert result.exit_code == 0
+        assert result.stderr == ""
+        assert result.stdout.startswith("Erased alice with ")
+        for table, count in counts.items():
+            assert f"{count} {table.replace('_', ' ')}" in result.stdout
+        assert owned(url) == {table: Counter({"bob": 3}) for table in counts}
+        assert sql(url, "SELECT id FROM users") == [("bob",)]
+        assert alice("GET").get_json() == []
+
+    def test_no_statement_is_long(self, app: Flask, alice: Caller, small_batches: None, statements: list[str]) -> None:
+        populate(alice, 5)
+        statements.clear()
+        run(app, "users", "delete", "alice", "--yes")
+        deletes = [statement for statement in statements if statement.startswith("DELETE")]
+        for table in ("tasks", "idempotency_keys"):
+            mine = [statement for statement in deletes if statement.startswith(f"DELETE FROM {table}")]
+            assert ["LIMIT" in statement for statement in mine] == [True, True, True, False]
+
+    @pytest.mark.parametrize(("answer", "is_erased"), [("y\n", True), ("n\n", False), ("", False)])
+    def test_it_asks_first(self, app: Flask, alice: Caller, url: URL, answer: str, is_erased: bool) -> None:
+        populate(alice, 2)
+        result = run(app, "users", "delete", "alice", input=answer)
+        assert result.exit_code == (0 if is_erased else 1)
+        assert re.match(r"Erase alice with .*2 tasks.*\? \[y/N\]", result.stderr)
+        assert (sql(url, "SELECT id FROM users") == []) is is_erased
+        assert len(alice.titles()) == (0 if is_erased else 2)
+
+    @pytest.mark.parametrize("command", [["delete", "--yes"], ["export"]])
+    def test_an_unknown_user_is_one_line(self, app: Flask, alice: Caller, command: list[str]) -> None:
+        alice.create()
+        result = run(app, "users", *command, "Alice")
+        assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: There is no user Alice\n")
+        assert len(alice.titles()) == 1
+
+    @pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+    def test_a_task_that_is_made_at_the_same_moment_is_erased_too(self, app: Flask, alice: Caller, url: URL) -> None:
+        alice.create()
+        making = create_engine(as_superuser(url))
+        with making.connect() as connection, ThreadPoolExecutor(1) as pool:
+            connection.exec_driver_sql("INSERT INTO tasks (user_id, title) VALUES ('alice', 'late')")
+            erasing = pool.submit(run, app, "users", "delete", "alice", "--yes")
+            with pytest.raises(TimeoutError):
+                erasing.result(timeout=1)
+            connection.commit()
+            assert "2 tasks" in erasing.result().stdout
+        making.dispose()
+        assert sql(url, "SELECT * FROM tasks") == []
+        assert sql(url, "SELECT * FROM users") == []
+
+    def test_every_task_that_was_made_is_erased_or_a_new_users(
+        self, app: Flask, alice: Caller, url: URL, small_batches: None
+    ) -> None:
+        """Of somebody who goes on making tasks, each under a key, while being erased over and over."""
+        is_over = threading.Event()
+
+        def make_tasks_until_it_is_over(name: str) -> int:
+            number = 0
+            while not is_over.is_set():
+                headers = {"Idempotency-Key": f"{name}{number}"} if name == "a" else {}
+                response = alice("POST", json={"title": f"{number}"}, headers=headers)
+                # On SQLite the writers take turns, in no order; whoever waits for too long is told so.
+                assert response.status_code in (201, 503)
+                number += response.status_code == 201
+            return number
+
+        erased: list[int] = []
+        deadline = time.monotonic() + 60
+        with ThreadPoolExecutor(2) as pool:
+            making = [pool.submit(make_tasks_until_it_is_over, name) for name in "ab"]
+            try:
+                while len(erased) < 8 and time.monotonic() < deadline:
+                    result = run(app, "users", "delete", "alice", "--yes")
+                    if result.exit_code == 0:
+                        erased.extend(map(int, re.findall(r"(\d+) tasks", result.stdout)))
+                    else:
+                        assert "There is no user alice" in result.stderr, result
+            finally:
+                is_over.set()
+            made = sum(future.result() for future in making)
+        assert len(erased) == 8
+        assert sum(erased) + owned(url)["tasks"]["alice"] == made
+
+
+class TestExport:
+    """`flask users export`."""
+
+    def lines(self, app: Flask, user_id: str = "alice") -> list[dict[str, Any]]:
+        """What is written of the user."""
+        result = run(app, "users", "export", user_id)
+        assert (result.exit_code, result.stderr) == (0, "")
+        return [json.loads(line) for line in result.stdout_bytes.splitlines()]
+
+    def test_it_writes_the_user_and_all_that_is_theirs(
+        self, app: Flask, call: Call, bob: Caller, url: URL, small_batches: None
+    ) -> None:
+        alice = call("alice", "alice@example.com")
+        populate(alice, 3)
+        alice.create(ODD, description=ODD * 10)
+        alice("PATCH", f"/{alice.create()['id']}/complete")
+        populate(bob, 2)
+        user, *rest = self.lines(app)
+        assert user == {"kind": "user", "id": "alice", "email": "alice@example.com"}
+        assert Counter(line["kind"] for line in rest) == {"task": 5, "idempotency_key": 3}
+        shown = {task["id"]: task for task in alice("GET").get_json()}
+        for line in rest:
+            assert line["user_id"] == "alice"
+            if line.pop("kind") == "task":
+                assert line.pop("version") == (2 if line["status"] == "complete" else 1)
+                assert line == shown.pop(line["id"])
+        assert shown == {}
+
+    def test_a_user_of_any_letters_comes_back(self, app: Flask, call: Call) -> None:
+        user_id = "jose\u0301 \u2028🥛"
+        call(user_id).create(ODD)
+        user, task = self.lines(app, user_id)
+        assert (user["id"], task["user_id"], task["title"]) == (user_id, user_id, ODD)
+
+    def test_it_is_of_one_moment(self, app: Flask, alice: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A task and a key that are made while it is written are not there, not even the half of them."""
+        alice.create()
+        write = commands.count_owned
+
+        def create_and_count(*arguments: Any) -> Any:
+            populate(alice, 2)
+            return write(*arguments)
+
+        monkeypatch.setattr(commands, "count_owned", create_and_count)
+        assert [line["kind"] for line in self.lines(app)] == ["user", "task"]
+        assert len(alice.titles()) == 3
+
+    def test_a_reader_that_has_enough_ends_it_quietly(self, server: URL, make: Make) -> None:
+        with empty_database("sqlite", server) as url:
+            app = make(url)
+            migrate(app)
+            run(app, "seed", "alice", "--count", "5000")
+            with started(url, "users", "export", "alice", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                assert process.stdout
+                assert json.loads(process.stdout.readline()) == {"kind": "user", "id": "alice", "email": None}
+                process.stdout.close()
+                assert process.stderr
+                assert process.stderr.read() == b""
+
+
+def started(url: URL, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    """`flask` with those arguments, as a process."""
+    environ = {
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": url.render_as_string(hide_password=False),
+        "IDENTITY_PROVIDER": "development",
+    }
+    return subprocess.Popen([sys.executable, "-m", "flask", *arguments], cwd=ROOT, env=environ, **options)
+
+
+def on_a_terminal(url: URL, *arguments: str, is_read: bool = False) -> str:
+    """What a terminal shows of stderr, and where it is read there of stdout."""
+    terminal, side = pty.openpty()
+    stdout = side if is_read else subprocess.DEVNULL
+    process = started(url, *arguments, stdout=stdout, stderr=side)
+    os.close(side)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 65536)
+        except OSError:
+            break
+    os.close(terminal)
+    assert process.wait() == 0, shown
+    return shown.decode()
+
+
+def test_progress_is_shown_where_a_command_takes_long_and_somebody_looks(server: URL, make: Make) -> None:
+    with empty_database("sqlite", server) as url:
+        migrate(make(url))
+        assert re.search(r"Making tasks .*100%", on_a_terminal(url, "seed", "alice", "--count", "5001"))
+        # Between lines that are read on the terminal it would be in the way.
+        assert "Writing" not in on_a_terminal(url, "users", "export", "alice", is_read=True)
+        assert re.search(r"Erasing .*100%", on_a_terminal(url, "users", "delete", "alice", "--yes"))
+        assert on_a_terminal(url, "seed", "alice", "--count", "50") == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["seed", "alice"],
+        ["users", "delete", "alice", "--yes"],
+        ["users", "export", "alice"],
+        ["idempotency-keys", "prune"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+class TestBadDatabase:
+    """What the commands say of a database that is not as it should be."""
+
+    def test_without_tables_it_is_one_line(self, server: URL, make: Make, command: list[str], backend: str) -> None:
+        with empty_database(backend, server) as url:
+            result = run(make(url), *command)
+        told = "Error: The database has no tables yet: run flask db upgrade\n"
+        assert (result.exit_code, result.stdout, result.stderr) == (1, "", told)
+
+    def test_away_it_is_one_line(self, make: Make, command: list[str], backend: str) -> None:
+        result = run(make(make_url(AWAY[backend])), *command)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert re.fullmatch("Error: The database failed: OperationalError: .+\n", result.stderr)
