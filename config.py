@@ -29,6 +29,8 @@ MINIMUM_SECRET_BYTES = 32
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMATS = ("text", "json")
+#: What a scraper's token consists of (RFC 9110 section 11.4: no white space).
+METRICS_TOKEN = re.compile("[!-~]{16,}")
 DEFAULT_THREADS = 8
 LARGEST_NUMBER = 1000
 
@@ -64,6 +66,8 @@ class Settings:
     log_format: str = "text"
     threads: int = DEFAULT_THREADS
     workers: int | None = None
+    metrics_token: str | None = None
+    metrics_folder: str | None = None
     is_flask_command: bool = False
 
 
@@ -79,13 +83,19 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 def logging_config(settings: Settings) -> dict[str, Any]:
     """The logging.config dictionary of this service and of the gunicorn that runs it: one stream, stderr."""
     formatters = {
-        "text": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+        "text": {
+            "()": "logging.Formatter",
+            "fmt": "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s",
+            # todo/requests.py says better, within a request.
+            "defaults": {"request_id": "-"},
+        },
         "json": {
             "()": "pythonjsonlogger.json.JsonFormatter",
             "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
             "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
         },
     }
+    quiet = {"level": max("WARNING", settings.log_level, key=LOG_LEVELS.index)}
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -95,7 +105,9 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "loggers": {
             "gunicorn.error": {"level": settings.log_level, "handlers": [], "propagate": True},
             # Six lines at each start of `flask db`.
-            "alembic.runtime.plugins": {"level": "WARNING"},
+            "alembic.runtime.plugins": quiet,
+            # The development server's line for each request, which has the query.
+            "werkzeug": quiet,
         },
     }
 
@@ -118,6 +130,7 @@ class _Reader:
         log_format = self._one_of("LOG_FORMAT", LOG_FORMATS, "text")
         threads = self._number("WEB_THREADS")
         workers = self._number("WEB_CONCURRENCY")
+        metrics_token = self._metrics_token()
         if self._faults:
             raise ConfigurationError("; ".join(self._faults))
         return Settings(
@@ -129,6 +142,9 @@ class _Reader:
             log_format=log_format,
             threads=threads or DEFAULT_THREADS,
             workers=workers,
+            metrics_token=metrics_token,
+            # prometheus_client reads this too; gunicorn.conf.py sets it, for the workers to add up their figures.
+            metrics_folder=self._environ.get("PROMETHEUS_MULTIPROC_DIR"),
             is_flask_command=is_flask_command,
         )
 
@@ -225,6 +241,12 @@ class _Reader:
         if not all(map(_is_origin, origins)):
             self._faults.append("CORS_ORIGINS must be origins like https://app.example.com, separated by commas")
         return tuple(origins)
+
+    def _metrics_token(self) -> str | None:
+        value = self._text("METRICS_TOKEN")
+        if value is not None and not METRICS_TOKEN.fullmatch(value):
+            self._faults.append("METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces")
+        return value
 
     def _number(self, name: str) -> int | None:
         value = self._text(name)

@@ -7,7 +7,7 @@ from logging.config import dictConfig
 from flask import Flask
 
 from config import ConfigurationError, Settings, load_settings, logging_config
-from todo import cors, database, http, identity
+from todo import cors, database, http, identity, metrics, requests
 from todo.extensions import api, db, migrate
 from todo.health import blp as health_blueprint
 from todo.idempotency.commands import blp as idempotency_blueprint
@@ -52,9 +52,13 @@ def _build(settings: Settings) -> Flask:
     db.init_app(app)
     with app.app_context():
         database.init_app(app, db.engine)
+        metrics.init_app(app, settings, db.engine)
+    requests.init_app(app)
     migrate.init_app(app, db)
     cors.init_app(app, settings)
-    identity.init_app(app, settings, public=PUBLIC_ENDPOINTS, on_identified=database.act_for)
+    # /metrics asks for a token of its own, which is no user's.
+    public = PUBLIC_ENDPOINTS | {metrics.ENDPOINT} if settings.metrics_token else PUBLIC_ENDPOINTS
+    identity.init_app(app, settings, public=public, on_identified=database.act_for)
     api.init_app(app)
     api.register_blueprint(health_blueprint)
     api.register_blueprint(tasks_blueprint)
