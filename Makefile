@@ -33,7 +33,7 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
 ecosystem: $(VENV)/installed-dev ## Try the service with the programs around it, as root on Debian: they are installed
-	@$(call programs,nginx pgbouncer)
+	@$(call programs,nginx pgbouncer prometheus)
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300
 
 faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk under load, in full, and print the figures

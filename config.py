@@ -85,7 +85,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
     formatters = {
         "text": {
             "()": "logging.Formatter",
-            "fmt": "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s",
+            "fmt": "%(asctime)s [%(request_id)s] %(levelname)s %(name)s: %(message)s",
             # todo/requests.py says better, within a request.
             "defaults": {"request_id": "-"},
         },

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from config import ConfigurationError, JwtSettings, load_settings
+from config import ConfigurationError, JwtSettings, load_settings, logging_config
 from tests.support import ROOT
 
 SECRET = "x" * 32
@@ -37,6 +37,7 @@ def test_the_defaults_are_quiet_and_closed() -> None:
     settings = load_settings(GOOD)
     assert (settings.cors_origins, settings.log_level, settings.log_format, settings.threads) == ((), "INFO", "text", 8)
     assert not settings.is_flask_command
+    assert settings.metrics_token is None
 
 
 def test_everything_can_be_set() -> None:
@@ -52,6 +53,8 @@ def test_everything_can_be_set() -> None:
             "LOG_FORMAT": "json",
             "WEB_THREADS": "16",
             "WEB_CONCURRENCY": "3",
+            "METRICS_TOKEN": "!bcdefghijklmno~",
+            "PROMETHEUS_MULTIPROC_DIR": "/tmp/figures",
         }
     )
     assert settings.jwt == JwtSettings(
@@ -63,6 +66,15 @@ def test_everything_can_be_set() -> None:
     assert settings.cors_origins == ("https://app.example", "http://localhost:3000", "http://[::1]:3000")
     assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
     assert (settings.threads, settings.workers) == (16, 3)
+    assert (settings.metrics_token, settings.metrics_folder) == ("!bcdefghijklmno~", "/tmp/figures")
+
+
+@pytest.mark.parametrize(
+    ("log_level", "quiet"), [("DEBUG", "WARNING"), ("WARNING", "WARNING"), ("ERROR", "ERROR"), ("CRITICAL", "CRITICAL")]
+)
+def test_what_is_talkative_is_kept_quiet_but_never_louder_than_the_rest(log_level: str, quiet: str) -> None:
+    loggers = logging_config(load_settings(GOOD | {"LOG_LEVEL": log_level}))["loggers"]
+    assert loggers["werkzeug"] == loggers["alembic.runtime.plugins"] == {"level": quiet}
 
 
 @pytest.mark.parametrize("name", ["package.module:callable", "module:object.method", "m:c"])
@@ -76,6 +88,7 @@ LIBPQ_FAULT = "DATABASE_URL has a parameter that PostgreSQL's client library doe
 KEY_FAULT = "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL"
 CORS_FAULT = "CORS_ORIGINS must be origins like https://app.example.com, separated by commas"
 THREADS_FAULT = "WEB_THREADS must be a number from 1 to 1000"
+METRICS_FAULT = "METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces"
 WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
 
 
@@ -153,6 +166,11 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"WEB_THREADS": "٣"}, THREADS_FAULT),
         ({"WEB_THREADS": "-1"}, THREADS_FAULT),
         ({"WEB_CONCURRENCY": "0"}, WORKERS_FAULT),
+        ({"METRICS_TOKEN": ""}, "METRICS_TOKEN is set but empty"),
+        ({"METRICS_TOKEN": "x" * 15}, METRICS_FAULT),
+        ({"METRICS_TOKEN": f"{'x' * 16} x"}, METRICS_FAULT),
+        ({"METRICS_TOKEN": f"{'x' * 16}\n"}, METRICS_FAULT),
+        ({"METRICS_TOKEN": f"{'x' * 16}é"}, METRICS_FAULT),
         (
             {"DATABASE_URL": None, "IDENTITY_PROVIDER": None, "LOG_LEVEL": ""},
             "IDENTITY_PROVIDER is not set: jwt, package.module:callable or development; "

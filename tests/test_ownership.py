@@ -28,6 +28,8 @@ MATRIX = {
     ("PATCH", "/api/<user_id>/tasks/<task_id>/complete"): (None, 200),
 }
 PUBLIC = {("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/openapi.json")}
+#: With METRICS_TOKEN alone; asks for that token itself (tests/test_metrics.py).
+GUARDED = {("GET", "/metrics")}
 
 
 def routes(app: Flask) -> set[tuple[str, str]]:
@@ -38,6 +40,10 @@ def routes(app: Flask) -> set[tuple[str, str]]:
 
 def test_every_route_is_in_the_matrix_or_named_public(app: Flask) -> None:
     assert routes(app) == set(MATRIX) | PUBLIC
+
+
+def test_the_metrics_are_the_only_route_with_a_rule_of_its_own(make: Make, url: URL) -> None:
+    assert routes(make(url, metrics_token="x" * 16)) == set(MATRIX) | PUBLIC | GUARDED
 
 
 @pytest.mark.parametrize(("method", "rule"), MATRIX)
@@ -91,8 +97,9 @@ class TestMatrix:
 
 def test_a_path_of_nobody_is_403_like_one_of_somebody(alice: Caller, bob: Caller) -> None:
     bob.create()
-    somebody = alice.open("GET", "/api/bob/tasks")
-    nobody = alice.open("GET", "/api/nobody/tasks")
+    headers = {"X-Request-ID": "the-same"}
+    somebody = alice.open("GET", "/api/bob/tasks", headers)
+    nobody = alice.open("GET", "/api/nobody/tasks", headers)
     assert (somebody.status_code, somebody.data, list(somebody.headers)) == (403, nobody.data, list(nobody.headers))
 
 

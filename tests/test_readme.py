@@ -123,7 +123,7 @@ def test_every_call_of_the_service_is_shown() -> None:
 def test_every_setting_is_documented() -> None:
     """What config.py and gunicorn.conf.py read, each in a row of the table; and nothing else."""
     code = (ROOT / "config.py").read_text() + (ROOT / "gunicorn.conf.py").read_text()
-    read = set(re.findall(r'"((?:JWT|LOG|WEB|CORS|DATABASE|IDENTITY)_[A-Z_]+)"', code)) | {"PORT"}
+    read = set(re.findall(r'"((?:JWT|LOG|METRICS|WEB|CORS|DATABASE|IDENTITY)_[A-Z_]+)"', code)) | {"PORT"}
     rows = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert rows == read
 

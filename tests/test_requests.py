@@ -20,7 +20,7 @@ from tests.live import free_port, running
 from tests.support import Caller, Make, close, migrated_app, sql, sqlite_database
 
 ID = re.compile("[0-9a-f]{32}")
-TEXT = re.compile(r"[\d-]+ [\d:,]+ (\w+) \[(\S+)\] ([\w.]+): (.*)")
+TEXT = re.compile(r"[\d-]+ [\d:,]+ \[(\S+)\] (\w+) ([\w.]+): (.*)")
 
 Lines = Callable[[], list[str]]
 
@@ -103,7 +103,7 @@ def said(line: str) -> dict[str, Any]:
         return dict(members)
     matched = TEXT.fullmatch(line)
     assert matched, line
-    level, request_id, logger, message = matched.groups()
+    request_id, level, logger, message = matched.groups()
     method, route, status, milliseconds, unit, user_id = message.split(" ", 5)
     assert unit == "ms"
     return {
@@ -227,7 +227,7 @@ def test_every_line_written_meanwhile_bears_the_id_and_no_other_does(
         found = [(line["logger"], line.get("request_id")) for line in members]
         assert found == [("todo.http", "mine"), ("todo.requests", "mine"), ("elsewhere", None)]
     else:
-        found = [(match[3], match[2]) for line in written if (match := TEXT.fullmatch(line))]
+        found = [(match[3], match[1]) for line in written if (match := TEXT.fullmatch(line))]
         assert found == [("todo.http", "mine"), ("todo.requests", "mine"), ("elsewhere", "-")]
 
 
