@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -282,6 +284,15 @@ def test_lost_connections_are_not_in_use_nor_fewer_than_none(make: Make, server:
         assert now(app)["todo_database_connections_in_use"] == 0
 
 
+def test_what_other_processes_have_counted_is_shown(make: Make, url: URL, tmp_path: Path) -> None:
+    for amount in (1, 2):
+        code = f"from prometheus_client import Counter; Counter('seen', 'How often.').inc({amount})"
+        environ = {"PATH": os.environ["PATH"], "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], env=environ, check=True)
+    app = make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))
+    assert now(app) == {"seen_total": 3}
+
+
 def live_figures(live: Server) -> Figures:
     """The figures that a scrape of the live service finds."""
     connection = live.connect()
@@ -309,11 +320,11 @@ def counters(found: Figures) -> Figures:
 @pytest.fixture
 def live(server: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, URL, Path]]:
     """A gunicorn of two workers with /metrics, its database, and where it keeps the figures."""
-    # One worker starts after the other has answered.
     with postgresql_database(server) as url:
         close(migrated_app(url))
         with gunicorn(url, tmp_path / "log", METRICS_TOKEN=TOKEN, TMPDIR=str(tmp_path)) as live:
             (folder,) = tmp_path.glob("todo-metrics-*")
+            # One worker may answer before the other has started.
             wait_for(lambda: len(live.workers()) == 2 and live_figures(live)["todo_database_connections_size"] == 16)
             yield live, url, folder
         assert not folder.exists()
@@ -347,7 +358,8 @@ def test_two_workers_have_one_sum_through_kills_and_hangups(live: tuple[Server, 
                 sum(value for key, value in found.items() if isinstance(key, tuple) and len(key) == 3) == sent.total()
             )
             assert all(found[key] >= value for key, value in counters(before).items())
-            assert found["todo_database_connections_in_use"] == 0
+        # A new worker asks the database by itself whether it is ready.
+        wait_for(lambda: live_figures(gunicorn)["todo_database_connections_in_use"] == 0)
         return found
 
     send_all(range(20))
@@ -390,9 +402,8 @@ def test_the_connections_of_a_killed_worker_are_not_in_use_for_ever(live: tuple[
     engine.dispose()
     wait_for(lambda: not set(killed) & set(gunicorn.workers()) and len(gunicorn.workers()) == 2)
     gunicorn.wait_until("/health/live")
-    found = live_figures(gunicorn)
-    assert found["todo_database_connections_in_use"] == 0
     wait_for(lambda: live_figures(gunicorn)["todo_database_connections_size"] == 16)
+    wait_for(lambda: live_figures(gunicorn)["todo_database_connections_in_use"] == 0)
 
 
 def test_two_services_on_one_machine_count_for_themselves(live: tuple[Server, URL, Path], tmp_path: Path) -> None:
