@@ -293,6 +293,12 @@ def test_what_other_processes_have_counted_is_shown(make: Make, url: URL, tmp_pa
     assert now(app) == {"seen_total": 3}
 
 
+def test_a_process_that_has_only_begun_or_just_ended_stops_nobody(make: Make, url: URL, tmp_path: Path) -> None:
+    (tmp_path / "histogram_1.db").touch()
+    (tmp_path / "gauge_livesum_2.db").symlink_to("gone")
+    assert now(make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))) == {}
+
+
 def live_figures(live: Server) -> Figures:
     """The figures that a scrape of the live service finds."""
     connection = live.connect()

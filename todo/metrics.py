@@ -4,15 +4,18 @@ Must not tell of a single request or user: each label has few values. Without ME
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hmac import compare_digest
+from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from flask import Flask, Response, request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from sqlalchemy import Engine, event
 
 from config import Settings
@@ -25,7 +28,29 @@ ENDPOINT = "metrics"
 #: Seconds. A call takes a few milliseconds, and none waits for the database longer than 10 s.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-Spend = Callable[[float], None]
+
+class FiguresOfAll(Collector):
+    """The sums over what each process has written into a folder: prometheus_client's MultiProcessCollector.
+
+    But it passes over files that are empty, as each is for a moment. That one fails there, and for ever where a process
+    was killed at that moment (github.com/prometheus/client_python/issues/1199).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        """The sums as they are now."""
+        files = [str(path) for path in self._folder.glob("*.db") if _has_begun(path)]
+        return cast(Iterable[Metric], MultiProcessCollector.merge(files))
+
+
+def _has_begun(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        # That of a process that ended meanwhile.
+        return False
 
 
 def init_app(app: Flask, settings: Settings, engine: Engine) -> None:
@@ -37,7 +62,7 @@ def init_app(app: Flask, settings: Settings, engine: Engine) -> None:
     own = shown = CollectorRegistry()
     if settings.metrics_folder is not None:
         shown = CollectorRegistry()
-        MultiProcessCollector(shown, settings.metrics_folder)
+        shown.register(FiguresOfAll(Path(settings.metrics_folder)))
     _count_requests(app, own)
     _time_statements(engine, own)
     _count_connections(engine, own, settings.threads)
