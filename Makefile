@@ -34,7 +34,7 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
 ecosystem: $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Try the service with the programs around it, as root on Debian: they are installed
-	@$(call programs,chromium curl nginx openssl pgbouncer redis-server)
+	@$(call programs,chromium curl nginx openssl pgbouncer prometheus redis-server)
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300
 	TEST_THROUGH=pgbouncer $(BIN)/pytest -n 3 --dist worksteal
 

@@ -31,6 +31,8 @@ SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMATS = ("text", "json")
 ON_OR_OFF = ("on", "off")
+#: What a scraper's token consists of (RFC 9110 section 11.4: no white space).
+METRICS_TOKEN = re.compile("[!-~]{16,}")
 DEFAULT_THREADS = 8
 LARGEST_NUMBER = 1000
 LONGEST_WINDOW = 366 * 24 * 60 * 60
@@ -71,6 +73,8 @@ class Settings:
     rate_limits: tuple[RateLimitItem, ...] = ()
     rate_limit_storage: str | None = None
     trusted_proxies: int = 0
+    metrics_token: str | None = None
+    metrics_folder: str | None = None
     is_flask_command: bool = False
 
 
@@ -86,13 +90,19 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 def logging_config(settings: Settings) -> dict[str, Any]:
     """The logging.config dictionary of this service and of the gunicorn that runs it: one stream, stderr."""
     formatters = {
-        "text": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+        "text": {
+            "()": "logging.Formatter",
+            "fmt": "%(asctime)s [%(request_id)s] %(levelname)s %(name)s: %(message)s",
+            # todo/requests.py says better, within a request.
+            "defaults": {"request_id": "-"},
+        },
         "json": {
             "()": "pythonjsonlogger.json.JsonFormatter",
             "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
             "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
         },
     }
+    quiet = {"level": max("WARNING", settings.log_level, key=LOG_LEVELS.index)}
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -102,7 +112,9 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "loggers": {
             "gunicorn.error": {"level": settings.log_level, "handlers": [], "propagate": True},
             # Six lines at each start of `flask db`.
-            "alembic.runtime.plugins": {"level": "WARNING"},
+            "alembic.runtime.plugins": quiet,
+            # The development server's line for each request, which has the query.
+            "werkzeug": quiet,
         },
     }
 
@@ -129,6 +141,7 @@ class _Reader:
         rate_limits = self._rate_limits()
         rate_limit_storage = self._rate_limit_storage()
         trusted_proxies = self._number("TRUSTED_PROXIES", least=0)
+        metrics_token = self._metrics_token()
         if self._faults:
             raise ConfigurationError("; ".join(self._faults))
         return Settings(
@@ -144,6 +157,9 @@ class _Reader:
             rate_limits=rate_limits,
             rate_limit_storage=rate_limit_storage,
             trusted_proxies=trusted_proxies or 0,
+            metrics_token=metrics_token,
+            # prometheus_client reads this too; gunicorn.conf.py sets it, for the workers to add up their figures.
+            metrics_folder=self._environ.get("PROMETHEUS_MULTIPROC_DIR"),
             is_flask_command=is_flask_command,
         )
 
@@ -261,6 +277,12 @@ class _Reader:
             self._faults.append(
                 "RATE_LIMIT_STORAGE must be redis://HOST or rediss://HOST, with :PORT and /NUMBER or without"
             )
+        return value
+
+    def _metrics_token(self) -> str | None:
+        value = self._text("METRICS_TOKEN")
+        if value is not None and not METRICS_TOKEN.fullmatch(value):
+            self._faults.append("METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces")
         return value
 
     def _number(self, name: str, *, least: int = 1) -> int | None:

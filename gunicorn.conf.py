@@ -1,9 +1,12 @@
 """How gunicorn runs the service; it reads this file by itself when started in the project folder."""
 
+import atexit
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from threading import Thread
 from typing import Any
 
@@ -19,7 +22,10 @@ except ConfigurationError as error:
 # What the settings alone do not tell (a key that is none, a provider that cannot be imported) is tried here, so that
 # the start ends with its one line before there are workers. In a process of its own: what gunicorn itself has
 # imported, a HUP would not load anew. It is quiet, since the workers will say again what there is to be warned of.
-trial = subprocess.run([sys.executable, "-c", "import wsgi"], env=os.environ | {"LOG_LEVEL": "CRITICAL"}, check=False)
+environ = os.environ | {"LOG_LEVEL": "CRITICAL"}
+# Set by on_starting(), when this file is read again for a HUP: what the trial counts is not to be added.
+environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+trial = subprocess.run([sys.executable, "-c", "import wsgi"], env=environ, check=False)
 if trial.returncode:
     sys.exit(trial.returncode)
 
@@ -49,8 +55,39 @@ logconfig_dict = logging_config(settings)
 access_log_format = '%(h)s %(t)s "%(r)s" %(s)s %(B)s %(L)s'
 
 
+def on_starting(server: Any) -> None:
+    """Make the folder where the workers keep their figures for each other, when there is to be /metrics.
+
+    Once in the life of this process, and gone with it. A HUP does not come by here: what was counted is kept.
+    """
+    if settings.metrics_token is None:
+        return
+    folder = tempfile.mkdtemp(prefix="todo-metrics-")
+    os.chown(folder, server.cfg.uid, server.cfg.gid)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    atexit.register(_remove, folder, os.getpid())
+
+
+def _remove(folder: str, owner: int) -> None:
+    # The workers, forked as they are, come by here too.
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """Take a worker's connections out of the figures; what it has counted stays."""
+    if settings.metrics_token is not None:
+        # Not before on_starting(): when imported, it looks whether there are several processes.
+        from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
+
+        mark_process_dead(worker.pid)
+
+
 def post_worker_init(worker: Any) -> None:
-    """Ask a new worker in the background whether it is ready: what stands in the way is in the log from the start."""
+    """Ask a new worker in the background whether it is ready: what stands in the way is in the log from the start.
+
+    It is a request like any other, and counted as one.
+    """
     Thread(target=worker.wsgi.test_client().get, args=("/health/ready",), daemon=True).start()
 
 

@@ -64,7 +64,8 @@ def started(name: str, url: URL, log: Path) -> Iterator[Server]:
     }
     command = [part.format(port=port) for part in _COMMANDS.get(name, [])]
     peer = running(command, port, environ, log, _PEERS / name, ready="/api/alice/tasks")
-    with gunicorn(url, log) if name == SERVICE else peer as server:
+    # The peers write of no request either.
+    with gunicorn(url, log, LOG_LEVEL="WARNING") if name == SERVICE else peer as server:
         try:
             yield server
         except Exception:

@@ -91,6 +91,8 @@ class Talk:
         headers = {"Authorization": authorization or self.alice, "Content-Type": "application/json"}
         headers |= {"Idempotency-Key": f"{CANARY}-{time.monotonic_ns()}", "Referer": f"http://x/?{CANARY}"}
         headers |= {"User-Agent": CANARY, "Cookie": f"session={CANARY}", "X-Api-Key": CANARY}
+        # Not what an id looks like.
+        headers |= {"X-Request-ID": f'{CANARY} "{CANARY}"'}
         connection.request(method, path, content, headers | more)
         response = connection.getresponse()
         text = f"{response.headers}{response.read().decode()}"
@@ -240,7 +242,10 @@ def test_no_secret_is_logged_whatever_becomes_of_a_request(database: URL, tmp_pa
     assert_silent(
         talk,
         log,
+        # gunicorn's line, and the service's own.
         '"GET /api/alice/tasks HTTP/1.1" 401 ',
+        " todo.requests: GET /api/<user_id>/tasks 401 " if log_format == "text" else '"logger": "todo.requests"',
+        " todo.requests: other - 405 " if log_format == "text" else '"method": "other", "route": null, "status": 405',
         "CheckViolation 23514",
         "InvalidTextRepresentation 22P02",
         "UndefinedTable 42P01",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from config import ConfigurationError, JwtSettings, load_settings
+from config import ConfigurationError, JwtSettings, load_settings, logging_config
 from tests.support import ROOT
 
 SECRET = "x" * 32
@@ -39,6 +39,7 @@ def test_the_defaults_are_quiet_and_closed() -> None:
     assert settings.is_docs_on
     assert (settings.rate_limits, settings.rate_limit_storage, settings.trusted_proxies) == ((), None, 0)
     assert not settings.is_flask_command
+    assert settings.metrics_token is None
 
 
 def test_everything_can_be_set() -> None:
@@ -58,6 +59,8 @@ def test_everything_can_be_set() -> None:
             "RATE_LIMIT": "600 per minute; 10/second;600 per minute",
             "RATE_LIMIT_STORAGE": "rediss://todo:secret@redis.example:6380/1",
             "TRUSTED_PROXIES": "2",
+            "METRICS_TOKEN": "!bcdefghijklmno~",
+            "PROMETHEUS_MULTIPROC_DIR": "/tmp/figures",
         }
     )
     assert settings.jwt == JwtSettings(
@@ -73,6 +76,7 @@ def test_everything_can_be_set() -> None:
     assert [str(limit) for limit in settings.rate_limits] == ["10 per 1 second", "600 per 1 minute"]
     assert settings.rate_limit_storage == "rediss://todo:secret@redis.example:6380/1"
     assert settings.trusted_proxies == 2
+    assert (settings.metrics_token, settings.metrics_folder) == ("!bcdefghijklmno~", "/tmp/figures")
 
 
 @pytest.mark.parametrize("value", ["redis://localhost", "redis://[::1]:6379/", "rediss://:secret@redis.example/0"])
@@ -82,6 +86,14 @@ def test_redis_is_taken_by_its_address(value: str) -> None:
 
 def test_there_may_be_no_proxy() -> None:
     assert load_settings(GOOD | {"TRUSTED_PROXIES": "0"}).trusted_proxies == 0
+
+
+@pytest.mark.parametrize(
+    ("log_level", "quiet"), [("DEBUG", "WARNING"), ("WARNING", "WARNING"), ("ERROR", "ERROR"), ("CRITICAL", "CRITICAL")]
+)
+def test_what_is_talkative_is_kept_quiet_but_never_louder_than_the_rest(log_level: str, quiet: str) -> None:
+    loggers = logging_config(load_settings(GOOD | {"LOG_LEVEL": log_level}))["loggers"]
+    assert loggers["werkzeug"] == loggers["alembic.runtime.plugins"] == {"level": quiet}
 
 
 @pytest.mark.parametrize("name", ["package.module:callable", "module:object.method", "m:c"])
@@ -98,6 +110,7 @@ THREADS_FAULT = "WEB_THREADS must be a number from 1 to 1000"
 LIMIT_FAULT = "RATE_LIMIT must be like 600 per minute, for at most a year; several are separated by ;"
 STORAGE_FAULT = "RATE_LIMIT_STORAGE must be redis://HOST or rediss://HOST, with :PORT and /NUMBER or without"
 PROXIES_FAULT = "TRUSTED_PROXIES must be a number from 0 to 1000"
+METRICS_FAULT = "METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces"
 WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
 
 
@@ -197,6 +210,11 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"TRUSTED_PROXIES": "-1"}, PROXIES_FAULT),
         ({"TRUSTED_PROXIES": "1001"}, PROXIES_FAULT),
         ({"TRUSTED_PROXIES": "01"}, PROXIES_FAULT),
+        ({"METRICS_TOKEN": ""}, "METRICS_TOKEN is set but empty"),
+        ({"METRICS_TOKEN": "x" * 15}, METRICS_FAULT),
+        ({"METRICS_TOKEN": f"{'x' * 16} x"}, METRICS_FAULT),
+        ({"METRICS_TOKEN": f"{'x' * 16}\n"}, METRICS_FAULT),
+        ({"METRICS_TOKEN": f"{'x' * 16}é"}, METRICS_FAULT),
         (
             {"DATABASE_URL": None, "IDENTITY_PROVIDER": None, "LOG_LEVEL": ""},
             "IDENTITY_PROVIDER is not set: jwt, package.module:callable or development; "

@@ -31,6 +31,8 @@ MATRIX = {
 PUBLIC = {("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/openapi.json")}
 #: The documentation in the browser, public too.
 DOCS = {("GET", "/"), ("GET", "/docs"), ("GET", f"/docs/<any({', '.join(map(repr, OURS + SWAGGER_UI))}):name>")}
+#: With METRICS_TOKEN alone; asks for that token itself (tests/test_metrics.py).
+GUARDED = {("GET", "/metrics")}
 
 
 def routes(app: Flask) -> set[tuple[str, str]]:
@@ -41,6 +43,10 @@ def routes(app: Flask) -> set[tuple[str, str]]:
 
 def test_every_route_is_in_the_matrix_or_named_public(app: Flask) -> None:
     assert routes(app) == set(MATRIX) | PUBLIC | DOCS
+
+
+def test_the_metrics_are_the_only_route_with_a_rule_of_its_own(make: Make, url: URL) -> None:
+    assert routes(make(url, metrics_token="x" * 16)) == set(MATRIX) | PUBLIC | DOCS | GUARDED
 
 
 @pytest.mark.parametrize(("method", "rule"), MATRIX)
@@ -94,8 +100,9 @@ class TestMatrix:
 
 def test_a_path_of_nobody_is_403_like_one_of_somebody(alice: Caller, bob: Caller) -> None:
     bob.create()
-    somebody = alice.open("GET", "/api/bob/tasks")
-    nobody = alice.open("GET", "/api/nobody/tasks")
+    headers = {"X-Request-ID": "the-same"}
+    somebody = alice.open("GET", "/api/bob/tasks", headers)
+    nobody = alice.open("GET", "/api/nobody/tasks", headers)
     assert (somebody.status_code, somebody.data, list(somebody.headers)) == (403, nobody.data, list(nobody.headers))
 
 

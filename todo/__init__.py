@@ -7,7 +7,7 @@ from logging.config import dictConfig
 from flask import Flask
 
 from config import ConfigurationError, Settings, load_settings, logging_config
-from todo import cors, database, docs, http, identity, rate_limits
+from todo import cors, database, docs, http, identity, metrics, rate_limits, requests
 from todo.extensions import api, db, migrate
 from todo.health import blp as health_blueprint
 from todo.idempotency.commands import blp as idempotency_blueprint
@@ -55,9 +55,14 @@ def _build(settings: Settings) -> Flask:
     db.init_app(app)
     with app.app_context():
         database.init_app(app, db.engine)
+        metrics.init_app(app, settings, db.engine)
+    requests.init_app(app)
     migrate.init_app(app, db)
     cors.init_app(app, settings)
     public = PUBLIC_ENDPOINTS | docs.ENDPOINTS if settings.is_docs_on else PUBLIC_ENDPOINTS
+    if settings.metrics_token:
+        # /metrics asks for a token of its own, which is no user's.
+        public |= {metrics.ENDPOINT}
     identity.init_app(app, settings, public=public, on_identified=database.act_for)
     rate_limits.init_app(app, settings)
     docs.init_app(app, settings)

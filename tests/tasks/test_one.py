@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import URL
@@ -188,9 +189,10 @@ def test_query_parameters_are_refused_where_there_are_none(alice: Caller, method
 @pytest.mark.parametrize(("method", "suffix"), ALL_CALLS)
 def test_a_foreign_task_and_none_look_alike(alice: Caller, bob: Caller, method: str, suffix: str) -> None:
     task = bob.create()
-    body = {"json": {"title": "x"}} if method == "PUT" else {}
-    foreign = alice(method, f"/{task['id']}{suffix}", **body)
-    absent = alice(method, f"/{task['id'] + 1000}{suffix}", **body)
+    options: dict[str, Any] = {"json": {"title": "x"}} if method == "PUT" else {}
+    options["headers"] = {"X-Request-ID": "the-same"}
+    foreign = alice(method, f"/{task['id']}{suffix}", **options)
+    absent = alice(method, f"/{task['id'] + 1000}{suffix}", **options)
     assert foreign.status_code == absent.status_code == 404
     assert foreign.data == absent.data == b'{"error":"Task not found"}\n'
     assert list(foreign.headers) == list(absent.headers)

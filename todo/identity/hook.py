@@ -29,7 +29,7 @@ def init_app(app: Flask, settings: Settings, *, public: Collection[str], on_iden
         # An unknown route has no endpoint, and a preflight bears no credentials: neither says anything of anybody.
         if request.endpoint is None or request.endpoint in public or request.method == "OPTIONS":
             return
-        g.identity = identity = _identify(provider)
+        identity = g.identity = _identify(provider)
         # Taken out of the view's arguments: from here on the identity alone says whose data it is.
         owner = (request.view_args or {}).pop("user_id", identity.user_id)
         if owner != identity.user_id:
@@ -42,6 +42,11 @@ def init_app(app: Flask, settings: Settings, *, public: Collection[str], on_iden
 def current_identity() -> Identity:
     """The caller of the request at hand. Raises AttributeError on a public endpoint: nobody was asked for there."""
     return cast(Identity, g.identity)
+
+
+def known_identity() -> Identity | None:
+    """Who is known to send the request at hand, be they refused or not; None for nobody."""
+    return cast("Identity | None", g.get("identity"))
 
 
 def _identify(provider: Provider) -> Identity:

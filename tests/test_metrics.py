@@ -1,0 +1,424 @@
+"""The figures for Prometheus: who may see them, what they count, and that they are those of all workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import URL, create_engine, text
+from werkzeug.test import TestResponse
+
+from tests.live import Server, gunicorn
+from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql, token
+from todo.extensions import db
+
+TOKEN = "a-token-for-Prometheus"
+LIST, ONE = "/api/<user_id>/tasks", "/api/<user_id>/tasks/<task_id>"
+
+#: A figure by the name of its series, or by (method, route, status).
+Figures = dict[Any, float]
+
+
+@pytest.fixture
+def counting(make: Make, url: URL) -> Flask:
+    """An app with /metrics on one of the databases."""
+    return make(url, metrics_token=TOKEN)
+
+
+def scrape(app: Flask, authorization: str | None = f"Bearer {TOKEN}") -> TestResponse:
+    """What a scraper with that header is answered."""
+    headers = {} if authorization is None else {"Authorization": authorization}
+    return app.test_client().get("/metrics", headers=headers)
+
+
+def figures(exposition: str) -> Figures:
+    """Every figure; of the requests but those to /metrics, and each worker's own to /health/ready."""
+    found: Figures = {}
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            labels = sample.labels
+            if labels.get("route") in ("/metrics", "/health/ready"):
+                continue
+            if sample.name == "todo_http_requests_total":
+                found[labels["method"], labels["route"], labels["status"]] = sample.value
+            elif not labels:
+                found[sample.name] = sample.value
+            elif sample.name.endswith("_count"):
+                found[labels["method"], labels["route"]] = sample.value
+    return found
+
+
+def now(app: Flask) -> Figures:
+    """The figures of the app."""
+    return figures(scrape(app).get_data(as_text=True))
+
+
+def test_the_text_is_what_prometheus_reads(counting: Flask) -> None:
+    Caller(counting, "alice")("GET")
+    response = scrape(counting)
+    assert (response.status_code, response.content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    families = {family.name: family for family in text_string_to_metric_families(response.get_data(as_text=True))}
+    assert {name: family.type for name, family in families.items()} == {
+        "todo_http_requests": "counter",
+        "todo_http_request_duration_seconds": "histogram",
+        "todo_database_statements": "counter",
+        "todo_database_seconds": "counter",
+        "todo_database_connections_size": "gauge",
+        "todo_database_connections_in_use": "gauge",
+    }
+    assert all(family.documentation for family in families.values())
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        TOKEN,
+        "Bearer",
+        "Bearer ",
+        f"Basic {TOKEN}",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN.lower()}",
+        f"Bearer {TOKEN}, Bearer {TOKEN}",
+        "Bearer \u00e9\u00e9\u00e9",
+        f"Bearer {token('alice')}",
+    ],
+)
+def test_nobody_else_sees_them(counting: Flask, authorization: str | None) -> None:
+    response = scrape(counting, authorization)
+    assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert response.content_type == "application/json"
+
+
+def test_the_name_of_the_scheme_has_no_case(counting: Flask) -> None:
+    assert scrape(counting, f"bearer {TOKEN}").status_code == 200
+
+
+def test_the_development_provider_does_not_open_them_either(make: Make, url: URL) -> None:
+    app = make(url, metrics_token=TOKEN, identity_provider="development", jwt=None, is_flask_command=True)
+    assert scrape(app, None).status_code == 401
+    assert scrape(app).status_code == 200
+
+
+def test_their_token_opens_nothing_else(counting: Flask, statements: list[str]) -> None:
+    for rule in counting.url_map.iter_rules():
+        if "<user_id>" in rule.rule:
+            path = rule.rule.replace("<user_id>", "alice").replace("<task_id>", "1")
+            for method in (rule.methods or set()) - {"OPTIONS"}:
+                headers = {"Authorization": f"Bearer {TOKEN}"}
+                response = counting.test_client().open(path, method=method, headers=headers, json={"title": "x"})
+                assert response.status_code == 401, (method, path)
+    assert statements == []
+
+
+def plugged_in(app: Flask) -> set[str]:
+    """The modules of whatever is called for a request, a connection or a statement."""
+    hooks = [app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs]
+    called: list[Any] = [function for kind in hooks for functions in kind.values() for function in functions]
+    called += [app.wsgi_app, *app.view_functions.values()]
+    with app.app_context():
+        engine = db.engine
+        called += [*engine.dialect.dispatch.do_connect, *engine.pool.dispatch.connect]
+        called += [*engine.pool.dispatch.checkout, *engine.pool.dispatch.checkin]
+        with engine.connect() as connection:
+            called += [type(connection.connection.cursor())]
+    return {function.__module__ for function in called}
+
+
+def test_off_is_off(make: Make, url: URL, counting: Flask) -> None:
+    app = make(url)
+    assert "todo.metrics" not in plugged_in(app)
+    assert "todo.metrics" in plugged_in(counting)
+    response = Caller(app, "alice").open("GET", "/metrics")
+    assert (response.status_code, response.get_json()) == (404, {"error": "Unknown route"})
+
+
+def test_they_are_no_part_of_the_api(counting: Flask, app: Flask) -> None:
+    assert counting.test_client().get("/openapi.json").data == app.test_client().get("/openapi.json").data
+
+
+def test_each_request_is_counted_once(counting: Flask) -> None:
+    alice = Caller(counting, "alice")
+    task = alice.create()
+    for _ in range(3):
+        alice("GET", f"/{task['id']}")
+    alice("HEAD")
+    alice("GET", "/x")
+    alice.open("GET", "/api/bob/tasks")
+    alice("PATCH")
+    alice("BREW", "", query="?q=1")
+    alice.open("GET", "/nowhere")
+    found = now(counting)
+    assert {key: value for key, value in found.items() if isinstance(key, tuple) and len(key) == 3} == {
+        ("POST", LIST, "201"): 1,
+        ("GET", ONE, "200"): 3,
+        ("GET", ONE, "400"): 1,
+        ("HEAD", LIST, "200"): 1,
+        ("GET", LIST, "403"): 1,
+        ("PATCH", "unmatched", "405"): 1,
+        ("other", "unmatched", "405"): 1,
+        ("GET", "unmatched", "404"): 1,
+    }
+    assert (found["GET", ONE], found["GET", "unmatched"]) == (4, 1)
+
+
+def test_a_scrape_is_counted_like_any_other_request(counting: Flask) -> None:
+    scrape(counting)
+    scrape(counting, None)
+    counted = [line for line in scrape(counting).get_data(as_text=True).splitlines() if "requests_total{" in line]
+    assert counted == [
+        'todo_http_requests_total{method="GET",route="/metrics",status="200"} 1.0',
+        'todo_http_requests_total{method="GET",route="/metrics",status="401"} 1.0',
+    ]
+
+
+def test_no_number_of_paths_or_methods_makes_more_series(counting: Flask) -> None:
+    client = counting.test_client()
+
+    def series_after(number: int) -> int:
+        client.get(f"/{number}?{number}")
+        client.get(f"/api/user-{number}/tasks/{number}")
+        client.open(f"/{number}", method=f"METHOD{number}")
+        return len(scrape(counting).get_data().splitlines())
+
+    # The first scrape is not in its own answer.
+    series_after(0)
+    assert series_after(1) == series_after(2) == series_after(3)
+
+
+def test_durations_are_those_of_the_requests(counting: Flask) -> None:
+    @counting.get("/health/slow")
+    def slow() -> str:
+        time.sleep(0.06)
+        return ""
+
+    counting.test_client().get("/health/slow", headers={"Authorization": f"Bearer {token()}"})
+    lines = scrape(counting).get_data(as_text=True).splitlines()
+    of_it = [line.rsplit(" ", 1) for line in lines if "duration_seconds_bucket{" in line and "/health/slow" in line]
+    below = [series for series, value in of_it if value == "0.0"]
+    assert (len(of_it), len(below)) == (14, 6), of_it
+    assert all(value == "1.0" for _, value in of_it[6:])
+
+
+SLOW = {
+    "postgresql": "SELECT pg_sleep(0.2)",
+    # The first row is there at once, and it takes a while to see that there is no other.
+    "sqlite": "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 600000)"
+    " SELECT x FROM n WHERE x = 1",
+}
+
+
+def test_what_a_statement_of_sqlalchemy_takes_is_time_of_the_database(counting: Flask) -> None:
+    with counting.app_context():
+        connection = db.session.connection()
+        before = now(counting)
+        started = time.perf_counter()
+        connection.execute(text(SLOW[connection.dialect.name])).all()
+        took = time.perf_counter() - started
+    after = now(counting)
+    assert after["todo_database_statements_total"] - before["todo_database_statements_total"] == 1
+    assert 0.8 * took <= after["todo_database_seconds_total"] - before["todo_database_seconds_total"] <= took
+
+
+def test_each_statement_of_a_call_is_one(counting: Flask) -> None:
+    alice = Caller(counting, "alice")
+    alice.create()
+    before = now(counting)
+    alice("GET")
+    alice("GET", "/1")
+    alice("GET", "/x")
+    after = now(counting)
+    assert after["todo_database_statements_total"] - before["todo_database_statements_total"] == 2
+    assert after["todo_database_seconds_total"] > before["todo_database_seconds_total"]
+
+
+def test_a_statement_that_fails_is_counted_and_timed_too(counting: Flask, url: URL) -> None:
+    alice = Caller(counting, "alice")
+    alice.create()
+    sql(url, "ALTER TABLE tasks RENAME TO elsewhere")
+    before = now(counting)
+    assert alice("GET").status_code == 500
+    after = now(counting)
+    sql(url, "ALTER TABLE elsewhere RENAME TO tasks")
+    assert after["todo_database_statements_total"] - before["todo_database_statements_total"] == 1
+    assert after["todo_database_seconds_total"] > before["todo_database_seconds_total"]
+
+
+def test_connections_are_in_use_while_somebody_has_them(counting: Flask) -> None:
+    with counting.app_context():
+        engine = db.engine
+    with engine.connect(), engine.connect():
+        assert now(counting)["todo_database_connections_in_use"] == 2
+    found = now(counting)
+    assert (found["todo_database_connections_in_use"], found["todo_database_connections_size"]) == (0, 8)
+
+
+def test_lost_connections_are_not_in_use_nor_fewer_than_none(make: Make, server: URL) -> None:
+    with postgresql_database(server) as url:
+        close(migrated_app(url))
+        app = make(url, metrics_token=TOKEN)
+        alice = Caller(app, "alice")
+        alice.create()
+        sql(server, f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
+        terminate = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name"
+        sql(server, terminate, name=url.database)
+        assert alice("GET").status_code == 503
+        assert now(app)["todo_database_connections_in_use"] == 0
+        sql(server, f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS true")
+        assert alice("GET").status_code == 200
+        sql(server, terminate, name=url.database)
+        # Lost and replaced.
+        assert alice("GET").status_code == 200
+        assert now(app)["todo_database_connections_in_use"] == 0
+
+
+def test_what_other_processes_have_counted_is_shown(make: Make, url: URL, tmp_path: Path) -> None:
+    for amount in (1, 2):
+        code = f"from prometheus_client import Counter; Counter('seen', 'How often.').inc({amount})"
+        environ = {"PATH": os.environ["PATH"], "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], env=environ, check=True)
+    app = make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))
+    assert now(app) == {"seen_total": 3}
+
+
+def test_a_process_that_has_only_begun_or_just_ended_stops_nobody(make: Make, url: URL, tmp_path: Path) -> None:
+    (tmp_path / "histogram_1.db").touch()
+    (tmp_path / "gauge_livesum_2.db").symlink_to("gone")
+    assert now(make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))) == {}
+
+
+def live_figures(live: Server) -> Figures:
+    """The figures that a scrape of the live service finds."""
+    connection = live.connect()
+    connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    response = connection.getresponse()
+    body = response.read().decode()
+    connection.close()
+    assert response.status == 200, body
+    return figures(body)
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    """Return once it holds. Raises AssertionError where that takes too long."""
+    deadline = time.monotonic() + 15
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def counters(found: Figures) -> Figures:
+    """The figures that must never go back."""
+    return {key: value for key, value in found.items() if "connections" not in key}
+
+
+@pytest.fixture
+def live(server: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, URL, Path]]:
+    """A gunicorn of two workers with /metrics, its database, and where it keeps the figures."""
+    with postgresql_database(server) as url:
+        close(migrated_app(url))
+        with gunicorn(url, tmp_path / "log", METRICS_TOKEN=TOKEN, TMPDIR=str(tmp_path)) as live:
+            (folder,) = tmp_path.glob("todo-metrics-*")
+            # One worker may answer before the other has started.
+            wait_for(lambda: len(live.workers()) == 2 and live_figures(live)["todo_database_connections_size"] == 16)
+            yield live, url, folder
+        assert not folder.exists()
+
+
+def test_two_workers_have_one_sum_through_kills_and_hangups(live: tuple[Server, URL, Path]) -> None:
+    gunicorn, _, folder = live
+    sent: Counter[Any] = Counter()
+    seen = set(gunicorn.workers())
+
+    def send_all(numbers: range) -> None:
+        def send(number: int) -> list[Any]:
+            paths = [("GET", LIST, "/api/alice/tasks"), ("GET", ONE, "/api/alice/tasks/x")]
+            paths += [("GET", "unmatched", f"/{number}"), ("BREW", "unmatched", f"/{number}")]
+            answered = []
+            for method, route, path in paths:
+                status, _ = gunicorn.request(method, path)
+                answered.append(("other" if method == "BREW" else method, route, str(status)))
+            return answered
+
+        with ThreadPoolExecutor(8) as pool:
+            for answered in pool.map(send, numbers):
+                sent.update(answered)
+
+    def assert_all_counted(before: Figures) -> Figures:
+        # From whichever worker it comes.
+        for _ in range(5):
+            found = live_figures(gunicorn)
+            assert {key: value for key, value in found.items() if key in sent} == dict(sent)
+            assert (
+                sum(value for key, value in found.items() if isinstance(key, tuple) and len(key) == 3) == sent.total()
+            )
+            assert all(found[key] >= value for key, value in counters(before).items())
+        # A new worker asks the database by itself whether it is ready.
+        wait_for(lambda: live_figures(gunicorn)["todo_database_connections_in_use"] == 0)
+        return found
+
+    send_all(range(20))
+    found = assert_all_counted({})
+    assert len(sent) == 4
+
+    victim = gunicorn.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: victim not in gunicorn.workers() and len(gunicorn.workers()) == 2)
+    gunicorn.wait_until("/health/live")
+    sent["GET", "/health/live", "200"] += 1
+    seen |= set(gunicorn.workers())
+    found = assert_all_counted(found)
+    send_all(range(20, 40))
+    found = assert_all_counted(found)
+
+    before = set(gunicorn.workers())
+    os.kill(gunicorn.process.pid, signal.SIGHUP)
+    wait_for(lambda: not before & set(gunicorn.workers()) and len(gunicorn.workers()) == 2)
+    seen |= set(gunicorn.workers())
+    found = assert_all_counted(found)
+    send_all(range(40, 60))
+    assert_all_counted(found)
+    wait_for(lambda: live_figures(gunicorn)["todo_database_connections_size"] == 16)
+    # Of nobody else, the trial of a start among them.
+    assert {int(path.stem.rsplit("_", 1)[1]) for path in folder.iterdir()} == seen
+
+
+def test_the_connections_of_a_killed_worker_are_not_in_use_for_ever(live: tuple[Server, URL, Path]) -> None:
+    gunicorn, url, _ = live
+    engine = create_engine(url)
+    with engine.begin() as connection, ThreadPoolExecutor(4) as pool:
+        connection.execute(text("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"))
+        waiting = [pool.submit(gunicorn.request, "GET", "/api/alice/tasks") for _ in range(4)]
+        wait_for(lambda: live_figures(gunicorn)["todo_database_connections_in_use"] == 4)
+        killed = gunicorn.workers()
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        assert all(isinstance(request.exception(), OSError) for request in waiting)
+    engine.dispose()
+    wait_for(lambda: not set(killed) & set(gunicorn.workers()) and len(gunicorn.workers()) == 2)
+    gunicorn.wait_until("/health/live")
+    wait_for(lambda: live_figures(gunicorn)["todo_database_connections_size"] == 16)
+    wait_for(lambda: live_figures(gunicorn)["todo_database_connections_in_use"] == 0)
+
+
+def test_two_services_on_one_machine_count_for_themselves(live: tuple[Server, URL, Path], tmp_path: Path) -> None:
+    first, url, folder = live
+    other_log = tmp_path / "other"
+    # As where one is started from within the other.
+    environ = {"METRICS_TOKEN": TOKEN, "TMPDIR": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    with gunicorn(url, other_log, **environ) as second:
+        assert second.request("GET", "/api/alice/tasks") == (200, [])
+        assert live_figures(second)["GET", LIST, "200"] == 1
+        assert ("GET", LIST, "200") not in live_figures(first)
+    assert folder.exists()

@@ -1,0 +1,289 @@
+"""One line for each request, and the id that ties an answer to what was logged on its way."""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+from flask import Flask, request
+from sqlalchemy import URL
+from werkzeug.test import TestResponse
+
+from tests.live import free_port, running
+from tests.support import Caller, Make, close, migrated_app, sql, sqlite_database
+
+ID = re.compile("[0-9a-f]{32}")
+TEXT = re.compile(r"[\d-]+ [\d:,]+ \[(\S+)\] (\w+) ([\w.]+): (.*)")
+
+Lines = Callable[[], list[str]]
+
+
+@pytest.fixture
+def database(apps: dict[str, Flask]) -> Iterator[URL]:
+    """A database with its tables, empty."""
+    url: URL = apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"]
+    yield url
+    sql(url, "DELETE FROM users")
+
+
+@pytest.fixture
+def make_talkative(make: Make, database: URL, log: StringIO) -> Iterator[Callable[..., Flask]]:
+    """Makes an app that writes of each request; the logging of the other tests is as it was afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def make_talkative(**changes: Any) -> Flask:
+        app = make(database, **{"log_level": "INFO"} | changes)
+        for handler in root.handlers:
+            # Among them those of pytest.
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(log)
+        return app
+
+    yield make_talkative
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def log() -> StringIO:
+    """Where the app writes."""
+    return StringIO()
+
+
+@pytest.fixture
+def lines(log: StringIO) -> Lines:
+    """What has been written so far."""
+    # splitlines() breaks at more than a newline, as does many a viewer of logs.
+    return lambda: log.getvalue().splitlines()
+
+
+@pytest.fixture(params=["text", "json"])
+def log_format(request: pytest.FixtureRequest) -> str:
+    """How lines are written."""
+    return str(request.param)
+
+
+@pytest.fixture
+def talkative(make_talkative: Callable[..., Flask], log_format: str) -> Flask:
+    """An app that writes of each request, with views and hooks that fail."""
+    app = make_talkative(log_format=log_format, cors_origins=("https://app.example",))
+
+    @app.get("/api/<user_id>/broken")
+    def broken() -> str:
+        raise RuntimeError
+
+    @app.before_request
+    def die() -> None:
+        if "X-Die-Before" in request.headers:
+            raise RuntimeError
+
+    @app.after_request
+    def die_too(response: Any) -> Any:
+        if "X-Die-After" in request.headers:
+            raise RuntimeError
+        return response
+
+    return app
+
+
+def said(line: str) -> dict[str, Any]:
+    """What a line says of a request, whichever way it is written."""
+    if line.startswith("{"):
+        members = json.loads(line)
+        assert members.pop("time")
+        assert members.pop("message").startswith(f"{members['method']} {members['route'] or '-'} {members['status']} ")
+        return dict(members)
+    matched = TEXT.fullmatch(line)
+    assert matched, line
+    request_id, level, logger, message = matched.groups()
+    method, route, status, milliseconds, unit, user_id = message.split(" ", 5)
+    assert unit == "ms"
+    return {
+        "level": level,
+        "request_id": request_id,
+        "logger": logger,
+        "method": method,
+        "route": None if route == "-" else route,
+        "status": int(status),
+        "duration_ms": float(milliseconds),
+        "user_id": None if user_id == "-" else json.loads(user_id),
+    }
+
+
+def the_line(lines: list[str]) -> dict[str, Any]:
+    """What the one line on a request says."""
+    (line,) = [line for line in lines if "todo.requests" in line]
+    return said(line)
+
+
+LIST, ONE = "/api/<user_id>/tasks", "/api/<user_id>/tasks/<task_id>"
+REQUESTS: list[tuple[str, str, dict[str, Any], tuple[str, str | None, int, str | None]]] = [
+    ("GET", "/api/alice/tasks?q=secret", {}, ("GET", LIST, 200, "alice")),
+    ("GET", "/api/alice/tasks/", {}, ("GET", LIST, 200, "alice")),
+    ("HEAD", "/api/alice/tasks", {}, ("HEAD", LIST, 200, "alice")),
+    ("GET", "/api/alice/tasks", {"headers": {"If-None-Match": "*"}}, ("GET", LIST, 304, "alice")),
+    ("POST", "/api/alice/tasks", {"json": {"title": "secret"}}, ("POST", LIST, 201, "alice")),
+    ("POST", "/api/alice/tasks", {"json": {"secret": "secret"}}, ("POST", LIST, 400, "alice")),
+    ("DELETE", "/api/alice/tasks/1", {}, ("DELETE", ONE, 404, "alice")),
+    ("GET", "/api/alice/tasks/secret", {}, ("GET", ONE, 400, "alice")),
+    ("GET", "/api/bob/tasks", {}, ("GET", LIST, 403, "alice")),
+    ("GET", "/api/alice/tasks", {"headers": {"Authorization": "Bearer secret"}}, ("GET", LIST, 401, None)),
+    ("GET", "/secret?secret", {}, ("GET", None, 404, None)),
+    ("PATCH", "/api/alice/tasks", {}, ("PATCH", None, 405, None)),
+    ("SECRET", "/api/alice/tasks", {}, ("other", None, 405, None)),
+    ("OPTIONS", "/api/alice/tasks", {}, ("OPTIONS", LIST, 200, None)),
+    (
+        "OPTIONS",
+        "/api/alice/tasks",
+        {"headers": {"Origin": "https://app.example", "Access-Control-Request-Method": "PUT"}},
+        ("OPTIONS", LIST, 200, None),
+    ),
+    ("GET", "/health/live", {}, ("GET", "/health/live", 200, None)),
+    ("GET", "/api/alice/broken", {}, ("GET", "/api/<user_id>/broken", 500, "alice")),
+    ("GET", "/health/live", {"headers": {"X-Die-Before": "secret"}}, ("GET", "/health/live", 500, None)),
+    ("GET", "/health/live", {"headers": {"X-Die-After": "secret"}}, ("GET", "/health/live", 500, None)),
+    ("GET", "/health/live", {"headers": {"Host": "secret" * 1000}}, ("GET", None, 400, None)),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "options", "expected"), REQUESTS)
+def test_each_request_has_one_line_and_its_answer_the_same_id(
+    talkative: Flask,
+    lines: Lines,
+    method: str,
+    path: str,
+    options: dict[str, Any],
+    expected: tuple[str, str | None, int, str | None],
+) -> None:
+    response = Caller(talkative, "alice").open(method, path, **options)
+    written = lines()
+    line = the_line(written)
+    assert (line["method"], line["route"], line["status"], line["user_id"]) == expected
+    assert (line["level"], line["logger"]) == ("INFO", "todo.requests")
+    assert 0 < line["duration_ms"] < 10_000
+    assert response.status_code == line["status"]
+    assert response.headers.getlist("X-Request-ID") == [line["request_id"]]
+    assert ID.fullmatch(line["request_id"])
+    assert "secret" not in str(written).lower()
+
+
+def test_a_provider_that_breaks_leaves_a_line_too(make_talkative: Callable[..., Flask], lines: Lines) -> None:
+    app = make_talkative(identity_provider="tests.identity.providers:broken")
+    response = app.test_client().get("/api/alice/tasks", headers={"X-Request-ID": "mine"})
+    line = the_line(lines())
+    assert (response.status_code, response.headers["X-Request-ID"]) == (500, "mine")
+    assert (line["status"], line["user_id"], line["request_id"]) == (500, None, "mine")
+
+
+def ask(app: Flask, path: str = "/health/live", *, request_id: str) -> TestResponse:
+    """The answer to a request that brings an id."""
+    return Caller(app, "alice").open("GET", path, headers={"X-Request-ID": request_id})
+
+
+@pytest.mark.parametrize("request_id", ["1", "x" * 128, "3f2a7c1e-90b4-4c0f-8f6e-0c1f6d0f4a11", "Root=1-67/a+b:c_d.e"])
+def test_a_sane_id_is_taken(talkative: Flask, lines: Lines, request_id: str) -> None:
+    assert ask(talkative, request_id=request_id).headers.getlist("X-Request-ID") == [request_id]
+    assert the_line(lines())["request_id"] == request_id
+
+
+@pytest.mark.parametrize(
+    "request_id", ["", "x" * 129, "a b", "a,b", 'a"b', "a]b", "é", "a\tb", "\x1b[31m", "{}", "%0a"]
+)
+def test_any_other_id_is_replaced(talkative: Flask, lines: Lines, request_id: str) -> None:
+    environ = {"HTTP_X_REQUEST_ID": request_id}
+    response = talkative.test_client().get("/health/live", environ_overrides=environ)
+    (answered,) = response.headers.getlist("X-Request-ID")
+    assert ID.fullmatch(answered)
+    assert the_line(lines())["request_id"] == answered
+
+
+def test_an_id_given_twice_is_replaced(talkative: Flask) -> None:
+    headers = [("X-Request-ID", "one"), ("X-Request-ID", "two")]
+    response = talkative.test_client().get("/health/live", headers=headers)
+    assert ID.fullmatch(response.headers["X-Request-ID"])
+
+
+def test_each_request_has_an_id_of_its_own(talkative: Flask) -> None:
+    client = talkative.test_client()
+    assert len({client.get("/health/live").headers["X-Request-ID"] for _ in range(20)}) == 20
+
+
+def test_every_line_written_meanwhile_bears_the_id_and_no_other_does(
+    talkative: Flask, lines: Lines, log_format: str
+) -> None:
+    ask(talkative, "/api/alice/broken", request_id="mine")
+    logging.getLogger("elsewhere").info("later")
+    written = [line for line in lines() if line.startswith("{") or TEXT.fullmatch(line)]
+    if log_format == "json":
+        members = [json.loads(line) for line in written]
+        found = [(line["logger"], line.get("request_id")) for line in members]
+        assert found == [("todo.http", "mine"), ("todo.requests", "mine"), ("elsewhere", None)]
+    else:
+        found = [(match[3], match[1]) for line in written if (match := TEXT.fullmatch(line))]
+        assert found == [("todo.http", "mine"), ("todo.requests", "mine"), ("elsewhere", "-")]
+
+
+def test_ids_of_requests_at_once_are_not_mixed_up(talkative: Flask, lines: Lines) -> None:
+    together = Barrier(4)
+
+    @talkative.get("/api/<user_id>/slow")
+    def slow() -> str:
+        together.wait(10)
+        logging.getLogger("slow").warning("for %s", request.headers["X-Request-ID"])
+        return ""
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda number: ask(talkative, "/api/alice/slow", request_id=f"id-{number}"), range(40)))
+    assert [answer.headers["X-Request-ID"] for answer in answers] == [f"id-{number}" for number in range(40)]
+    written = lines()
+    for number in range(40):
+        of_this = [line for line in written if re.search(rf"\bid-{number}\b", line)]
+        assert len(of_this) == 2, of_this
+        assert all(re.search(rf'(\[|"request_id": ")id-{number}\b', line) for line in of_this)
+
+
+@pytest.mark.parametrize(
+    "user_id", ["a b", '"x" y', "-", "null", "a\u2028b", "a\u202eb", "é", "\U0001f600", "a\\nb", "a 200 1.0 ms b"]
+)
+def test_whatever_a_user_is_called_the_line_is_one_and_clear(talkative: Flask, lines: Lines, user_id: str) -> None:
+    assert Caller(talkative, user_id)("GET").status_code == 200
+    (line,) = lines()
+    assert line.isascii()
+    assert said(line)["user_id"] == user_id
+
+
+@pytest.mark.parametrize("method", ["GET\r\nX", "X" * 10_000, "g\u00e9t", '"', ""])
+def test_whatever_a_method_is_called_the_line_is_one_and_short(talkative: Flask, lines: Lines, method: str) -> None:
+    talkative.test_client().get("/health/live", environ_overrides={"REQUEST_METHOD": method})
+    (line,) = lines()
+    assert len(line) < 500
+    assert said(line)["method"] == "other"
+
+
+def test_above_info_nothing_is_written_and_the_id_is_still_returned(
+    make_talkative: Callable[..., Flask], lines: Lines
+) -> None:
+    response = ask(make_talkative(log_level="WARNING"), request_id="mine")
+    assert (response.headers["X-Request-ID"], lines()) == ("mine", [])
+
+
+def test_the_development_server_writes_no_line_of_its_own(tmp_path: Path) -> None:
+    log, port = tmp_path / "log", free_port()
+    with sqlite_database() as url:
+        close(migrated_app(url))
+        environ = {"DATABASE_URL": url.render_as_string(), "IDENTITY_PROVIDER": "development"}
+        command = [sys.executable, "-m", "flask", "--app", "wsgi", "run", "--port", str(port)]
+        with running(command, port, environ, log, ready="/health/live") as live:
+            assert live.request("GET", "/api/alice/tasks?q=secret") == (200, [])
+    written = log.read_text()
+    assert "secret" not in written
+    lines = [said(line) for line in written.splitlines() if "tasks" in line]
+    assert [(line["route"], line["status"], line["user_id"]) for line in lines] == [(LIST, 200, "alice")]
