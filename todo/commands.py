@@ -71,8 +71,10 @@ def snapshot() -> Iterator[Connection]:
             connection.exec_driver_sql("BEGIN")
             yield connection
     else:
-        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        with db.engine.execution_options(**options).begin() as connection:
+        with db.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            # Of this transaction alone: what SQLAlchemy calls read-only would stay in the session, and by way of a
+            # pooler in somebody else's.
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             yield connection
 
 
