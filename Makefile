@@ -13,7 +13,7 @@ programs = for program in $(1); do command -v $$program >/dev/null || missing="$
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test ecosystem screenshot faults fuzz audit bench bench-scale openapi lock clean
+.PHONY: help run test programs ecosystem screenshot faults fuzz audit bench bench-scale openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,9 +33,11 @@ test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
-ecosystem: $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Try the service with the programs around it, as root on Debian: they are installed
-	@$(call programs,chromium curl nginx openssl pgbouncer prometheus redis-server)
-	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300
+programs: ## Install, as root on Debian, the programs that make ecosystem tries the service with
+	@$(call programs,chromium curl nginx npm openssl pgbouncer prometheus redis-server)
+
+ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Try the service with a browser, typed clients, containers, Redis, Prometheus, PgBouncer
+	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300 -n 2 --dist loadfile
 	TEST_THROUGH=pgbouncer $(BIN)/pytest -n 3 --dist worksteal
 
 screenshot: $(VENV)/installed-dev ## Take docs/swagger-ui.png anew: the documentation in a browser
@@ -111,6 +113,5 @@ $(FASTIFY)/node_modules: $(FASTIFY)/package-lock.json
 
 # Not what the packages would run when they are installed: nothing here needs it, and one of them would tell its makers.
 $(TYPESCRIPT)/node_modules: $(TYPESCRIPT)/package-lock.json
-	@$(call programs,npm)
 	@node --eval 'process.exit(process.features.require_module ? 0 : 1)' || { echo "make $@ needs node 20.19 or later"; exit 1; }
 	@cd $(TYPESCRIPT) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && touch node_modules

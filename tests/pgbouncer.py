@@ -32,6 +32,7 @@ server_login_retry = 1
 
 LIST = "PgBouncer lets in whom its list names, not a role that the test makes"
 OPTIONS = "PgBouncer refuses options of a session, as Neon's pooler does"
+RETRY = "PgBouncer holds everybody back for a while after PostgreSQL has refused it"
 OLDER = "PgBouncer's sessions are older than the new default for sessions"
 #: What cannot pass by way of PgBouncer, and why.
 DIRECT_ALONE = {
@@ -39,17 +40,21 @@ DIRECT_ALONE = {
     "test_a_session_that_began_read_only_is_left_once_a_write_has_shown_it": OLDER,
     "test_any_user_id_reaches_the_policies_as_it_is": OPTIONS,
     "test_instants_are_in_utc_whatever_the_servers_time_zone": OPTIONS,
+    "test_lost_connections_are_not_in_use_nor_fewer_than_none": RETRY,
     "test_missing_rights_are_a_fault_of_ours": LIST,
     "test_the_service_says_that_its_role_bypasses_the_policies": LIST,
 }
 
 
 def goes_through(test: pytest.Item) -> bool:
-    """Whether the test has something to say by way of PgBouncer: it has an app on the suite's PostgreSQL."""
+    """Whether the test has something to say by way of PgBouncer: it has an app on the suite's PostgreSQL.
+
+    That the tasks are in partitions is nothing that a pooler could tell.
+    """
     if not isinstance(test, pytest.Function) or "server" not in test.fixturenames:
         return False
     parameters = test.callspec.params.values() if hasattr(test, "callspec") else ()
-    return "sqlite" not in parameters and test.originalname not in DIRECT_ALONE
+    return not {"sqlite", "partitioned"} & {*map(str, parameters)} and test.originalname not in DIRECT_ALONE
 
 
 @contextmanager
