@@ -13,7 +13,7 @@ programs = for program in $(1); do command -v $$program >/dev/null || missing="$
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test programs ecosystem screenshot faults fuzz audit bench bench-scale openapi lock clean
+.PHONY: help run test programs ecosystem screenshot faults fuzz audit bench bench-scale bench-parts openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## 
 
 bench-scale: $(VENV)/installed-dev ## Measure ten million tasks beside a hundred thousand; writes benchmarks/SCALE.md
 	$(BIN)/python -m benchmarks.scale
+
+bench-parts: $(VENV)/installed-dev ## Measure what the log, metrics and rate limits cost a request
+	@$(BIN)/python -m benchmarks.parts
 
 openapi: $(VENV)/installed-dev ## Write the OpenAPI document anew from the app, into docs/ and specs/
 	@$(BIN)/flask openapi write docs/openapi.json
