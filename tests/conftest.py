@@ -27,6 +27,7 @@ from tests.support import (
     postgresql_database,
     postgresql_server,
     settings,
+    sql,
     sqlite_database,
     statements_of,
 )
@@ -101,6 +102,14 @@ def make() -> Iterator[Make]:
     yield make_app
     for app in made:
         close(app)
+
+
+@pytest.fixture
+def database(apps: dict[str, Flask]) -> Iterator[URL]:
+    """A database with its tables, empty, for what is the same on all kinds."""
+    url = url_of(apps["sqlite"])
+    yield url
+    sql(url, "DELETE FROM users")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from tests.live import free_port
 from tests.redis_protocol import StandIn
-from tests.support import Caller, Make, sql, statements_of, token
+from tests.support import Caller, Make, statements_of, token
 from todo import rate_limits
 
 #: A window that hardly ends in the middle of a test.
@@ -26,20 +26,12 @@ PASSWORD = "a-password-of-redis"
 
 
 @pytest.fixture
-def url(apps: dict[str, Flask]) -> Iterator[URL]:
-    """A migrated database, empty."""
-    url: URL = apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"]
-    yield url
-    sql(url, "DELETE FROM users")
-
-
-@pytest.fixture
-def limited(make: Make, url: URL) -> Any:
+def limited(make: Make, database: URL) -> Any:
     """Makes apps with a limit: `limited(3)`, `limited("3 per second", trusted_proxies=1)`."""
 
     def make_limited(limit: int | str, **changes: Any) -> Flask:
         notation = f"{limit} per {WINDOW}" if isinstance(limit, int) else limit
-        return make(url, rate_limits=tuple(parse_many(notation)), **changes)
+        return make(database, rate_limits=tuple(parse_many(notation)), **changes)
 
     return make_limited
 
@@ -65,8 +57,8 @@ def declared(response: TestResponse) -> dict[str, str]:
     return {name: value for name, value in response.headers if name.startswith("RateLimit") or name == "Retry-After"}
 
 
-def test_without_a_limit_nothing_is_registered_and_nothing_said(make: Make, url: URL) -> None:
-    app = make(url, rate_limit_storage="redis://nowhere.invalid", trusted_proxies=1)
+def test_without_a_limit_nothing_is_registered_and_nothing_said(make: Make, database: URL) -> None:
+    app = make(database, rate_limit_storage="redis://nowhere.invalid", trusted_proxies=1)
     hooks = [*app.before_request_funcs[None], *app.error_handler_spec[None][None].values()]
     assert rate_limits.__name__ not in {hook.__module__ for hook in hooks}
     assert not isinstance(app.wsgi_app, ProxyFix)

@@ -17,20 +17,12 @@ from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
 from tests.live import free_port, running
-from tests.support import Caller, Make, close, migrated_app, sql, sqlite_database
+from tests.support import Caller, Make, close, migrated_app, sqlite_database
 
 ID = re.compile("[0-9a-f]{32}")
 TEXT = re.compile(r"[\d-]+ [\d:,]+ \[(\S+)\] (\w+) ([\w.]+): (.*)")
 
 Lines = Callable[[], list[str]]
-
-
-@pytest.fixture
-def database(apps: dict[str, Flask]) -> Iterator[URL]:
-    """A database with its tables, empty."""
-    url: URL = apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"]
-    yield url
-    sql(url, "DELETE FROM users")
 
 
 @pytest.fixture

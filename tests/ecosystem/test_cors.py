@@ -10,9 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Error, Page
 from sqlalchemy import URL
 
-from tests.ecosystem.browser import chromium, visiting
+from tests.ecosystem.browser import visiting
 from tests.live import Server, free_port, gunicorn
-from tests.support import close, migrated_app, sql, sqlite_database, token
+from tests.support import sql, token
 
 pytestmark = pytest.mark.ecosystem
 
@@ -50,14 +50,6 @@ def front_end() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[URL]:
-    """A migrated database of this module's own."""
-    with sqlite_database() as url:
-        close(migrated_app(url))
-        yield url
-
-
-@pytest.fixture(scope="module")
 def live(database: URL, front_end: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A gunicorn that lists the front end, and counts what its users ask for."""
     settings = {
@@ -67,13 +59,6 @@ def live(database: URL, front_end: int, tmp_path_factory: pytest.TempPathFactory
     }
     with gunicorn(database, tmp_path_factory.mktemp("live") / "log", **settings) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium."""
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(autouse=True)

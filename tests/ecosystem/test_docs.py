@@ -6,28 +6,13 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from sqlalchemy import URL
 
-from tests.ecosystem.browser import Visit, chromium, visiting
+from tests.ecosystem.browser import Visit, visiting
 from tests.live import Server, gunicorn
-from tests.support import close, migrated_app, sql, sqlite_database, token
+from tests.support import sql, token
 
 pytestmark = pytest.mark.ecosystem
 
 TITLES = "SELECT title FROM tasks WHERE user_id = 'alice' ORDER BY id"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium."""
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[URL]:
-    """A migrated database of this module's own."""
-    with sqlite_database() as url:
-        close(migrated_app(url))
-        yield url
 
 
 @pytest.fixture(scope="module")

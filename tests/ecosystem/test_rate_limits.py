@@ -17,7 +17,6 @@ from sqlalchemy import URL
 from tests.faults.proxy import nginx
 from tests.live import PATIENCE, Server, free_port, gunicorn
 from tests.programs import program
-from tests.support import close, migrated_app, sqlite_database
 from todo.rate_limits import PAUSE, TIMEOUT
 
 pytestmark = pytest.mark.ecosystem
@@ -85,14 +84,6 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     redis.start()
     yield redis
     redis.close()
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[URL]:
-    """A migrated database of this module's own."""
-    with sqlite_database() as url:
-        close(migrated_app(url))
-        yield url
 
 
 @contextmanager

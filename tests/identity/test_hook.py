@@ -21,14 +21,6 @@ MakeApp = Callable[..., Flask]
 
 
 @pytest.fixture
-def database(apps: dict[str, Flask]) -> Iterator[URL]:
-    """A database with its tables, empty."""
-    url: URL = apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"]
-    yield url
-    sql(url, "DELETE FROM users")
-
-
-@pytest.fixture
 def make_app(make: Make, database: URL) -> MakeApp:
     """Makes an app that asks that provider."""
 
