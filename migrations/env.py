@@ -4,7 +4,7 @@ Each migration is a transaction of its own there. Why, and how a table is change
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from time import sleep
 
@@ -21,10 +21,14 @@ logger = logging.getLogger("alembic.env")
 
 # Any number will do, as long as every process that migrates takes the same.
 LOCK = 7_236_158_401
-#: What begins each transaction of a migration. What the policies of a table would hide from it is an error, rather than
-#: not migrated. And while it waits for a table, whoever comes later waits behind it: less than the second that requests
-#: bear (todo/database.py).
-LIMITS = "SET LOCAL row_security = off; SET LOCAL lock_timeout = '500ms'"
+#: Seconds between two looks whether another process that migrates has ended.
+ANOTHER_LOOK = 0.5
+#: What holds in each transaction of a migration. What the policies of a table would hide from it is an error, rather
+#: than not migrated. And while it waits for a table, whoever comes later waits behind it: less than the second that
+#: requests bear (todo/database.py). How long it then takes is its own affair, whatever limits the role has.
+LIMITS = {"row_security": "off", "lock_timeout": "500ms", "statement_timeout": "0"}
+#: What holds in the transaction that has the lock, and idles for as long as the migrations take.
+NO_LIMITS = {"idle_in_transaction_session_timeout": "0"}
 #: Seconds until the next attempt, after one that could not have its locks: in these, requests go on.
 PAUSES = (1, 1, 2, 3, 5)
 
@@ -56,7 +60,7 @@ def run_migrations() -> None:
                 # The engine is in autocommit.
                 connection.execution_options(isolation_level="READ COMMITTED")
             # For SQLite, since its driver begins nothing by itself before DDL.
-            begin = "BEGIN IMMEDIATE" if is_sqlite else LIMITS
+            begin = "BEGIN IMMEDIATE" if is_sqlite else limits(connection, LIMITS)
             event.listen(connection, "begin", lambda connection: connection.exec_driver_sql(begin))
             migrate_patiently(connection)
     except DATABASE_ERRORS as error:
@@ -74,28 +78,45 @@ def alone(engine: Engine) -> Iterator[None]:
     """
     arguments = current_app.config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]
     with create_engine(engine.url, connect_args=arguments, poolclass=NullPool).begin() as connection:
-        # Whatever the role's own limits: this one waits for others, then idles for as long as the migrations take.
-        for limit in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
-            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+        connection.exec_driver_sql(limits(connection, NO_LIMITS))
+        # Asked again and again, rather than waited for: a statement that waits has a snapshot, for the end of which
+        # CREATE INDEX CONCURRENTLY in the other process would wait, and so both for ever.
+        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({LOCK})").scalar_one():
+            sleep(ANOTHER_LOOK)
         yield
 
 
+def limits(connection: Connection, named: Mapping[str, str]) -> str:
+    """What sets them for a transaction, and that the transaction itself may take as long as it does."""
+    # Which PostgreSQL knows from 17 on.
+    is_known = (connection.dialect.server_version_info or (0,)) >= (17,)
+    whole = {"transaction_timeout": "0"} if is_known else {}
+    return "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in {**named, **whole}.items())
+
+
 def migrate_patiently(connection: Connection) -> None:
-    """Migrate, again after each of the PAUSES where a lock cannot be had. Raises CommandError after the last."""
-    for pause in (*PAUSES, None):
+    """Migrate, again after each of the PAUSES where a lock cannot be had. Raises CommandError after the last.
+
+    And at once, where so many steps up or down were asked for, which a second attempt would count anew.
+    """
+    for attempt, pause in enumerate((*PAUSES, None), start=1):
         try:
             migrate(connection)
         except DBAPIError as error:
             if not isinstance(error.orig, psycopg2.errors.LockNotAvailable | psycopg2.errors.DeadlockDetected):
                 raise
             connection.rollback()
-            if pause is None:
-                raise CommandError(held_up(connection)) from error
+            if pause is None or is_relative(context.get_context().opts.get("destination_rev")):
+                raise CommandError(held_up(connection, attempt)) from error
             logger.info("A table is locked; again in %s s", pause)
             sleep(pause)
         else:
             return
+
+
+def is_relative(destination: object) -> bool:
+    """Whether a destination is counted from where the database stands: +1, or -2."""
+    return str(destination).startswith(("+", "-"))
 
 
 def migrate(connection: Connection) -> None:
@@ -113,7 +134,7 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
 
 
-def held_up(connection: Connection) -> str:
+def held_up(connection: Connection, attempts: int) -> str:
     """What stands in the way of a migration, in one line, without a word of what that does."""
     stands_at = context.get_context().get_current_revision() or "no migration"
     holder = connection.exec_driver_sql(HOLDER).one_or_none()
@@ -123,7 +144,7 @@ def held_up(connection: Connection) -> str:
         found = f"process {pid} of PostgreSQL (role {role}, application {application or 'unnamed'}"
         found += ")" if seconds is None else f", {state}, for {seconds} s)"
     return (
-        f"A table was locked in each of {len(PAUSES) + 1} attempts; the database stands at {stands_at}, and nothing "
+        f"A table was locked (attempts: {attempts}); the database stands at {stands_at}, and nothing "
         f"more was changed. Held now by {found}: try again when that has ended"
     )
 

@@ -53,12 +53,18 @@ def add_examples(migrations: Path) -> None:
 
 def upgrade(url: URL, migrations: Path) -> subprocess.Popen[str]:
     """`flask db upgrade`, with the migrations of the copy."""
+    return flask_db(url, migrations, "upgrade")
+
+
+def flask_db(url: URL, migrations: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`flask db` with those arguments and the migrations of the copy."""
     environ = {
         "PATH": os.environ["PATH"],
         "DATABASE_URL": url.render_as_string(hide_password=False),
         "IDENTITY_PROVIDER": "development",
     }
-    command = [sys.executable, "-m", "flask", "db", "upgrade", "--directory", str(migrations)]
+    name, *rest = arguments
+    command = [sys.executable, "-m", "flask", "db", name, "--directory", str(migrations), *rest]
     return subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
 
 
@@ -186,6 +192,7 @@ def long_transaction(url: URL) -> Iterator[int]:
 
 
 ADD_COLUMN = 'op.execute("ALTER TABLE tasks ADD COLUMN colour TEXT")'
+STANDS_AT = "SELECT version_num FROM alembic_version"
 COLUMNS = "SELECT 1 FROM information_schema.columns WHERE table_name = 'tasks' AND column_name = 'colour'"
 
 
@@ -232,6 +239,31 @@ def test_a_migration_has_its_lock_once_the_one_in_the_way_ends(url: URL, migrati
     assert sql(url, COLUMNS) == [(1,)]
 
 
+def test_so_many_steps_are_not_counted_anew_after_a_lock_that_could_not_be_had(url: URL, migrations: Path) -> None:
+    """The first of the two touches no task, and is done; a second attempt would have done two more."""
+    with long_transaction(url):
+        status, said = ended(flask_db(url, migrations, "downgrade", "--", "-2"))
+    assert (status, sql(url, STANDS_AT)) == (1, [("0003",)])
+    assert "(attempts: 1); the database stands at 0003" in said.splitlines()[-1]
+
+
+def test_a_second_process_does_not_keep_an_index_from_being_made(url: URL, migrations: Path) -> None:
+    """Which waits for every statement that goes on, that of a process that waits for this one among them."""
+    index = 'op.create_index("ix_tasks_status", "tasks", ["status"], postgresql_concurrently=True)'
+    add(migrations, f"__import__('time').sleep(3)\n    with op.get_context().autocommit_block():\n        {index}")
+    processes = [upgrade(url, migrations) for _ in range(2)]
+    assert [ended(process)[0] for process in processes] == [0, 0]
+    assert len(sql(url, "SELECT 1 FROM pg_indexes WHERE indexname = 'ix_tasks_status'")) == 1
+
+
+def test_a_migration_takes_as_long_as_it_takes_whatever_limits_the_role_has(url: URL, migrations: Path) -> None:
+    for limit in ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"):
+        sql(url, f"ALTER DATABASE {url.database} SET {limit} = '1s'")
+    add(migrations, 'op.execute("SELECT pg_sleep(1.5)")')
+    status, said = ended(upgrade(url, migrations))
+    assert status == 0, said
+
+
 SEE = (
     "SELECT current_setting('lock_timeout') AS lock_timeout, current_setting('row_security') AS row_security,"
     " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted) AS locks"
@@ -264,7 +296,7 @@ def test_a_migration_that_fails_leaves_the_ones_before_it(url: URL, migrations: 
     last.write_text(last.read_text().replace("VALIDATE CONSTRAINT ck_tasks_priority_there", "NONSENSE"))
     status, _ = ended(upgrade(url, migrations))
     assert status == 1
-    assert sql(url, "SELECT version_num FROM alembic_version") == [("0007",)]
+    assert sql(url, STANDS_AT) == [("0007",)]
     rules = "SELECT convalidated FROM pg_constraint WHERE conname = 'ck_tasks_priority_known'"
     assert sql(url, rules) == [(False,)]
 
