@@ -9,6 +9,8 @@ RUN python -m venv --without-pip venv \
     --require-hashes --only-binary :all: --requirement requirements.txt
 
 FROM python:3.11-slim-bookworm
+# Nothing is to be installed any more.
+RUN python -m pip uninstall --yes pip setuptools wheel
 # Without .flaskenv: here the flask command takes nobody's word for who is calling, either.
 ENV PATH="/srv/venv/bin:$PATH" \
     PORT=8000 \

@@ -113,7 +113,8 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             "gunicorn.error": {"level": settings.log_level, "handlers": [], "propagate": True},
             # Six lines at each start of `flask db`.
             "alembic.runtime.plugins": quiet,
-            # The development server's line for each request, which has the query.
+            # The development server's line for each request, which has the query; and with it the one that says where
+            # it listens, which `make run` says itself.
             "werkzeug": quiet,
         },
     }
@@ -262,7 +263,8 @@ class _Reader:
         if value is None:
             return ()
         try:
-            limits = set(parse_many(value))
+            # A period of 0 minutes it would take for one.
+            limits = set() if re.search(r"(per|/)\s*0", value) else set(parse_many(value))
         except ValueError:
             limits = set()
         if not limits or not all(limit.amount and limit.get_expiry() <= LONGEST_WINDOW for limit in limits):
@@ -307,10 +309,12 @@ def _is_redis_url(value: str) -> bool:
     """Whether that is all: what stood in a query string would go before the time limits of todo/rate_limits.py."""
     try:
         parts = urlsplit(value)
-        is_address = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+        is_address = bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
-    return is_address and not re.search(r"[?#\s]", value) and bool(re.fullmatch("(/[0-9]{0,5})?", parts.path))
+    # The scheme in lower case, as redis-py wants it.
+    is_plain = value.startswith(("redis://", "rediss://")) and not re.search(r"[?#\s]", value)
+    return is_address and is_plain and bool(re.fullmatch("(/[0-9]{0,5})?", parts.path))
 
 
 def _is_known_to_libpq(url: URL) -> bool:

@@ -25,7 +25,8 @@ from tests.support import ROOT
 DOCKERFILE, IGNORED, COMPOSE = ROOT / "Dockerfile", ROOT / ".dockerignore", ROOT / "compose.yaml"
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 #: Where the base image has its Python, and where that of the tests is to be found in a container.
-PYTHON = f"/usr/local/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
+PYTHON, PACKAGES = f"/usr/local/bin/{VERSION}", f"/usr/local/lib/{VERSION}/site-packages"
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:
@@ -68,6 +69,8 @@ class Image:
 
     srv: Path
     environ: dict[str, str]
+    #: The packages of the base image's own Python: pip alone.
+    packages: Path = Path()
     folder: str = "/"
     user: str = "0:0"
     command: list[str] = field(default_factory=list)
@@ -80,24 +83,36 @@ class Image:
         return self.srv / absolute.relative_to("/srv")
 
 
+def copy_pip(packages: Path) -> None:
+    """As much of the tests' pip as can be used and uninstalled: its programs are elsewhere, and this machine's."""
+    installed = Path(str(find_spec("pip").origin)).parent
+    shutil.copytree(installed, packages / "pip")
+    (described,) = installed.parent.glob("pip-*.dist-info")
+    shutil.copytree(described, packages / described.name)
+    record = packages / described.name / "RECORD"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text("".join(line for line in lines if not line.startswith("..")))
+    (packages / described.name / "entry_points.txt").unlink()
+
+
 def build(context: Path, folder: Path) -> Image:  # noqa: C901, PLR0912 (a case for each instruction)
     """Carry the Dockerfile out, all but what the base image does. Raises where an instruction fails or is not known."""
-    # As `python`, that of the tests with its pip, as the base image has one.
-    python, packages = folder / "bin/python", folder / "packages"
+    # As `python`, that of the tests; no link, to which an environment would link on.
+    python = folder / "bin/python"
     python.parent.mkdir()
-    packages.mkdir()
-    (packages / "pip").symlink_to(Path(str(find_spec("pip").origin)).parent)
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {PYTHON} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {PYTHON} "$@"\n')
     python.chmod(0o755)
     stages: dict[str, Image] = {}
     for name, rest in instructions(DOCKERFILE.read_text()):
         match name, shlex.split(rest):
             case "FROM", [_, *label]:
-                srv = folder / f"stage{len(stages)}"
-                srv.mkdir()
+                stage = folder / f"stage{len(stages)}"
+                srv, packages = stage / "srv", stage / "packages"
+                srv.mkdir(parents=True)
+                copy_pip(packages)
                 # The base image's loader knows its library by itself.
                 known = {"LD_LIBRARY_PATH": "/usr/local/lib", "HOME": "/"}
-                image = Image(srv, {"PATH": f"{python.parent}:{SYSTEM_PATH}"} | known)
+                image = Image(srv, {"PATH": f"{python.parent}:{SYSTEM_PATH}"} | known, packages)
                 stages[label[1] if label else ""] = image
             case "ENV", variables:
                 values = (variable.partition("=") for variable in variables)
@@ -111,7 +126,9 @@ def build(context: Path, folder: Path) -> Image:  # noqa: C901, PLR0912 (a case 
                 for source in sources:
                     copy(context / source, image.at(target) / ("" if target == f"./{source}" else source))
             case "RUN", _:
-                command = in_container(image, ["sh", "-c", rest], read_only=False)
+                # Of this machine's Python nothing is to be taken away.
+                own = f"mount -o remount,bind,ro /usr/local\nmount --bind {image.packages} {PACKAGES}"
+                command = in_container(image, ["sh", "-c", rest], read_only=False, setup=own)
                 # Where pip finds its packages is this machine's affair.
                 names = [name for name in os.environ if re.match("(?i)HOME$|PIP_|.*_PROXY$", name)]
                 affairs = {name: os.environ[name] for name in names}

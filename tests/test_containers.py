@@ -11,7 +11,7 @@ from tests.containers import COMPOSE, DOCKERFILE, compose, copy_context, instruc
 from tests.support import ROOT
 
 TOOLS = Path(sys.executable).parent
-SECRETS = {"POSTGRES_PASSWORD": "first", "DATABASE_PASSWORD": "second", "JWT_SECRET": "third"}
+SECRETS = {"POSTGRES_PASSWORD": "first", "DATABASE_PASSWORD": "second", "TOKEN_SECRET": "third"}
 
 
 def lint(*command: str | Path) -> subprocess.CompletedProcess[str]:

@@ -245,6 +245,12 @@ def test_429_reads_no_body_and_opens_no_connection(limited: Any) -> None:
     assert statements == []
 
 
+@pytest.mark.parametrize("provider", ["nobody", "refusing", "aborting"])
+def test_whichever_way_a_provider_refuses_it_is_counted(limited: Any, provider: str) -> None:
+    app = limited(1, identity_provider=f"tests.identity.providers:{provider}", jwt=None)
+    assert [refused(app).status_code for _ in range(3)] == [401, 429, 429]
+
+
 @pytest.mark.parametrize(
     ("trusted", "forwarded", "counted_as"),
     [

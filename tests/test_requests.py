@@ -72,6 +72,12 @@ def talkative(make_talkative: Callable[..., Flask], log_format: str) -> Flask:
     def broken() -> str:
         raise RuntimeError
 
+    @app.get("/api/<user_id>/asking")
+    def asking() -> dict[str, str]:
+        asked = app.test_client().get("/health/live")
+        logging.getLogger("nested").warning("after it")
+        return {"id": asked.headers["X-Request-ID"]}
+
     @app.before_request
     def die() -> None:
         if "X-Die-Before" in request.headers:
@@ -221,6 +227,14 @@ def test_every_line_written_meanwhile_bears_the_id_and_no_other_does(
     else:
         found = [(match[3], match[1]) for line in written if (match := TEXT.fullmatch(line))]
         assert found == [("todo.http", "mine"), ("todo.requests", "mine"), ("elsewhere", "-")]
+
+
+def test_a_request_within_a_request_takes_its_id_away_from_nobody(talkative: Flask, lines: Lines) -> None:
+    answer = Caller(talkative, "alice").open("GET", "/api/alice/asking")
+    outer, inner = answer.headers["X-Request-ID"], answer.get_json()["id"]
+    written = lines()
+    assert [outer in line for line in written] == [False, True, True]
+    assert inner in written[0]
 
 
 def test_ids_of_requests_at_once_are_not_mixed_up(talkative: Flask, lines: Lines) -> None:

@@ -37,7 +37,7 @@ def init_app(app: Flask) -> None:
         request_id = environ.get("HTTP_X_REQUEST_ID")
         if request_id is None or not _SANE_ID.fullmatch(request_id):
             request_id = token_hex(16)
-        _request_id.set(request_id)
+        outer = _request_id.set(request_id)
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             headers.append(("X-Request-ID", request_id))
@@ -48,7 +48,7 @@ def init_app(app: Flask) -> None:
         try:
             return answer(environ, start)
         finally:
-            _request_id.set(None)
+            _request_id.reset(outer)
 
     app.wsgi_app = named  # type: ignore[method-assign]  # as Flask's documentation does
 

@@ -44,7 +44,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     made = dict(entry.split("=", 1) for entry in (folder / ".env").read_text().splitlines())
     assert len(set(made.values())) == 3
     assert min(map(len, made.values())) >= 32
-    return made | {"JWT_SECRET": SECRET}
+    return made | {"TOKEN_SECRET": SECRET}
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,8 @@ def test_the_image_has_no_pip_and_nothing_to_compile_with(image: Image) -> None:
     packages = {path.name for path in image.at("/srv/venv/lib").glob("python*/site-packages/*")}
     assert {"flask", "psycopg2"} <= packages
     assert packages & {"pip", "setuptools", "wheel"} == set()
+    # Nor has the Python that the environment stands on.
+    assert [path for path in image.packages.rglob("*") if path.is_file() and path.suffix == ".py"] == []
 
 
 def test_the_image_has_what_requirements_txt_pins_and_no_more(run: Run) -> None:

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from flask import Request
+from flask import Request, abort
 
 from todo.errors import InvalidCredentials, Unavailable
 from todo.identity import Identity
@@ -51,6 +51,10 @@ def impossible(_request: Request) -> Identity:
 
 def refusing(_request: Request) -> Identity:
     raise InvalidCredentials
+
+
+def aborting(_request: Request) -> Identity:
+    abort(401, "alice-of-secrets")
 
 
 def broken(_request: Request) -> Identity:

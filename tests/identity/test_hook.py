@@ -148,6 +148,9 @@ class TestCustomProvider:
             response = get(app)
         assert_unauthorized(response, 'Bearer error="invalid_token"')
 
+    def test_a_provider_may_abort_with_401(self, make_app: MakeApp) -> None:
+        assert_unauthorized(get(make_app(f"{PROVIDERS}:aborting")), "Bearer")
+
     @pytest.mark.parametrize("provider", ["a_string", "a_truth", "a_dictionary", "a_lookalike", "broken"])
     def test_a_fault_of_the_provider_is_500_and_tells_nothing(self, make_app: MakeApp, provider: str) -> None:
         app = make_app(f"{PROVIDERS}:{provider}")

@@ -44,9 +44,10 @@ def init_app(app: Flask, settings: Settings) -> None:
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         return response
 
-    # These names and no others: whatever else is asked for is an unknown route.
-    @docs.get(f"/docs/<any({', '.join(map(repr, folders))}):name>")
     def file(name: str) -> Response:
         return send_from_directory(folders[name], name)
 
+    # These and no others: whatever else is asked for is an unknown route.
+    for name in folders:
+        docs.add_url_rule(f"/docs/{name}", view_func=file, defaults={"name": name})
     app.register_blueprint(docs)

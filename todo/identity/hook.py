@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import cast
 
 from flask import Flask, g, request
+from werkzeug.exceptions import Unauthorized
 
 from config import DEVELOPMENT, JWT, ConfigurationError, Settings
 from todo.errors import InvalidCredentials, NotAuthenticated, NotOwner
@@ -54,6 +55,9 @@ def _identify(provider: Provider) -> Identity:
         identity = provider(request)
     except InvalidIdentity as error:
         raise InvalidCredentials from error
+    except Unauthorized as error:
+        # Flask's abort(401), which many a middleware does.
+        raise NotAuthenticated from error
     if identity is None:
         raise NotAuthenticated
     if not isinstance(identity, Identity):
