@@ -44,6 +44,13 @@ def stand_in() -> Iterator[StandIn]:
     stand_in.close()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time for the stand-in to answer in, on a machine that is busy with other tests."""
+    for option in ("socket_connect_timeout", "socket_timeout"):
+        monkeypatch.setitem(rate_limits.OPTIONS, option, 5.0)
+
+
 def refused(app: Flask, address: str | None = "192.0.2.1", **headers: str) -> TestResponse:
     """The answer to a request without an identity, from that address."""
     environ = {} if address is None else {"REMOTE_ADDR": address}
@@ -312,12 +319,14 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(memory._counts) <= 4
 
 
+@pytest.mark.usefixtures("patient")
 def test_redis_counts_for_all_processes(limited: Any, stand_in: StandIn) -> None:
     storage = f"redis://127.0.0.1:{stand_in.port}"
     here, there = (Caller(limited(3, rate_limit_storage=storage), "alice") for _ in range(2))
     assert [app("GET").status_code for app in (here, there, here, there, here)] == [200, 200, 200, 429, 429]
 
 
+@pytest.mark.usefixtures("patient")
 def test_in_redis_nobody_is_named(limited: Any, stand_in: StandIn) -> None:
     app = limited(3, rate_limit_storage=f"redis://127.0.0.1:{stand_in.port}")
     Caller(app, "alice")("GET")
@@ -357,6 +366,7 @@ def test_a_host_that_is_none_takes_no_request_down(limited: Any, capsys: pytest.
     assert len(written(capsys)) == 1
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_redis_complains_of_is_not_repeated(
     limited: Any, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -399,6 +409,7 @@ def test_after_the_pause_one_request_asks_for_all(
     assert stand_in.asked == 2
 
 
+@pytest.mark.usefixtures("patient")
 def test_redis_is_returned_to(
     limited: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
