@@ -98,8 +98,10 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         },
         "json": {
             "()": "pythonjsonlogger.json.JsonFormatter",
-            "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
-            "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
+            "fmt": "%(levelname)s %(name)s %(message)s",
+            # RFC 3339, in UTC.
+            "timestamp": "time",
+            "rename_fields": {"levelname": "level", "name": "logger"},
         },
     }
     quiet = {"level": max("WARNING", settings.log_level, key=LOG_LEVELS.index)}
@@ -332,5 +334,7 @@ def _is_origin(value: str) -> bool:
         return False
     parts = urlsplit(value)
     is_bare = value == f"{parts.scheme}://{parts.netloc}".lower() and "@" not in value and value.isascii()
+    # No pattern, for one: `https://*.example.com` would match nothing.
+    is_bare = is_bare and bool(re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", parts.hostname or ""))
     # A browser leaves the default port out.
     return is_bare and parts.port != {"http": 80, "https": 443}[parts.scheme]

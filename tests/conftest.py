@@ -3,6 +3,7 @@
 Every test that takes `app` or `call` runs on SQLite, on PostgreSQL, and on PostgreSQL with its tasks in partitions.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -65,6 +66,16 @@ def apps(server: URL) -> Iterator[dict[str, Flask]]:
         yield apps
         for app in apps.values():
             close(app)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """What a test's own app sets up for the whole process, to a stream that ends with the test, ends with it too."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(params=DATABASES)

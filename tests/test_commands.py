@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import ClickException
 from click.testing import Result
 from flask import Flask
 from sqlalchemy import URL, create_engine, make_url
@@ -22,6 +23,7 @@ from sqlalchemy import URL, create_engine, make_url
 from config import JwtSettings
 from tests.live import gunicorn
 from tests.support import ROOT, SECRET, Call, Caller, Make, as_superuser, empty_database, migrate, sql
+from todo.commands import on_database
 from todo.ownership import Owned
 from todo.tasks.commands import make_tasks
 from todo.users import commands
@@ -343,6 +345,32 @@ class TestExport:
                 process.stdout.close()
                 assert process.stderr
                 assert process.stderr.read() == b""
+
+    def test_a_disk_that_is_full_is_said_in_one_line(self, alice: Caller, url: URL) -> None:
+        alice.create()
+        with (
+            Path("/dev/full").open("wb") as full,
+            started(url, "users", "export", "alice", stdout=full, stderr=subprocess.PIPE) as process,
+        ):
+            assert process.stderr
+            # At its end Python tries once more, and complains of that too.
+            assert process.stderr.readline() == b"Error: The output failed: No space left on device\n"
+            assert b"Traceback" not in process.stderr.read()
+        assert process.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "seen"), [(OSError(28, "No space left"), ClickException), (BrokenPipeError(), BrokenPipeError)]
+)
+def test_an_output_that_fails_is_no_fault_of_the_database(
+    apps: dict[str, Flask], failure: OSError, seen: type[Exception]
+) -> None:
+    @on_database
+    def fail() -> None:
+        raise failure
+
+    with apps["sqlite"].app_context(), pytest.raises(seen):
+        fail()
 
 
 def started(url: URL, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:

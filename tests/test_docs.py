@@ -82,6 +82,8 @@ def test_it_is_kept_and_asked_for_again(nobody: FlaskClient, path: str) -> None:
     # A browser takes the headers of the 304 for those of what it kept.
     assert directives(again) == directives(first)
     assert nobody.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
+    failed = nobody.get(path, headers={"If-Match": '"other"'})
+    assert (failed.status_code, failed.get_json()) == (412, {"error": "Precondition Failed"})
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", *FILES])

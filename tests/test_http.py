@@ -209,7 +209,33 @@ def test_a_fault_of_ours_tells_the_log_and_not_the_caller(
 ) -> None:
     response = fail(faulty, kind)
     assert (response.status_code, response.get_json()) == (500, {"error": "Internal server error"})
-    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(level, message)]
+    assert [(record.levelno, record.getMessage().partition("\n")[0]) for record in caplog.records] == [(level, message)]
+
+
+def rise(secret: str) -> None:
+    """Raise an error from another, both of which quote what nobody is to read."""
+    try:
+        int(secret)
+    except ValueError as error:
+        raise RuntimeError(secret) from error
+
+
+def test_of_a_fault_the_log_has_the_lines_of_code_and_no_message(
+    faulty: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty.app.add_url_rule("/api/<user_id>/rise", "rise", lambda: rise("a title"))
+    assert faulty.open("GET", "/api/alice/rise").status_code == 500
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert [line for line in said.splitlines() if not line.startswith(" ")] == [
+        "GET /api/<user_id>/rise: RuntimeError",
+        "RuntimeError",
+        "rose from",
+        "ValueError",
+    ]
+    assert "raise RuntimeError(secret) from error" in said
+    assert "int(secret)" in said
+    assert "a title" not in said.replace('rise("a title")', "")
 
 
 @pytest.mark.parametrize("kind", ["unavailable", "no keys"])

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -200,4 +201,5 @@ def test_one_log_line_is_one_json_object(tmp_path: Path) -> None:
     warning = "IDENTITY_PROVIDER=development: every caller is believed to be whom the path names"
     assert ("WARNING", "todo.identity.hook", warning) in messages
     assert any(logger == "gunicorn.error" for _, logger, _ in messages)
-    assert all(line["time"] for line in lines)
+    # RFC 3339.
+    assert all(datetime.fromisoformat(line["time"]).utcoffset() == timedelta() for line in lines)

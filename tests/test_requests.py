@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
@@ -26,22 +26,18 @@ Lines = Callable[[], list[str]]
 
 
 @pytest.fixture
-def make_talkative(make: Make, database: URL, log: StringIO) -> Iterator[Callable[..., Flask]]:
-    """Makes an app that writes of each request; the logging of the other tests is as it was afterwards."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+def make_talkative(make: Make, database: URL, log: StringIO) -> Callable[..., Flask]:
+    """Makes an app that writes of each request."""
 
     def make_talkative(**changes: Any) -> Flask:
         app = make(database, **{"log_level": "INFO"} | changes)
-        for handler in root.handlers:
+        for handler in logging.getLogger().handlers:
             # Among them those of pytest.
             if type(handler) is logging.StreamHandler:
                 handler.setStream(log)
         return app
 
-    yield make_talkative
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    return make_talkative
 
 
 @pytest.fixture

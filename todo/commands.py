@@ -37,6 +37,11 @@ def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, Non
             raise click.ClickException(error.message) from error
         except DATABASE_ERRORS as error:
             raise click.ClickException(f"The database failed: {describe(error)}") from error
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                # Whoever reads has enough: click ends quietly.
+                raise
+            raise click.ClickException(f"The output failed: {error.strerror}") from error
 
     return run
 

@@ -51,8 +51,9 @@ def describe(error: Exception) -> str:
     """What went wrong in one line, for the log: the server's own sentence, without the values that it quotes."""
     cause = _cause(error)
     if isinstance(cause, psycopg2.Error) and cause.pgcode is not None:
-        # A data exception (class 22) quotes the value in its very sentence; the others do in their details.
-        sentence = "" if cause.pgcode.startswith("22") else f": {cause.diag.message_primary}"
+        # A data exception (class 22) quotes the value in its very sentence, and so may what a trigger raises (P0); the
+        # others do in their details.
+        sentence = "" if cause.pgcode.startswith(("22", "P0")) else f": {cause.diag.message_primary}"
         return f"{type(cause).__name__} {cause.pgcode}{sentence}"
     return f"{type(cause).__name__}: {cause}".partition("\n")[0]
 

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 BODY_LIMIT = 1024 * 1024
 MESSAGE_LIMIT = 2000
+#: How many errors, each of which rose from the next, are written of.
+LONGEST_CHAIN = 10
 RETRY_AFTER = {"Retry-After": "1"}
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -191,9 +193,7 @@ def _answer_database_error(error: Exception) -> Response:
     if is_outage(error):
         logger.warning("%s %s: %s", request.method, request.url_rule, describe(error))
         return _error(503, MESSAGES[503], RETRY_AFTER)
-    # Not the exception itself: PostgreSQL's message quotes what the user wrote.
-    trace = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("%s %s: %s\n%s", request.method, request.url_rule, describe(error), trace)
+    logger.error("%s %s: %s\n%s", request.method, request.url_rule, describe(error), _trace(error))
     return _error(500, MESSAGES[500], {})
 
 
@@ -203,8 +203,21 @@ def _answer_violation(violation: OwnershipViolated) -> Response:
 
 
 def _answer_fault(error: Exception) -> Response:
-    logger.error("%s %s: %s", request.method, request.url_rule, type(error).__name__, exc_info=error)
+    logger.error("%s %s: %s\n%s", request.method, request.url_rule, type(error).__name__, _trace(error))
     return _error(500, MESSAGES[500], {})
+
+
+def _trace(error: BaseException) -> str:
+    """Where an error rose, and where those that it rose from: each line of the code, and none of the messages.
+
+    They quote what the user wrote, and an identity provider's may quote the token.
+    """
+    steps: list[str] = []
+    step: BaseException | None = error
+    while step is not None and len(steps) < LONGEST_CHAIN:
+        steps.append(f"{''.join(traceback.format_tb(step.__traceback__))}{type(step).__name__}")
+        step = step.__cause__ or (None if step.__suppress_context__ else step.__context__)
+    return "\nrose from\n".join(steps)
 
 
 class ErrorSchema(Schema):

@@ -7,6 +7,7 @@ from importlib.resources import files
 
 from flask import Blueprint, Flask, Response, redirect, send_from_directory, url_for
 from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import PreconditionFailed
 
 from config import Settings
 
@@ -33,6 +34,14 @@ def init_app(app: Flask, settings: Settings) -> None:
     swagger_ui = str(files("flask_swagger_ui") / "dist")
     folders = dict.fromkeys(OURS, docs.root_path) | dict.fromkeys(SWAGGER_UI, swagger_ui)
 
+    def send(folder: str, name: str) -> Response:
+        response = send_from_directory(folder, name)
+        if response.status_code == PreconditionFailed.code:
+            # With the file all the same.
+            response.close()
+            raise PreconditionFailed
+        return response
+
     @docs.get("/")
     def root() -> ResponseReturnValue:
         return redirect(url_for("docs.page"))
@@ -40,12 +49,12 @@ def init_app(app: Flask, settings: Settings) -> None:
     @docs.get("/docs")
     def page() -> Response:
         # Kept by browsers and asked for again by its entity tag, like its files: an update shows at once.
-        response = send_from_directory(docs.root_path, "index.html")
+        response = send(docs.root_path, "index.html")
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         return response
 
     def file(name: str) -> Response:
-        return send_from_directory(folders[name], name)
+        return send(folders[name], name)
 
     # These and no others: whatever else is asked for is an unknown route.
     for name in folders:
