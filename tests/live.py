@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from json import dumps, loads
 from pathlib import Path
+from random import randrange
 from typing import Any
 
 from sqlalchemy import URL
@@ -18,6 +20,10 @@ from sqlalchemy import URL
 from tests.support import ROOT, SECRET, token
 
 PATIENCE = 15.0
+#: A stretch of ports for each process of pytest-xdist, from anywhere in it on.
+_STRETCH = 1500
+_FIRST = 20_000 + _STRETCH * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_PORTS = (_FIRST + number % _STRETCH for number in count(randrange(_STRETCH)))
 
 
 class Server:
@@ -94,9 +100,14 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on, and that no other process of the tests is given meanwhile.
+
+    Below those that the kernel gives to connections, one of which could have it before the server does.
+    """
+    while True:
+        port = next(_PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextmanager
