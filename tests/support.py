@@ -21,7 +21,7 @@ from sqlalchemy import URL, NullPool, create_engine, event, make_url, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
-from todo import create_app, database
+from todo import commands, create_app, database
 from todo.extensions import db
 
 ROOT = Path(__file__).parent.parent
@@ -226,12 +226,8 @@ def plans_of_statements(options: str) -> Iterator[list[dict[str, Any]]]:
 @contextmanager
 def acting_for(app: Flask, user_id: str) -> Iterator[None]:
     """Within the app, but outside any request: as the hook would have it for that user's."""
-    with app.app_context():
-        database.act_for(user_id)
-        try:
-            yield
-        finally:
-            database.act_for(None)
+    with app.app_context(), commands.acting_for(user_id):
+        yield
 
 
 def partition(url: URL) -> None:

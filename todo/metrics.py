@@ -21,7 +21,7 @@ from sqlalchemy import Engine, event
 from config import Settings
 from todo.database import LimitedCursor
 from todo.errors import NotAuthenticated
-from todo.requests import method_and_route
+from todo.requests import method_and_route, on_answer
 
 #: The endpoint as Flask names it.
 ENDPOINT = "metrics"
@@ -92,20 +92,13 @@ def _count_requests(app: Flask, registry: CollectorRegistry) -> None:
         buckets=BUCKETS,
         registry=registry,
     )
-    answer = app.wsgi_app
 
-    def counted(environ: Any, start_response: Any) -> Any:
-        started = perf_counter()
+    def count(status: int, seconds: float) -> None:
+        method, route = method_and_route()
+        requests.labels(method, route or "unmatched", str(status)).inc()
+        durations.labels(method, route or "unmatched").observe(seconds)
 
-        def start(status: str, *rest: Any) -> Any:
-            method, route = method_and_route()
-            requests.labels(method, route or "unmatched", status[:3]).inc()
-            durations.labels(method, route or "unmatched").observe(perf_counter() - started)
-            return start_response(status, *rest)
-
-        return answer(environ, start)
-
-    app.wsgi_app = counted  # type: ignore[method-assign]  # as Flask's documentation does
+    on_answer(app, count)
 
 
 def _time_statements(engine: Engine, registry: CollectorRegistry) -> None:

@@ -6,6 +6,7 @@ Must not say what a request was about: of what its sender wrote it repeats the i
 import json
 import logging
 import re
+from collections.abc import Callable
 from contextvars import ContextVar
 from secrets import token_hex
 from time import perf_counter
@@ -29,11 +30,10 @@ def init_app(app: Flask) -> None:
     """Name each request, answer with the name in X-Request-ID, and write of it at INFO."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_name_request)
+    on_answer(app, _log)
     answer = app.wsgi_app
 
-    # Around the whole application, since whatever becomes of a request, its answer starts here.
     def named(environ: Any, start_response: Any) -> Any:
-        started = perf_counter()
         request_id = environ.get("HTTP_X_REQUEST_ID")
         if request_id is None or not _SANE_ID.fullmatch(request_id):
             request_id = token_hex(16)
@@ -41,8 +41,6 @@ def init_app(app: Flask) -> None:
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             headers.append(("X-Request-ID", request_id))
-            if logger.isEnabledFor(logging.INFO):
-                _log(int(status[:3]), (perf_counter() - started) * 1000)
             return start_response(status, headers, *rest)
 
         try:
@@ -53,6 +51,23 @@ def init_app(app: Flask) -> None:
     app.wsgi_app = named  # type: ignore[method-assign]  # as Flask's documentation does
 
 
+def on_answer(app: Flask, tell: Callable[[int, float], None]) -> None:
+    """Tell of each answer, as it starts and the request is still at hand: its status, and the seconds until then."""
+    answer = app.wsgi_app
+
+    # Around the whole application, since whatever becomes of a request, its answer starts here.
+    def observed(environ: Any, start_response: Any) -> Any:
+        started = perf_counter()
+
+        def start(status: str, *rest: Any) -> Any:
+            tell(int(status[:3]), perf_counter() - started)
+            return start_response(status, *rest)
+
+        return answer(environ, start)
+
+    app.wsgi_app = observed  # type: ignore[method-assign]  # as Flask's documentation does
+
+
 def method_and_route() -> tuple[str, str | None]:
     """What the request at hand asks for: a method or "other", and the rule of its URL, None where there is none."""
     method = request.method
@@ -60,7 +75,10 @@ def method_and_route() -> tuple[str, str | None]:
     return method if method in METHODS else "other", None if rule is None else rule.rule
 
 
-def _log(status: int, milliseconds: float) -> None:
+def _log(status: int, seconds: float) -> None:
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    milliseconds = seconds * 1000
     method, route = method_and_route()
     identity = known_identity()
     user_id = None if identity is None else identity.user_id

@@ -4,12 +4,11 @@ import click
 from flask import Blueprint
 from sqlalchemy import text
 
-from todo.commands import on_database
+from todo.commands import BATCH, on_database
 from todo.extensions import db
 
 #: Hours for which a key is kept at least. On PostgreSQL the policy of the table holds that too (migration 0004).
 KEPT_FOR = 24
-BATCH = 10_000
 
 blp = Blueprint("idempotency-keys", __name__, cli_group="idempotency-keys")
 blp.cli.help = "Keep the table of idempotency keys small"
