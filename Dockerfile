@@ -6,7 +6,7 @@ COPY requirements.txt ./
 # Wheels alone, by their hashes: there is nothing to compile, and nothing of a package runs while it is installed.
 RUN python -m venv --without-pip venv \
     && python -m pip --python venv install --no-cache-dir --disable-pip-version-check --no-input \
-    --require-hashes --only-binary :all: --requirement requirements.txt
+    --no-deps --require-hashes --only-binary :all: --requirement requirements.txt
 
 FROM python:3.11-slim-bookworm
 # Nothing is to be installed any more.

@@ -7,6 +7,10 @@ AUDIT_VENV := .venv-audit
 AUDITED := requirements.txt requirements-dev.txt requirements-audit.txt
 FASTIFY := benchmarks/peers/fastify
 TYPESCRIPT := tests/ecosystem/typescript
+# $(call install,BIN,LOCK): what the lock pins, and nothing else. It is complete, so pip need not resolve: with --no-deps it
+# cannot pick a newer release of a requirement that has an extra (pip 23.2 does, and then refuses it for want of a hash).
+install = $(1)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(2) && \
+	$(1)/python -m pip --disable-pip-version-check check
 # $(call programs,…): where those programs are not there, Debian's packages of the same names.
 programs = for program in $(1); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	test -z "$$missing" || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends $$missing; } || \
@@ -93,21 +97,21 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: requirements.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(call install,$(BIN),requirements.txt)
 	@touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(call install,$(BIN),requirements-dev.txt)
 	@touch $(VENV)/installed $@
 
 $(PEERS_VENV)/installed: benchmarks/requirements.txt
 	$(PYTHON) -m venv $(PEERS_VENV)
-	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(call install,$(PEERS_VENV)/bin,$<)
 	@touch $@
 
 $(AUDIT_VENV)/installed: requirements-audit.txt
 	$(PYTHON) -m venv $(AUDIT_VENV)
-	$(AUDIT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(call install,$(AUDIT_VENV)/bin,$<)
 	@touch $@
 
 # Without node that peer is left out, and RESULTS.md says so.
