@@ -86,7 +86,7 @@ lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and has
 	@if command -v npm >/dev/null; then for folder in $(FASTIFY) $(TYPESCRIPT); do \
 		( cd $$folder && npm update --save --package-lock-only --omit-lockfile-registry-resolved ) || exit 1; done; fi
 
-LOCK := --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
+LOCK := --universal --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
 	--custom-compile-command "make lock"
 
 clean: ## Remove the virtual environment and what the tools left; instance/ stays
