@@ -23,9 +23,10 @@ def lost(make: Make) -> Flask:
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/live/"])
-def test_it_lives(app: Flask, path: str) -> None:
+def test_it_lives_and_says_its_version(app: Flask, path: str) -> None:
     response = app.test_client().get(path)
-    assert (response.status_code, response.get_json()) == (200, {"status": "ok"})
+    version = app.test_client().get("/openapi.json").get_json()["info"]["version"]
+    assert (response.status_code, response.get_json()) == (200, {"status": "ok", "version": version})
     assert app.test_client().head(path).status_code == 200
 
 

@@ -3,6 +3,7 @@
 import logging
 from functools import cache
 
+from flask import current_app
 from flask.views import MethodView
 from marshmallow import RAISE, Schema, fields
 from marshmallow.validate import OneOf
@@ -28,6 +29,15 @@ class HealthSchema(Schema):
     status = fields.String(required=True, validate=OneOf(["ok"]), metadata={"examples": ["ok"]})
 
 
+class LivenessSchema(HealthSchema):
+    """The body of a good answer of the process."""
+
+    version = fields.String(
+        required=True,
+        metadata={"description": "The version of the service, as in this document.", "examples": ["1.1.0"]},
+    )
+
+
 class ReadinessSchema(HealthSchema):
     """The body of a good answer about the database."""
 
@@ -47,13 +57,13 @@ class Live(MethodView):
     """Does the process answer? Asks no database."""
 
     @blp.doc(operationId="checkLive", security=[])
-    @blp.response(200, HealthSchema, example={"status": "ok"})
+    @blp.response(200, LivenessSchema, example={"status": "ok", "version": "1.1.0"})
     def get(self) -> dict[str, str]:
         """Check that the process lives
 
         Asks no database: a process that fails here wants to be started anew.
         """
-        return {"status": "ok"}
+        return {"status": "ok", "version": current_app.config["API_VERSION"]}
 
 
 @blp.route("/ready")
