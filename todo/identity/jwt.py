@@ -64,19 +64,17 @@ class JwtProvider:
         """Raises ConfigurationError for a key that cannot be used."""
         register_algorithms()
         self.key_set: KeySet | None = None
-        #: What the `alg` of a token may be; which of them depends on the key.
-        self.algorithms: tuple[str, ...]
         if settings.jwks_url is not None:
-            self.algorithms = asymmetric_algorithms(settings.algorithms)
+            self._algorithms = asymmetric_algorithms(settings.algorithms)
             self.key_set = KeySet(settings.jwks_url, settings.algorithms)
-            self._find_key = _in_set(self.key_set, self.algorithms)
+            self._find_key = _in_set(self.key_set, self._algorithms)
         else:
             key = (
                 public_key(settings.public_key or "", settings.algorithms)
                 if settings.secret is None
                 else secret_key(settings.secret, settings.algorithms)
             )
-            self.algorithms = key.algorithms
+            self._algorithms = key.algorithms
             self._find_key = lambda _token: key
         self._issuer = settings.issuer
         self._audience = settings.audience
@@ -102,14 +100,15 @@ class JwtProvider:
                 raise InvalidCredentials(reason=Refusal.MISSING)
             # None, or of a scheme that is not ours: a bare challenge (RFC 6750 section 3.1).
             raise NotAuthenticated(reason=Refusal.MISSING)
+        return self.identify(authorization)
+
+    def identify(self, authorization: str) -> Identity:
+        """The user of `Bearer TOKEN`. Raises InvalidCredentials or Unavailable."""
         # Two Authorization headers arrive as one, joined by a comma, and match nothing.
         match = _BEARER.fullmatch(authorization)
         if match is None:
             raise InvalidCredentials(reason=Refusal.MALFORMED)
-        return self.identify(match[1])
-
-    def identify(self, token: str) -> Identity:
-        """The user of a token. Raises InvalidCredentials or Unavailable."""
+        token = match[1]
         try:
             identity = self._verified(token, self._find_key(token))
         except InvalidIdentity as error:
@@ -119,6 +118,17 @@ class JwtProvider:
         if int(identity.claims["exp"]) <= time() - LEEWAY:
             raise InvalidCredentials(reason=Refusal.EXPIRED)
         return identity
+
+    def algorithms_for(self, token: str) -> tuple[str, ...]:
+        """What the `alg` of that token may be. Raises Unavailable."""
+        try:
+            return self._find_key(token).algorithms
+        except InvalidCredentials:
+            return self._algorithms
+
+    def key_ids(self) -> list[str]:
+        """The ids of the usable keys in the key set, where there is one."""
+        return [] if self.key_set is None else self.key_set.ids()
 
     def _verify(self, token: str, key: VerificationKey) -> Identity:
         # First of all: what is no token for this service is called so, whoever signed it.
