@@ -18,12 +18,12 @@ from sqlalchemy.exc import ArgumentError
 DEVELOPMENT = "development"
 JWT = "jwt"
 
-#: The algorithms of RFC 7518 and RFC 8037 that are accepted, by the kind of key that they need.
+#: The algorithms of RFC 7518, RFC 8037 and RFC 9864 that are accepted, by the kind of key that they need.
 ALGORITHM_FAMILIES: Mapping[str, tuple[str, ...]] = {
     "HMAC": ("HS256", "HS384", "HS512"),
     "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     "EC": ("ES256", "ES384", "ES512"),
-    "EdDSA": ("EdDSA",),
+    "EdDSA": ("EdDSA", "Ed25519", "Ed448"),
 }
 MINIMUM_SECRET_BYTES = 32
 
@@ -31,6 +31,8 @@ SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMATS = ("text", "json")
 ON_OR_OFF = ("on", "off")
+#: What a URL consists of (RFC 3986), without a fragment.
+URL_CHARACTERS = re.compile('[!"$-~]+')
 #: What a scraper's token consists of (RFC 9110 section 11.4: no white space).
 METRICS_TOKEN = re.compile("[!-~]{16,}")
 DEFAULT_THREADS = 8
@@ -166,12 +168,17 @@ class _Reader:
             is_flask_command=is_flask_command,
         )
 
-    def _text(self, name: str) -> str | None:
+    def _text(self, name: str, *, is_block: bool = False) -> str | None:
+        """The value; white space around it is a fault, unless it is a block of lines."""
         value = self._environ.get(name)
         if value is not None and not value.strip():
             self._faults.append(f"{name} is set but empty")
             return None
-        return value
+        if value is None or is_block:
+            return value
+        if value != value.strip():
+            self._faults.append(f"{name} must not begin or end with white space")
+        return value.strip()
 
     def _one_of(self, name: str, choices: tuple[str, ...], default: str) -> str:
         value = self._text(name) or default
@@ -192,9 +199,11 @@ class _Reader:
         except (ArgumentError, ValueError):
             self._faults.append("DATABASE_URL is not a database URL")
             return url
-        if value != value.strip():
-            self._faults.append("DATABASE_URL must not begin or end with white space")
         if url.drivername in ("postgres", "postgresql", "postgresql+psycopg2"):
+            if "@" in value.partition("@")[2] or ("@" in value) != (url.username is not None):
+                # A part of the password would be taken for the host, and be in the log.
+                self._faults.append("DATABASE_URL must have one @, before the host: elsewhere write %40, and %2F for /")
+                return url
             # SQLAlchemy knows no postgres://, and takes postgresql:// for another driver.
             url = url.set(drivername="postgresql+psycopg2")
             if not _is_known_to_libpq(url):
@@ -217,18 +226,16 @@ class _Reader:
         return value
 
     def _jwt(self) -> JwtSettings:
-        secret, public_key, jwks_url = map(self._text, ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL"))
+        secret, jwks_url = self._text("JWT_SECRET"), self._text("JWT_JWKS_URL")
+        public_key = self._text("JWT_PUBLIC_KEY", is_block=True)
         if [secret, public_key, jwks_url].count(None) != 2:
             self._faults.append(
                 "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL"
             )
         if secret is not None and len(secret.encode(errors="surrogateescape")) < MINIMUM_SECRET_BYTES:
             self._faults.append(f"JWT_SECRET must be at least {MINIMUM_SECRET_BYTES} bytes long")
-        if jwks_url is not None and not _is_http_url(jwks_url):
-            self._faults.append("JWT_JWKS_URL must be an http:// or https:// URL")
-        elif jwks_url is not None and "@" in urlsplit(jwks_url).netloc:
-            # urllib would take the password for a part of the host's name, and say so in the log.
-            self._faults.append("JWT_JWKS_URL must not bear a user or a password")
+        if jwks_url is not None:
+            self._check_jwks_url(jwks_url)
         return JwtSettings(
             secret=secret,
             public_key=public_key,
@@ -237,6 +244,15 @@ class _Reader:
             issuer=self._text("JWT_ISSUER"),
             audience=self._text("JWT_AUDIENCE"),
         )
+
+    def _check_jwks_url(self, value: str) -> None:
+        if not _is_http_url(value):
+            self._faults.append("JWT_JWKS_URL must be an http:// or https:// URL")
+        elif "@" in value:
+            # In the path too: a password may hold a slash.
+            self._faults.append("JWT_JWKS_URL must not have a user or a password; elsewhere write @ as %40")
+        elif not URL_CHARACTERS.fullmatch(value):
+            self._faults.append("JWT_JWKS_URL must have no white space, no fragment (#) and no character beyond ASCII")
 
     def _algorithms(self, *, is_symmetric: bool) -> tuple[str, ...]:
         value = self._text("JWT_ALGORITHMS")

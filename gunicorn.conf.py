@@ -86,8 +86,9 @@ def child_exit(_server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Ask a new worker in the background whether it is ready: what stands in the way is in the log from the start.
 
-    It is a request like any other, and counted as one.
+    It is a request like any other, and counted as one. Likewise the key set is fetched, where there is one.
     """
+    worker.wsgi.extensions["fetch_keys"]()
     Thread(target=worker.wsgi.test_client().get, args=("/health/ready",), daemon=True).start()
 
 

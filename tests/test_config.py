@@ -103,8 +103,12 @@ def test_a_provider_of_ones_own_is_named_by_module_and_callable(name: str) -> No
 
 PROVIDER_FAULT = "IDENTITY_PROVIDER must be jwt, package.module:callable or development"
 DATABASE_FAULT = "DATABASE_URL must begin with postgresql:// or postgres://, or be sqlite:///FILE"
+AT_FAULT = "DATABASE_URL must have one @, before the host: elsewhere write %40, and %2F for /"
 LIBPQ_FAULT = "DATABASE_URL has a parameter that PostgreSQL's client library does not know"
 KEY_FAULT = "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL"
+JWKS_URL_FAULT = "JWT_JWKS_URL must be an http:// or https:// URL"
+JWKS_USER_FAULT = "JWT_JWKS_URL must not have a user or a password; elsewhere write @ as %40"
+JWKS_CHARACTERS_FAULT = "JWT_JWKS_URL must have no white space, no fragment (#) and no character beyond ASCII"
 CORS_FAULT = "CORS_ORIGINS must be origins like https://app.example.com, separated by commas"
 THREADS_FAULT = "WEB_THREADS must be a number from 1 to 1000"
 LIMIT_FAULT = "RATE_LIMIT must be like 600 per minute, for at most a year; several are separated by ;"
@@ -122,6 +126,12 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is not a database URL"),
         ({"DATABASE_URL": "postgresql://todo:a@b:c@db:5432/todo"}, "DATABASE_URL is not a database URL"),
         ({"DATABASE_URL": "postgresql://db:port/todo"}, "DATABASE_URL is not a database URL"),
+        ({"DATABASE_URL": "postgresql://todo:pass@word@db/todo"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://todo:pass@wo/rd@db/todo"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://todo:pass@wo?rd@db/todo"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://to/do:password@db/todo"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://todo:password@db/to@do"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://db/todo?user=todo@db"}, AT_FAULT),
         ({"DATABASE_URL": f"{POSTGRESQL}\n"}, "DATABASE_URL must not begin or end with white space"),
         ({"DATABASE_URL": "postgresql://db/todo?colour=red"}, LIBPQ_FAULT),
         ({"DATABASE_URL": "postgresql://db/todo?sslmode=perhaps"}, LIBPQ_FAULT),
@@ -150,14 +160,23 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ),
         (
             {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://user:secret@auth.example/jwks"},
-            "JWT_JWKS_URL must not bear a user or a password",
+            JWKS_USER_FAULT,
         ),
+        (
+            {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/user:pass/word@auth.example/jwks"},
+            JWKS_USER_FAULT,
+        ),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/the keys"}, JWKS_CHARACTERS_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/\tkeys"}, JWKS_CHARACTERS_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/keys\n#x"}, JWKS_CHARACTERS_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/jwks#secret"}, JWKS_CHARACTERS_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.exämple/jwks"}, JWKS_CHARACTERS_FAULT),
         ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ISSUER": ""}, "JWT_ISSUER is set but empty"),
         ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_AUDIENCE": " "}, "JWT_AUDIENCE is set but empty"),
         (
             {"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ALGORITHMS": "none"},
-            "JWT_ALGORITHMS may name ES256, ES384, ES512, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, "
-            "RS256, RS384, RS512, separated by commas",
+            "JWT_ALGORITHMS may name ES256, ES384, ES512, Ed25519, Ed448, EdDSA, HS256, HS384, HS512, PS256, PS384, "
+            "PS512, RS256, RS384, RS512, separated by commas",
         ),
         (
             {"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ALGORITHMS": "HS256,RS256"},
@@ -212,14 +231,14 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"RATE_LIMIT_STORAGE": "redis://[::1"}, STORAGE_FAULT),
         ({"RATE_LIMIT_STORAGE": "redis://redis.example/todo"}, STORAGE_FAULT),
         ({"RATE_LIMIT_STORAGE": "redis://redis.example?socket_timeout=60"}, STORAGE_FAULT),
-        ({"RATE_LIMIT_STORAGE": "redis://redis.example "}, STORAGE_FAULT),
+        ({"RATE_LIMIT_STORAGE": "redis://redis .example"}, STORAGE_FAULT),
         ({"TRUSTED_PROXIES": "-1"}, PROXIES_FAULT),
         ({"TRUSTED_PROXIES": "1001"}, PROXIES_FAULT),
         ({"TRUSTED_PROXIES": "01"}, PROXIES_FAULT),
         ({"METRICS_TOKEN": ""}, "METRICS_TOKEN is set but empty"),
         ({"METRICS_TOKEN": "x" * 15}, METRICS_FAULT),
         ({"METRICS_TOKEN": f"{'x' * 16} x"}, METRICS_FAULT),
-        ({"METRICS_TOKEN": f"{'x' * 16}\n"}, METRICS_FAULT),
+        ({"METRICS_TOKEN": f"{'x' * 16}\nx"}, METRICS_FAULT),
         ({"METRICS_TOKEN": f"{'x' * 16}é"}, METRICS_FAULT),
         (
             {"DATABASE_URL": None, "IDENTITY_PROVIDER": None, "LOG_LEVEL": ""},
@@ -234,6 +253,35 @@ def test_a_bad_value_is_named_in_one_line(changes: Mapping[str, str | None], mes
     with pytest.raises(ConfigurationError) as caught:
         load_settings(environ)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\r\n", "\t", "\u00a0"], ids=ascii)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DATABASE_URL", "IDENTITY_PROVIDER", "JWT_SECRET", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE"),
+        *("JWT_ALGORITHMS", "RATE_LIMIT", "RATE_LIMIT_STORAGE", "METRICS_TOKEN", "LOG_LEVEL", "LOG_FORMAT"),
+        *("API_DOCS", "WEB_THREADS", "WEB_CONCURRENCY", "TRUSTED_PROXIES"),
+    ],
+)
+def test_white_space_around_a_value_is_the_one_fault(name: str, space: str) -> None:
+    key = {"JWT_JWKS_URL": "https://auth.example/jwks"} if name == "JWT_JWKS_URL" else {"JWT_SECRET": SECRET}
+    good = JWT | key | {"JWT_ISSUER": "https://auth.example", "JWT_AUDIENCE": "todo", "JWT_ALGORITHMS": "HS256"}
+    good |= {"JWT_ALGORITHMS": "RS256"} if name == "JWT_JWKS_URL" else {}
+    good |= {"RATE_LIMIT": "1/second", "RATE_LIMIT_STORAGE": "redis://db", "METRICS_TOKEN": "x" * 16}
+    good |= {"LOG_LEVEL": "INFO", "LOG_FORMAT": "text", "API_DOCS": "on"}
+    good |= {"WEB_THREADS": "1", "WEB_CONCURRENCY": "1", "TRUSTED_PROXIES": "1"}
+    load_settings(good)
+    for value in (f"{good[name]}{space}", f"{space}{good[name]}"):
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(good | {name: value})
+        assert str(caught.value) == f"{name} must not begin or end with white space"
+
+
+def test_a_public_key_may_end_with_a_line_end() -> None:
+    jwt = load_settings(JWT | {"JWT_PUBLIC_KEY": "-----BEGIN\n"}).jwt
+    assert jwt is not None
+    assert jwt.public_key == "-----BEGIN\n"
 
 
 @pytest.mark.parametrize(

@@ -307,8 +307,8 @@ def _resolve_host(_dialect: object, _record: object, _arguments: object, paramet
         addresses = look_up.result(timeout=max(0.0, deadline - monotonic()))
     except (OSError, UnicodeError) as error:
         # TimeoutError is an OSError too. libpq must not try again, without a bound.
-        reason = f"could not find the address of {host}: {error or 'it took too long'}"
-        raise psycopg2.OperationalError(reason) from error
+        kind = getattr(error, "strerror", None) or type(error).__name__
+        raise psycopg2.OperationalError(f"could not find the address of {host}: {kind}") from error
     parameters["host"] = ",".join([host] * len(addresses))
     parameters["hostaddr"] = ",".join(addresses)
 

@@ -17,7 +17,7 @@ import flask_smorest
 import msgspec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
-from flask import Flask, Request, jsonify, request, url_for
+from flask import Flask, Request, g, jsonify, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from marshmallow import RAISE, Schema, ValidationError, fields
 from webargs.core import is_json
@@ -184,8 +184,13 @@ def _sentence(message: str) -> str:
 def answer_failure(failure: TodoError) -> Response:
     """The answer to an expected failure."""
     status, headers = next(FAILURES[kind] for kind in type(failure).mro() if kind in FAILURES)
+    if isinstance(failure, NotAuthenticated):
+        # For the request's line in the log.
+        g.refusal = failure.reason
     if status == 503:
-        logger.warning("%s %s: %s", request.method, request.url_rule, failure.__cause__ or failure)
+        # Of what it rose from the kind alone: an identity provider's message may quote the token.
+        cause = f" ({type(failure.__cause__).__name__})" if failure.__cause__ else ""
+        logger.warning("%s %s: %s%s", request.method, request.url_rule, failure.message, cause)
     return _error(status, _sentence(failure.message), headers)
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, event
 
 from config import Settings
 from todo.database import LimitedCursor
-from todo.errors import NotAuthenticated
+from todo.errors import NotAuthenticated, Refusal
 from todo.requests import method_and_route, on_answer
 
 #: The endpoint as Flask names it.
@@ -74,8 +74,10 @@ def _show(app: Flask, registry: CollectorRegistry, token: str) -> None:
 
     def metrics() -> Response:
         scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not compare_digest(credentials.strip().encode(), token.encode()):
-            raise NotAuthenticated
+        if scheme.lower() != "bearer":
+            raise NotAuthenticated(reason=Refusal.MISSING)
+        if not compare_digest(credentials.strip().encode(), token.encode()):
+            raise NotAuthenticated(reason=Refusal.METRICS)
         return app.response_class(generate_latest(registry), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     app.add_url_rule("/metrics", ENDPOINT, metrics)
