@@ -146,6 +146,7 @@ def test_bodies_are_closed_and_answers_are_open(document: dict[str, Any]) -> Non
 
 
 def test_what_the_service_sets_is_read_only_wherever_it_stands(document: dict[str, Any]) -> None:
+    assert OUTPUT_ONLY == ["id", "user_id", "created_at", "updated_at"]
     schemas = document["components"]["schemas"]
     for name in ("Task", "NewTask", "TaskChanges"):
         properties = schemas[name]["properties"]
