@@ -33,6 +33,11 @@ LOG_FORMATS = ("text", "json")
 ON_OR_OFF = ("on", "off")
 #: What a URL consists of (RFC 3986), without a fragment.
 URL_CHARACTERS = re.compile('[!"$-~]+')
+#: Scheme, host and port of an origin (RFC 6454 section 6.2), as browsers and the shells of apps write them.
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([A-Za-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+#: A header's name (RFC 9110 section 5.6.2), without "*": with credentials it is no wildcard.
+HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")
 #: What a scraper's token consists of (RFC 9110 section 11.4: no white space).
 METRICS_TOKEN = re.compile("[!-~]{16,}")
 DEFAULT_THREADS = 8
@@ -67,6 +72,7 @@ class Settings:
     identity_provider: str
     jwt: JwtSettings | None = None
     cors_origins: tuple[str, ...] = ()
+    cors_headers: tuple[str, ...] = ()
     is_docs_on: bool = True
     log_level: str = "INFO"
     log_format: str = "text"
@@ -138,6 +144,7 @@ class _Reader:
         database_url = self._database_url(is_flask_command)
         jwt = self._jwt() if identity_provider == JWT else None
         cors_origins = self._cors_origins()
+        cors_headers = self._cors_headers()
         is_docs_on = self._one_of("API_DOCS", ON_OR_OFF, "on") == "on"
         log_level = self._one_of("LOG_LEVEL", LOG_LEVELS, "INFO")
         log_format = self._one_of("LOG_FORMAT", LOG_FORMATS, "text")
@@ -154,6 +161,7 @@ class _Reader:
             identity_provider=identity_provider,
             jwt=jwt,
             cors_origins=cors_origins,
+            cors_headers=cors_headers,
             is_docs_on=is_docs_on,
             log_level=log_level,
             log_format=log_format,
@@ -273,8 +281,19 @@ class _Reader:
         # Empty is a list too: the one of no origins.
         origins = [entry.strip() for entry in self._environ.get("CORS_ORIGINS", "").split(",") if entry.strip()]
         if not all(map(_is_origin, origins)):
-            self._faults.append("CORS_ORIGINS must be origins like https://app.example.com, separated by commas")
+            self._faults.append(
+                "CORS_ORIGINS must be origins like https://app.example.com or app://localhost, separated by commas"
+            )
         return tuple(origins)
+
+    def _cors_headers(self) -> tuple[str, ...]:
+        value = self._text("CORS_HEADERS")
+        if value is None:
+            return ()
+        names = [name.strip() for name in value.split(",")]
+        if not all(map(HEADER_NAME.fullmatch, names)):
+            self._faults.append("CORS_HEADERS must be names of headers like X-Trace-Id, separated by commas; no *")
+        return tuple(names)
 
     def _rate_limits(self) -> tuple[RateLimitItem, ...]:
         value = self._text("RATE_LIMIT")
@@ -345,12 +364,12 @@ def _is_known_to_libpq(url: URL) -> bool:
 
 
 def _is_origin(value: str) -> bool:
-    """Whether the value is what a browser sends as Origin (RFC 6454 section 6.2), lower case and without a path."""
-    if not _is_http_url(value):
+    """Whether the value is what a client sends as Origin (RFC 6454 section 6.2); `null` is the origin of many."""
+    match = ORIGIN.fullmatch(value)
+    if match is None:
         return False
-    parts = urlsplit(value)
-    is_bare = value == f"{parts.scheme}://{parts.netloc}".lower() and "@" not in value and value.isascii()
-    # No pattern, for one: `https://*.example.com` would match nothing.
-    is_bare = is_bare and bool(re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", parts.hostname or ""))
-    # A browser leaves the default port out.
-    return is_bare and parts.port != {"http": 80, "https": 443}[parts.scheme]
+    scheme, host, port = match.groups()
+    if scheme in DEFAULT_PORTS:
+        # Of these schemes alone browsers write the host in lower case, and leave the default port out.
+        return _is_http_url(value) and host == host.lower() and port != DEFAULT_PORTS[scheme]
+    return port is None or int(port) < 2**16

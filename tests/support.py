@@ -23,11 +23,16 @@ from werkzeug.test import TestResponse
 from config import JwtSettings, Settings
 from todo import commands, create_app, database
 from todo.extensions import db
+from todo.tasks.schemas import TaskSchema
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the secret of the test suite, 32+"
 #: The role that owns each test's PostgreSQL database, and bypasses nothing; as whom the app connects.
 ROLE, PASSWORD = "todo_test_owner", "todo"
+
+#: The fields of a task that the service alone sets, and what a body may have in their place: values of any kind.
+OUTPUT_ONLY = [name for name, field in TaskSchema().fields.items() if field.dump_only]
+IGNORED = [1, None, "bob", "2025-01-09T12:34:56.123456Z", [{"id": 2.5}], "a\0\ud800", "x" * 6000]
 
 #: Who made them, by the name of the database.
 _makers: dict[str | None, URL] = {}

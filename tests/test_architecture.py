@@ -26,8 +26,8 @@ ALLOWED = {
     "todo/cursors.py": {"todo.errors", "todo.instants"},
     "todo/database.py": {"todo.instants"},
     "todo/extensions.py": {"todo.http"},
-    "todo/health.py": {"todo.errors", "todo.extensions", "todo.http"},
-    "todo/http.py": {"todo.conditional", "todo.errors", "todo.faults"},
+    "todo/health.py": {"todo.errors", "todo.extensions", "todo.http", "todo.schemas"},
+    "todo/http.py": {"todo.conditional", "todo.errors", "todo.faults", "todo.openapi", "todo.schemas"},
     "todo/idempotency/commands.py": {"todo.commands", "todo.extensions"},
     "todo/idempotency/models.py": {"todo.database", "todo.extensions", "todo.ownership"},
     "todo/idempotency/once.py": {

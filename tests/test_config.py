@@ -36,6 +36,7 @@ def test_under_the_flask_command_the_database_may_be_left_out() -> None:
 def test_the_defaults_are_quiet_and_closed() -> None:
     settings = load_settings(GOOD)
     assert (settings.cors_origins, settings.log_level, settings.log_format, settings.threads) == ((), "INFO", "text", 8)
+    assert settings.cors_headers == ()
     assert settings.is_docs_on
     assert (settings.rate_limits, settings.rate_limit_storage, settings.trusted_proxies) == ((), None, 0)
     assert not settings.is_flask_command
@@ -51,6 +52,7 @@ def test_everything_can_be_set() -> None:
             "JWT_ISSUER": "https://auth.example",
             "JWT_AUDIENCE": "todo",
             "CORS_ORIGINS": "https://app.example, http://localhost:3000,http://[::1]:3000",
+            "CORS_HEADERS": "X-Trace-Id, x.client+1",
             "API_DOCS": "off",
             "LOG_LEVEL": "DEBUG",
             "LOG_FORMAT": "json",
@@ -70,6 +72,7 @@ def test_everything_can_be_set() -> None:
         audience="todo",
     )
     assert settings.cors_origins == ("https://app.example", "http://localhost:3000", "http://[::1]:3000")
+    assert settings.cors_headers == ("X-Trace-Id", "x.client+1")
     assert not settings.is_docs_on
     assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
     assert (settings.threads, settings.workers) == (16, 3)
@@ -77,6 +80,21 @@ def test_everything_can_be_set() -> None:
     assert settings.rate_limit_storage == "rediss://todo:secret@redis.example:6380/1"
     assert settings.trusted_proxies == 2
     assert (settings.metrics_token, settings.metrics_folder) == ("!bcdefghijklmno~", "/tmp/figures")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *["capacitor://localhost", "ionic://localhost", "tauri://localhost", "http://tauri.localhost"],
+        *["app://-", "app://obsidian.md", "wails://wails.localhost:34115", "web+todo.2://localhost"],
+        "chrome-extension://cjpalhdlnbpafiamejdnhcphjbkeiagm",
+        "moz-extension://0a1b2c3d-0000-4000-8000-0123456789ab",
+        # Of such schemes the host keeps its case.
+        "safari-web-extension://0A1B2C3D-0000-4000-8000-0123456789AB",
+    ],
+)
+def test_an_origin_may_have_any_scheme(origin: str) -> None:
+    assert load_settings(GOOD | {"CORS_ORIGINS": origin}).cors_origins == (origin,)
 
 
 @pytest.mark.parametrize("value", ["redis://localhost", "redis://[::1]:6379/", "rediss://:secret@redis.example/0"])
@@ -109,7 +127,8 @@ KEY_FAULT = "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_K
 JWKS_URL_FAULT = "JWT_JWKS_URL must be an http:// or https:// URL"
 JWKS_USER_FAULT = "JWT_JWKS_URL must not have a user or a password; elsewhere write @ as %40"
 JWKS_CHARACTERS_FAULT = "JWT_JWKS_URL must have no white space, no fragment (#) and no character beyond ASCII"
-CORS_FAULT = "CORS_ORIGINS must be origins like https://app.example.com, separated by commas"
+CORS_FAULT = "CORS_ORIGINS must be origins like https://app.example.com or app://localhost, separated by commas"
+HEADERS_FAULT = "CORS_HEADERS must be names of headers like X-Trace-Id, separated by commas; no *"
 THREADS_FAULT = "WEB_THREADS must be a number from 1 to 1000"
 LIMIT_FAULT = "RATE_LIMIT must be like 600 per minute, for at most a year; several are separated by ;"
 STORAGE_FAULT = "RATE_LIMIT_STORAGE must be redis://HOST or rediss://HOST, with :PORT and /NUMBER or without"
@@ -203,6 +222,23 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"CORS_ORIGINS": "https://app.example:443"}, CORS_FAULT),
         ({"CORS_ORIGINS": "http://app.example:80"}, CORS_FAULT),
         ({"CORS_ORIGINS": "https://bücher.example"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://[::1"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://app.example:0443"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "Capacitor://localhost"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor://localhost/"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor://*"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor://"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor:localhost"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor://localhost:65536"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "1app://localhost"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "file://"}, CORS_FAULT),
+        ({"CORS_HEADERS": ""}, "CORS_HEADERS is set but empty"),
+        ({"CORS_HEADERS": "*"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-*"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-One,"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-One X-Two"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-One: 1"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-Ünicode"}, HEADERS_FAULT),
         ({"API_DOCS": "yes"}, "API_DOCS must be one of on, off"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT must be one of text, json"),

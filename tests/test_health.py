@@ -30,12 +30,18 @@ def test_it_lives_and_says_its_version(app: Flask, path: str) -> None:
     assert app.test_client().head(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/health/ready", "/health/ready/?probe=1"])
+@pytest.mark.parametrize("path", ["/health/ready", "/health/ready/"])
 def test_it_is_ready_and_the_database_keeps_users_apart(app: Flask, url: URL, path: str) -> None:
     response = app.test_client().get(path)
     security = "none" if url.get_backend_name() == "sqlite" else "enforced"
     assert (response.status_code, response.get_json()) == (200, {"status": "ok", "row_level_security": security})
     assert app.test_client().head(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_query_parameters_are_refused_without_a_look_at_the_database(lost: Flask, path: str) -> None:
+    response = lost.test_client().get(f"{path}?probe=1")
+    assert (response.status_code, response.get_json()) == (400, {"error": "Unknown query parameter: probe"})
 
 
 def test_live_asks_no_database(lost: Flask) -> None:

@@ -46,7 +46,10 @@ def _build(settings: Settings) -> Flask:
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/",
         API_SPEC_OPTIONS={
-            "info": {"description": "Tasks that belong to users. Every error is an object with one member, `error`."},
+            "info": {
+                "description": "Tasks that belong to users. Every error is an object with one member, `error`.",
+                "license": {"name": "MIT", "identifier": "MIT"},
+            },
             "servers": [{"url": "/"}],
             "security": [{"bearer": []}],
         },

@@ -5,13 +5,14 @@ from functools import cache
 
 from flask import current_app
 from flask.views import MethodView
-from marshmallow import RAISE, Schema, fields
+from marshmallow import fields
 from marshmallow.validate import OneOf
 from sqlalchemy import inspect, text
 
 from todo.errors import SchemaMissing
 from todo.extensions import db
 from todo.http import Blueprint
+from todo.schemas import NoQuerySchema, Output
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +21,12 @@ ROW_LEVEL_SECURITY = ("enforced", "bypassed", "none")
 blp = Blueprint("health", __name__, url_prefix="/health", description="For load balancers; no identity needed.")
 
 
-class HealthSchema(Schema):
+class HealthSchema(Output):
     """The body of a good answer."""
 
-    class Meta:
-        unknown = RAISE
-
-    status = fields.String(required=True, validate=OneOf(["ok"]), metadata={"examples": ["ok"]})
+    status = fields.String(
+        required=True, validate=OneOf(["ok"]), metadata={"component": "HealthStatus", "examples": ["ok"]}
+    )
 
 
 class LivenessSchema(HealthSchema):
@@ -57,7 +57,9 @@ class Live(MethodView):
     """Does the process answer? Asks no database."""
 
     @blp.doc(operationId="checkLive", security=[])
+    @blp.no_query(NoQuerySchema())
     @blp.response(200, LivenessSchema, example={"status": "ok", "version": "1.1.0"})
+    @blp.fails_with(400)
     def get(self) -> dict[str, str]:
         """Check that the process lives
 
@@ -71,8 +73,9 @@ class Ready(MethodView):
     """Can the service do its work?"""
 
     @blp.doc(operationId="checkReady", security=[])
+    @blp.no_query(NoQuerySchema())
     @blp.response(200, ReadinessSchema, example={"status": "ok", "row_level_security": "enforced"})
-    @blp.fails_with(500, 503)
+    @blp.fails_with(400, 500, 503)
     def get(self) -> dict[str, str]:
         """Check that the database answers and has its tables
 
