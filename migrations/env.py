@@ -5,7 +5,7 @@ Each migration is a transaction of its own there. Why, and how a table is change
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from time import sleep
 
 import psycopg2
@@ -66,7 +66,7 @@ def run_migrations() -> None:
     """
     engine = current_app.extensions["migrate"].db.engine
     is_sqlite = engine.dialect.name == "sqlite"
-    must_be_alone = is_changing(engine)
+    must_be_alone = is_changing()
     try:
         with alone(engine) if must_be_alone and not is_sqlite else nullcontext(), engine.connect() as connection:
             if not is_sqlite:
@@ -87,10 +87,15 @@ def run_migrations() -> None:
         raise
 
 
-def is_changing(engine: Engine) -> bool:
+def is_changing() -> bool:
     """Whether the command goes to another revision: upgrade, downgrade, stamp; but not current, check, migrate."""
-    context.configure(dialect_name=engine.dialect.name)
-    return "destination_rev" in context.get_context().opts
+    # A destination that cannot be resolved yet, such as +1, is one too.
+    with suppress(CommandError):
+        try:
+            context.get_revision_argument()
+        except KeyError:
+            return False
+    return True
 
 
 @contextmanager
