@@ -42,6 +42,7 @@ HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")
 METRICS_TOKEN = re.compile("[!-~]{16,}")
 DEFAULT_THREADS = 8
 LARGEST_NUMBER = 1000
+LARGEST_PORT = 65535
 LONGEST_WINDOW = 366 * 24 * 60 * 60
 
 
@@ -154,6 +155,9 @@ class _Reader:
         rate_limit_storage = self._rate_limit_storage()
         trusted_proxies = self._number("TRUSTED_PROXIES", least=0)
         metrics_token = self._metrics_token()
+        # For `make run` and gunicorn, which read it by themselves and do not name it when it is wrong.
+        self._number("PORT", most=LARGEST_PORT)
+        self._check_gunicorn()
         if self._faults:
             raise ConfigurationError("; ".join(self._faults))
         return Settings(
@@ -324,13 +328,21 @@ class _Reader:
             self._faults.append("METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces")
         return value
 
-    def _number(self, name: str, *, least: int = 1) -> int | None:
+    def _check_gunicorn(self) -> None:
+        """Refuse a gunicorn that has not read gunicorn.conf.py, hence has other limits, and believes other headers."""
+        is_gunicorn = self._environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+        if is_gunicorn and "TODO_GUNICORN_CONF" not in self._environ:
+            self._faults.append(
+                "gunicorn has not read gunicorn.conf.py: start it in the project folder, or name the file with --config"
+            )
+
+    def _number(self, name: str, *, least: int = 1, most: int = LARGEST_NUMBER) -> int | None:
         value = self._text(name)
         if value is None:
             return None
-        if re.fullmatch("0|[1-9][0-9]{0,3}", value) and least <= int(value) <= LARGEST_NUMBER:
+        if re.fullmatch("0|[1-9][0-9]{0,4}", value) and least <= int(value) <= most:
             return int(value)
-        self._faults.append(f"{name} must be a number from {least} to {LARGEST_NUMBER}")
+        self._faults.append(f"{name} must be a number from {least} to {most}")
         return None
 
 

@@ -1,40 +1,42 @@
 """How gunicorn runs the service; it reads this file by itself when started in the project folder."""
 
 import atexit
+import mmap
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from threading import Thread
+from time import sleep
 from typing import Any
 
 from gunicorn import glogging
 
-from config import ConfigurationError, load_settings, logging_config
+# gunicorn may have been started in another folder, and --config may name this file.
+if (folder := str(Path(__file__).resolve().parent)) not in sys.path:
+    sys.path.insert(0, folder)
+# config.py tells by this whether gunicorn has read this file.
+os.environ["TODO_GUNICORN_CONF"] = folder
+# Not kept by this process: a HUP reads this file again, and new workers are to load a new config.py too.
+sys.modules.pop("config", None)
+from config import ConfigurationError, load_settings, logging_config  # noqa: E402
+
+del sys.modules["config"]
 
 try:
     settings = load_settings(os.environ)
 except ConfigurationError as error:
     sys.exit(f"todo: {error}")
 
-# What the settings alone do not tell (a key that is none, a provider that cannot be imported) is tried here, so that
-# the start ends with its one line before there are workers. In a process of its own: what gunicorn itself has
-# imported, a HUP would not load anew. It is quiet, since the workers will say again what there is to be warned of.
-environ = os.environ | {"LOG_LEVEL": "CRITICAL"}
-# Set by on_starting(), when this file is read again for a HUP: what the trial counts is not to be added.
-environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-trial = subprocess.run([sys.executable, "-c", "import wsgi"], env=environ, check=False)
-if trial.returncode:
-    sys.exit(trial.returncode)
-
 worker_class = "gthread"
 # A container may see far more cores than it may use, hence the ceiling.
 workers = settings.workers or max(2, min(os.cpu_count() or 1, 4))
 # Each worker's connection pool is as large as this (todo/database.py): no thread waits for a connection.
 threads = settings.threads
-# Every worker builds its own app, hence its own pool: a connection shared across fork would mix up answers.
+# Every worker loads the code by itself: that is what makes a HUP bring new code, and the figures of all workers add up.
 preload_app = False
 
 # A worker that shows no life for this long is replaced. What a request may take is bounded by the database
@@ -55,6 +57,79 @@ logconfig_dict = logging_config(settings)
 access_log_format = '%(h)s %(t)s "%(r)s" %(s)s %(B)s %(L)s'
 
 
+# Seconds until a worker that could not load the app is replaced by another.
+ANOTHER_LOAD = 5
+
+
+def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
+    """Load the app once before anything else, and before each HUP. The earliest hook: old is None in the first call.
+
+    What the settings alone do not tell (a key that is none, a provider that cannot be imported) ends the start with its
+    one line. A HUP onto code or settings that do not load is logged, and the workers go on as they are: gunicorn itself
+    would end with the first new worker.
+    """
+    if old is not None:
+        return
+    status, said = _trial(server, is_reload=False)
+    if status:
+        sys.stderr.write(said)
+        sys.exit(status)
+    reload = server.reload
+
+    def reload_if_it_loads() -> None:
+        status, said = _trial(server, is_reload=True)
+        if status:
+            server.log.error("Not reloaded, the workers go on as they are: %s", said.strip())
+        else:
+            reload()
+
+    server.reload = reload_if_it_loads
+    # Shared with the workers: whether one of them has loaded the app.
+    server.has_loaded = mmap.mmap(-1, 1)
+
+
+def _trial(server: Any, *, is_reload: bool) -> tuple[int, str]:
+    """Load the app in a process of its own: its exit status, and what it says.
+
+    Forked from this one, like a worker, so that it sees what a worker will see: --chdir, --pythonpath, the packages
+    that this process has imported before.
+    """
+    try:
+        reading, writing = os.pipe()
+        process = multiprocessing.get_context("fork").Process(target=_load, args=(server, is_reload, writing))
+        process.start()
+    except OSError as error:
+        return 1, f"todo: no process for a trial: {error.strerror}"
+    os.close(writing)
+    # gunicorn would end a worker that takes longer than this.
+    process.join(server.cfg.timeout or None)
+    timed_out = process.is_alive()
+    process.kill()
+    process.join()
+    os.set_blocking(reading, False)
+    with open(reading, "rb", buffering=0) as pipe:
+        said = (pipe.read(65536) or b"").decode(errors="replace")
+    if timed_out:
+        said += f"todo: the app was not loaded within {server.cfg.timeout} s\n"
+    return process.exitcode or 0, said
+
+
+def _load(server: Any, is_reload: bool, output: int) -> None:
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    # The workers will say again what there is to be warned of, and what this process counts is not to be added.
+    os.environ["LOG_LEVEL"] = "CRITICAL"
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    for name in [name for name in sys.modules if name.startswith("prometheus_client")]:
+        del sys.modules[name]
+    if is_reload:
+        server.app.reload()
+        server.setup(server.app)
+    if server.cfg.preload_app:
+        sys.exit("todo: --preload is not supported: a HUP would bring no new code, and /metrics would miss workers")
+    server.app.wsgi()
+
+
 def on_starting(server: Any) -> None:
     """Make the folder where the workers keep their figures for each other, when there is to be /metrics.
 
@@ -72,6 +147,28 @@ def _remove(folder: str, owner: int) -> None:
     # The workers, forked as they are, come by here too.
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Let a worker that replaces another try again where the code does not load any more, for as long as that takes.
+
+    gunicorn would end, and with it the workers that still serve.
+    """
+    load = worker.load_wsgi
+
+    def load_or_try_again() -> None:
+        try:
+            load()
+        except (Exception, SystemExit):
+            if not server.has_loaded[0]:
+                raise
+            worker.log.exception("The app does not load; again in %s s", ANOTHER_LOAD)
+            sleep(ANOTHER_LOAD)
+            # One that gunicorn does not end for.
+            sys.exit(1)
+        server.has_loaded[0] = 1
+
+    worker.load_wsgi = load_or_try_again
 
 
 def child_exit(_server: Any, worker: Any) -> None:

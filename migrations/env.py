@@ -5,7 +5,7 @@ Each migration is a transaction of its own there. Why, and how a table is change
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from time import sleep
 
 import psycopg2
@@ -13,7 +13,7 @@ from alembic import context
 from alembic.util import CommandError
 from flask import current_app
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from todo.faults import DATABASE_ERRORS, describe, is_outage
 
@@ -45,28 +45,57 @@ HOLDER = """
     ORDER BY xact_start NULLS LAST LIMIT 1
 """
 
+#: What the script of --sql checks before it changes anything.
+GUARD = """DO $$
+BEGIN
+    IF current_setting('server_encoding') <> 'UTF8' THEN
+        RAISE EXCEPTION 'The encoding of the database is not UTF8';
+    ELSIF NOT pg_try_advisory_xact_lock({lock}) THEN
+        RAISE EXCEPTION 'Another process is migrating this database';
+    ELSIF {is_elsewhere} THEN
+        RAISE EXCEPTION 'This script is for a database {start}';
+    END IF;
+END $$"""
+
 
 def run_migrations() -> None:
     """Run what the command asks for; a failure leaves the database as the last whole migration made it.
 
     On SQLite, where nobody else writes meanwhile, all of them are one transaction. Raises CommandError, which ends the
-    command with one line, where the database is away, or a lock cannot be had.
+    command with one line, where the database is away, a lock cannot be had, or the role lacks a right.
     """
     engine = current_app.extensions["migrate"].db.engine
     is_sqlite = engine.dialect.name == "sqlite"
+    must_be_alone = is_changing()
     try:
-        with nullcontext() if is_sqlite else alone(engine), engine.connect() as connection:
+        with alone(engine) if must_be_alone and not is_sqlite else nullcontext(), engine.connect() as connection:
             if not is_sqlite:
                 # The engine is in autocommit.
                 connection.execution_options(isolation_level="READ COMMITTED")
-            # For SQLite, since its driver begins nothing by itself before DDL.
-            begin = "BEGIN IMMEDIATE" if is_sqlite else limits(connection, LIMITS)
-            event.listen(connection, "begin", lambda connection: connection.exec_driver_sql(begin))
+                event.listen(connection, "begin", begin_within_limits)
+            elif must_be_alone:
+                event.listen(connection, "begin", begin_on_sqlite)
             migrate_patiently(connection)
     except DATABASE_ERRORS as error:
-        if not is_outage(error):
-            raise
-        raise CommandError(f"The database failed: {describe(error)}") from error
+        if is_outage(error):
+            raise CommandError(f"The database failed: {describe(error)}") from error
+        # InvalidSchemaName: none of the schemas in search_path exists.
+        if isinstance(error, DBAPIError) and isinstance(
+            error.orig, psycopg2.errors.InsufficientPrivilege | psycopg2.errors.InvalidSchemaName
+        ):
+            raise CommandError(f"The role lacks a right that migrations need: {describe(error)}") from error
+        raise
+
+
+def is_changing() -> bool:
+    """Whether the command goes to another revision: upgrade, downgrade, stamp; but not current, check, migrate."""
+    # A destination that cannot be resolved yet, such as +1, is one too.
+    with suppress(CommandError):
+        try:
+            context.get_revision_argument()
+        except KeyError:
+            return False
+    return True
 
 
 @contextmanager
@@ -74,16 +103,41 @@ def alone(engine: Engine) -> Iterator[None]:
     """Wait for other processes that migrate, however long, and keep those that come later waiting.
 
     In a transaction on a connection of its own: the lock then outlasts those of the migrations, also where one goes
-    without (autocommit_block), and unlike the lock of a session it is never left behind in a pooler.
+    without (autocommit_block), and unlike the lock of a session it is never left behind in a pooler. Raises
+    CommandError where the database is not in UTF-8.
     """
     arguments = current_app.config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]
     with create_engine(engine.url, connect_args=arguments, poolclass=NullPool).begin() as connection:
         connection.exec_driver_sql(limits(connection, NO_LIMITS))
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+        if encoding != "UTF8":
+            raise CommandError(f"The encoding of the database is {encoding}: create it with ENCODING 'UTF8'")
         # Asked again and again, rather than waited for: a statement that waits has a snapshot, for the end of which
         # CREATE INDEX CONCURRENTLY in the other process would wait, and so both for ever.
+        is_waiting = False
         while not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({LOCK})").scalar_one():
+            if not is_waiting:
+                logger.info("Another process is migrating this database: waiting for its end")
+            is_waiting = True
             sleep(ANOTHER_LOOK)
         yield
+
+
+def begin_within_limits(connection: Connection) -> None:
+    """Set the limits of a transaction that begins on PostgreSQL."""
+    connection.exec_driver_sql(limits(connection, LIMITS))
+
+
+def begin_on_sqlite(connection: Connection) -> None:
+    """Take the only writer's place; SQLite's driver begins nothing by itself before DDL."""
+    patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    try:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    except OperationalError:
+        logger.info("Another process is writing to this database: waiting for its end")
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {patience}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def limits(connection: Connection, named: Mapping[str, str]) -> str:
@@ -128,9 +182,43 @@ def migrate(connection: Connection) -> None:
         target_metadata=app.db.metadata,
         transactional_ddl=True,
         transaction_per_migration=not is_sqlite,
+        include_name=is_compared,
         **app.configure_args,
     )
     with context.begin_transaction():
+        context.run_migrations()
+
+
+def is_compared(name: str | None, kind: str, _parents: object) -> bool:
+    """Whether `check` and `migrate` compare it with the models: no table that is not a model's, such as a partition."""
+    return kind != "table" or name in current_app.extensions["migrate"].metadata.tables
+
+
+def print_script() -> None:
+    """Print, for --sql, what the command would do to a PostgreSQL database; opens no connection.
+
+    The script is one transaction, so that what fails leaves the database as it was. Raises CommandError for SQLite:
+    Alembic writes spaces for tabs, one of which is in a constraint there (migration 0001).
+    """
+    app = current_app.extensions["migrate"]
+    dialect = app.db.engine.dialect
+    if dialect.name == "sqlite":
+        raise CommandError("--sql is for PostgreSQL alone: set DATABASE_URL to postgresql://…, which is not opened")
+    context.configure(
+        dialect_name=dialect.name,
+        target_metadata=app.db.metadata,
+        transactional_ddl=True,
+        literal_binds=True,
+        **app.configure_args,
+    )
+    is_elsewhere, described = "to_regclass('alembic_version') IS NOT NULL", "without migrations"
+    if start := context.get_starting_revision_argument():
+        is_elsewhere = f"(SELECT max(version_num) FROM alembic_version) IS DISTINCT FROM '{start}'"  # noqa: S608 (a revision)
+        described = f"at migration {start}"
+    with context.begin_transaction():
+        for name, value in LIMITS.items():
+            context.execute(f"SET LOCAL {name} = '{value}'")
+        context.execute(GUARD.format(lock=LOCK, is_elsewhere=is_elsewhere, start=described))
         context.run_migrations()
 
 
@@ -149,4 +237,7 @@ def held_up(connection: Connection, attempts: int) -> str:
     )
 
 
-run_migrations()
+if context.is_offline_mode():
+    print_script()
+else:
+    run_migrations()

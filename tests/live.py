@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from json import dumps, loads
@@ -133,8 +133,16 @@ def running(
 
 
 @contextmanager
-def gunicorn(url: URL, log: Path, ready: str = "/health/ready", **environ: str) -> Iterator[Server]:
-    """`gunicorn wsgi:app`, with bearer tokens."""
+def gunicorn(
+    url: URL,
+    log: Path,
+    ready: str = "/health/ready",
+    *,
+    arguments: Sequence[str] = (),
+    cwd: Path = ROOT,
+    **environ: str,
+) -> Iterator[Server]:
+    """`gunicorn wsgi:app` in that folder, with those arguments, and with bearer tokens."""
     port = free_port()
     settings = {
         "PATH": os.environ["PATH"],
@@ -144,6 +152,6 @@ def gunicorn(url: URL, log: Path, ready: str = "/health/ready", **environ: str) 
         "PORT": str(port),
         "WEB_CONCURRENCY": "2",
     }
-    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
-    with running(command, port, settings | environ, log, ready=ready) as server:
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}", *arguments]
+    with running(command, port, settings | environ, log, cwd, ready) as server:
         yield server

@@ -102,6 +102,11 @@ def test_redis_is_taken_by_its_address(value: str) -> None:
     assert load_settings(GOOD | {"RATE_LIMIT_STORAGE": value}).rate_limit_storage == value
 
 
+@pytest.mark.parametrize("environ", [{"PORT": "1"}, {"PORT": "65535"}, {"SERVER_SOFTWARE": "another"}], ids=str)
+def test_what_only_others_read_may_be_there(environ: Mapping[str, str]) -> None:
+    assert load_settings(GOOD | environ) == load_settings(GOOD)
+
+
 def test_there_may_be_no_proxy() -> None:
     assert load_settings(GOOD | {"TRUSTED_PROXIES": "0"}).trusted_proxies == 0
 
@@ -134,6 +139,8 @@ LIMIT_FAULT = "RATE_LIMIT must be like 600 per minute, for at most a year; sever
 STORAGE_FAULT = "RATE_LIMIT_STORAGE must be redis://HOST or rediss://HOST, with :PORT and /NUMBER or without"
 PROXIES_FAULT = "TRUSTED_PROXIES must be a number from 0 to 1000"
 METRICS_FAULT = "METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces"
+PORT_FAULT = "PORT must be a number from 1 to 65535"
+UNREAD_FAULT = "gunicorn has not read gunicorn.conf.py: start it in the project folder, or name the file with --config"
 WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
 
 
@@ -276,6 +283,15 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"METRICS_TOKEN": f"{'x' * 16} x"}, METRICS_FAULT),
         ({"METRICS_TOKEN": f"{'x' * 16}\nx"}, METRICS_FAULT),
         ({"METRICS_TOKEN": f"{'x' * 16}é"}, METRICS_FAULT),
+        ({"PORT": ""}, "PORT is set but empty"),
+        ({"PORT": "0"}, PORT_FAULT),
+        ({"PORT": "65536"}, PORT_FAULT),
+        ({"PORT": "655350"}, PORT_FAULT),
+        ({"PORT": "-1"}, PORT_FAULT),
+        ({"PORT": "http"}, PORT_FAULT),
+        ({"PORT": "80 "}, PORT_FAULT),
+        ({"PORT": "٨٠"}, PORT_FAULT),
+        ({"SERVER_SOFTWARE": "gunicorn/27.0.1"}, UNREAD_FAULT),
         (
             {"DATABASE_URL": None, "IDENTITY_PROVIDER": None, "LOG_LEVEL": ""},
             "IDENTITY_PROVIDER is not set: jwt, package.module:callable or development; "
@@ -355,7 +371,7 @@ def assert_refused(command: list[str], changes: Mapping[str, str], message: str)
     assert result.returncode != 0
     if "/dev/null" in command:
         # gunicorn's own words stand around it, and both workers say it.
-        assert f"todo: {message}" in result.stderr.splitlines()
+        assert f"todo: {message}; {UNREAD_FAULT}" in result.stderr.splitlines()
         assert "Traceback" not in result.stderr
     else:
         assert result.stderr == f"todo: {message}\n"

@@ -16,22 +16,24 @@ WHITE_SPACE = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 
-# Collations under which upper() and lower() know all letters, the best first: built in from PostgreSQL 18 on, ICU's
-# where the server was built with it, built in from PostgreSQL 17 on.
-COLLATIONS = ("pg_unicode_fast", "und-x-icu", "pg_c_utf8")
+# The same as a string constant of PostgreSQL's, in ASCII: the script of --sql has no tabs,
+# and passes any client's encoding.
+WHITE_SPACE_ESCAPED = "".join(f"\\u{ord(character):04x}" for character in WHITE_SPACE)
 
 
 def upgrade() -> None:
     """Make the two tables, and on PostgreSQL the function by which the list is searched."""
-    if op.get_bind().dialect.name == "sqlite":
+    if op.get_context().dialect.name == "sqlite":
         # SQLite counts ids up only in a column declared INTEGER, and has no type for instants.
         task_id = sa.Column("id", sa.Integer(), nullable=False)
         instant: sa.types.TypeEngine[Any] = sa.BigInteger()
         now = sa.text("(CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000)")
+        white_space = f"'{WHITE_SPACE}'"
     else:
         task_id = sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False)
         instant = sa.TIMESTAMP(timezone=True)
         now = sa.text("now()")
+        white_space = f"E'{WHITE_SPACE_ESCAPED}'"
         create_fold_case()
     op.create_table(
         "users",
@@ -53,7 +55,7 @@ def upgrade() -> None:
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.CheckConstraint("id >= 1", name=op.f("ck_tasks_id_positive")),
         sa.CheckConstraint("length(title) BETWEEN 1 AND 255", name=op.f("ck_tasks_title_length")),
-        sa.CheckConstraint(f"ltrim(title, '{WHITE_SPACE}') <> ''", name=op.f("ck_tasks_title_not_blank")),
+        sa.CheckConstraint(f"ltrim(title, {white_space}) <> ''", name=op.f("ck_tasks_title_not_blank")),
         sa.CheckConstraint("length(description) <= 5000", name=op.f("ck_tasks_description_length")),
         sa.CheckConstraint("status IN ('incomplete', 'complete')", name=op.f("ck_tasks_status_known")),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_tasks_user_id"), ondelete="CASCADE"),
@@ -70,18 +72,28 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_tasks_user_id_created_at_id"), table_name="tasks")
     op.drop_table("tasks")
     op.drop_table("users")
-    if op.get_bind().dialect.name != "sqlite":
+    if op.get_context().dialect.name != "sqlite":
         op.execute("DROP FUNCTION fold_case(text)")
 
 
 def create_fold_case() -> None:
-    """Make fold_case(text), which does away with the case of all letters, whatever the database's own locale."""
-    known = set(op.get_bind().scalars(sa.text("SELECT collname FROM pg_collation")))
-    collation = next(name for name in COLLATIONS if name in known)
+    """Make fold_case(text), which does away with the case of all letters, whatever the database's own locale.
+
+    The collations are those under which upper() and lower() know all letters, the best first: built in from PostgreSQL
+    18 on, ICU's where the server was built with it, built in from PostgreSQL 17 on. The server chooses: the script of
+    --sql knows no server.
+    """
     op.execute(
-        f"""
-        CREATE FUNCTION fold_case(text) RETURNS text
-        LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-        AS $$ SELECT upper(lower($1 COLLATE "{collation}")) $$
+        """
+        DO $choose$
+        DECLARE
+            chosen text;
+        BEGIN
+            SELECT name INTO STRICT chosen
+            FROM unnest(ARRAY['pg_unicode_fast', 'und-x-icu', 'pg_c_utf8']) WITH ORDINALITY AS known (name, place)
+            WHERE name IN (SELECT collname FROM pg_collation) ORDER BY place LIMIT 1;
+            EXECUTE 'CREATE FUNCTION fold_case(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE'
+                || ' AS $$ SELECT upper(lower($1 COLLATE "' || chosen || '")) $$';
+        END $choose$
         """
     )

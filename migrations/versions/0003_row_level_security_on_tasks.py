@@ -14,7 +14,7 @@ def upgrade() -> None:
     FORCE: for the owner of the table too, as whom the service may run. The setting is NULL before it was first made
     in a session, and empty after the transaction that made it.
     """
-    if op.get_bind().dialect.name == "sqlite":
+    if op.get_context().dialect.name == "sqlite":
         return
     op.execute("ALTER TABLE tasks ENABLE ROW LEVEL SECURITY")
     op.execute("ALTER TABLE tasks FORCE ROW LEVEL SECURITY")
@@ -26,7 +26,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take it away."""
-    if op.get_bind().dialect.name == "sqlite":
+    if op.get_context().dialect.name == "sqlite":
         return
     op.execute("DROP POLICY tasks_of_user ON tasks")
     op.execute("ALTER TABLE tasks NO FORCE ROW LEVEL SECURITY")

@@ -1,0 +1,264 @@
+"""How gunicorn starts and reloads the service: from which folder, with which arguments, onto which code."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
+
+from tests.live import PATIENCE, Server, free_port, gunicorn
+from tests.support import ROOT, SECRET, close, migrated_app, sqlite_database
+
+PROVIDER = """
+from todo.identity import Identity
+
+def identify(request):
+    return Identity("alice")
+"""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[URL]:
+    """A migrated database."""
+    with sqlite_database() as url:
+        close(migrated_app(url))
+        yield url
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the service, to be changed."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "todo", copy / "todo", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("config.py", "gunicorn.conf.py", "wsgi.py"):
+        shutil.copy(ROOT / name, copy / name)
+    (copy / "provider.py").write_text(PROVIDER)
+    return copy
+
+
+class Load:
+    """Requests one after the other, each on a connection of its own, while code is changed."""
+
+    def __init__(self, server: Server) -> None:
+        self.answers: Counter[tuple[int, str]] = Counter()
+        self._server = server
+        self._is_over = threading.Event()
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """While the block is carried out."""
+        thread = threading.Thread(target=self._work)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            thread.join()
+
+    def _work(self) -> None:
+        while not self._is_over.is_set():
+            try:
+                status, body = self._server.request("GET", "/api/alice/tasks/1")
+            except OSError as error:
+                status, body = 0, {"error": str(error)}
+            self.answers[status, body["error"]] += 1
+
+
+def hang_up(server: Server) -> None:
+    """Ask the server to reload."""
+    os.kill(server.process.pid, signal.SIGHUP)
+
+
+def wait_for_line(server: Server, text: str, count: int) -> str:
+    """The last line of the log that has that text, once there are so many."""
+    deadline = time.monotonic() + 2 * PATIENCE
+    while time.monotonic() < deadline:
+        lines = [line for line in server.log.read_text().splitlines() if text in line]
+        if len(lines) == count:
+            return lines[-1]
+        time.sleep(0.05)
+    raise AssertionError(server.log.read_text())
+
+
+def wait_for_workers(server: Server) -> None:
+    """Return once both workers have loaded the app: each asks whether it is ready, and the test has asked once."""
+    wait_for_line(server, "GET /health/ready 200", 3)
+
+
+def wait_for_new_workers(server: Server, old: set[int]) -> None:
+    """Return once none of the old workers is left."""
+    deadline = time.monotonic() + 2 * PATIENCE
+    while old & set(server.workers()):
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.05)
+
+
+#: A file, what it becomes, and what is then in the log.
+BROKEN = [
+    ("todo/tasks/views.py", "def broken(:\n", "SyntaxError"),
+    ("todo/http.py", "import nothing_of_that_name\n", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+    ("gunicorn.conf.py", "def broken(:\n", "Failed to read config file"),
+    ("gunicorn.conf.py", "workers = 'many'\n", "Invalid value for workers: many"),
+    ("gunicorn.conf.py", "import sys\nsys.exit('todo: this is wrong')\n", "todo: this is wrong"),
+    ("gunicorn.conf.py", "worker_class = 'nothing.of.that.Name'\n", "class uri 'nothing.of.that.Name' invalid"),
+    ("gunicorn.conf.py", "preload_app = True\n", "todo: --preload is not supported"),
+    ("config.py", "def load_settings(environ): raise ConfigurationError('X is not set')\n", "todo: X is not set"),
+    ("provider.py", "raise OSError\n", "IDENTITY_PROVIDER=provider:identify cannot be loaded"),
+    ("provider.py", "import os\nos.kill(os.getpid(), 9)\n", ""),
+    ("provider.py", "import time\ntime.sleep(600)\n", "the app was not loaded within 8 s"),
+]
+
+
+def test_a_hangup_onto_what_does_not_load_leaves_the_workers_as_they_are(copy: Path, url: URL, tmp_path: Path) -> None:
+    """And the next one, once that is mended, brings all of the new code, config.py too."""
+    log, arguments = tmp_path / "log", ("--timeout", "8")
+    with gunicorn(url, log, arguments=arguments, cwd=copy, IDENTITY_PROVIDER="provider:identify") as live:
+        wait_for_workers(live)
+        load, workers = Load(live), set(live.workers())
+        with load.going_on():
+            for number, (name, text, reason) in enumerate(BROKEN, start=1):
+                good = (copy / name).read_text()
+                (copy / name).write_text(f"{good}\n{text}")
+                hang_up(live)
+                wait_for_line(live, "Not reloaded, the workers go on as they are: ", number)
+                said = log.read_text().rpartition("Not reloaded")[2]
+                assert reason in said, said
+                assert set(live.workers()) == workers
+                (copy / name).write_text(good)
+            errors, config = copy / "todo/errors.py", copy / "config.py"
+            config.write_text(config.read_text() + "\nNOT_FOUND = 'No task of that id'\n")
+            errors.write_text(
+                "from config import NOT_FOUND\n" + errors.read_text().replace('"Task not found"', "NOT_FOUND")
+            )
+            hang_up(live)
+            wait_for_new_workers(live, workers)
+            assert live.request("GET", "/api/alice/tasks/1") == (404, {"error": "No task of that id"})
+    assert set(load.answers) == {(404, "Task not found"), (404, "No task of that id")}
+    print(f"{len(BROKEN) + 1} hangups under {sum(load.answers.values())} requests, none failed")
+
+
+def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(
+    copy: Path, url: URL, tmp_path: Path
+) -> None:
+    with gunicorn(url, tmp_path / "log", cwd=copy) as live:
+        wait_for_workers(live)
+        victim, other = live.workers()
+        good = (copy / "todo/http.py").read_text()
+        (copy / "todo/http.py").write_text("def broken(:\n")
+        load = Load(live)
+        os.kill(victim, signal.SIGKILL)
+        wait_for_line(live, "The app does not load; again in 5 s", 1)
+        with load.going_on():
+            # Two attempts.
+            wait_for_line(live, "The app does not load; again in 5 s", 2)
+        assert other in live.workers()
+        (copy / "todo/http.py").write_text(good)
+        wait_for_line(live, "GET /health/ready 200", 4)
+        assert len(live.workers()) == 2
+    assert set(load.answers) == {(404, "Task not found")}
+
+
+def test_why_a_hangup_was_refused_is_one_line_of_json(copy: Path, url: URL, tmp_path: Path) -> None:
+    with gunicorn(url, tmp_path / "log", cwd=copy, LOG_FORMAT="json") as live:
+        (copy / "todo/http.py").write_text("def broken(:\n")
+        hang_up(live)
+        line = wait_for_line(live, "Not reloaded", 1)
+    assert line.startswith("{")
+    assert '"level": "ERROR"' in line
+    assert "SyntaxError: invalid syntax" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ"),
+    [
+        (["--pythonpath", "{beside}", "--chdir", "{copy}", "--config", "{copy}/gunicorn.conf.py"], {}),
+        (["--pythonpath", "{beside}", "--config", "{copy}/gunicorn.conf.py"], {}),
+        (["--pythonpath", "{beside}", "--config", "{copy}/gunicorn.conf.py"], {"PYTHONSAFEPATH": "1"}),
+        (["--config", "{copy}/gunicorn.conf.py", "--chdir", "{beside}"], {}),
+        ([], {"GUNICORN_CMD_ARGS": "--config {copy}/gunicorn.conf.py --pythonpath {beside}"}),
+    ],
+    ids=["chdir", "config", "safe path", "a provider in the folder of chdir", "arguments in the environment"],
+)
+def test_it_starts_from_another_folder_with_a_provider_of_yet_another(
+    copy: Path, url: URL, tmp_path: Path, arguments: list[str], environ: dict[str, str]
+) -> None:
+    """And reloads there."""
+    elsewhere, beside = tmp_path / "elsewhere", tmp_path / "beside"
+    elsewhere.mkdir()
+    beside.mkdir()
+    (copy / "provider.py").rename(beside / "provider.py")
+    whole = [argument.format(copy=copy, beside=beside) for argument in arguments]
+    environ = {name: value.format(copy=copy, beside=beside) for name, value in environ.items()}
+    log = tmp_path / "log"
+    with gunicorn(url, log, arguments=whole, cwd=elsewhere, IDENTITY_PROVIDER="provider:identify", **environ) as live:
+        workers = set(live.workers())
+        # gunicorn.conf.py says so; gunicorn itself would start one.
+        assert len(workers) == 2
+        assert live.request("GET", "/api/alice/tasks") == (200, [])
+        hang_up(live)
+        wait_for_new_workers(live, workers)
+        assert live.request("GET", "/api/alice/tasks") == (200, [])
+
+
+def test_it_starts_on_a_safe_path_in_its_own_folder(copy: Path, url: URL, tmp_path: Path) -> None:
+    with gunicorn(url, tmp_path / "log", cwd=copy, IDENTITY_PROVIDER="provider:identify", PYTHONSAFEPATH="1") as live:
+        assert live.request("GET", "/api/alice/tasks") == (200, [])
+
+
+def refusal(url: URL, *arguments: str, cwd: Path, **environ: str) -> list[str]:
+    """What gunicorn says when it is started so, and ends with an error."""
+    settings = {
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": url.render_as_string(hide_password=False),
+        "IDENTITY_PROVIDER": "jwt",
+        "JWT_SECRET": SECRET,
+        **environ,
+    }
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app", *arguments]
+    result = subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()
+
+
+UNREAD = "todo: gunicorn has not read gunicorn.conf.py: start it in the project folder, or name the file with --config"
+PRELOAD = "todo: --preload is not supported: a HUP would bring no new code, and /metrics would miss workers"
+
+
+def test_it_refuses_to_be_preloaded(copy: Path, url: URL, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    assert refusal(url, "--preload", "--pid", str(pid), cwd=copy, PORT=str(free_port())) == [PRELOAD]
+    assert not pid.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--chdir", "{copy}"], ["--pythonpath", "{copy}"]], ids=" ".join)
+def test_it_refuses_a_gunicorn_without_its_settings(copy: Path, url: URL, tmp_path: Path, arguments: list[str]) -> None:
+    whole = [argument.format(copy=copy) for argument in arguments]
+    assert UNREAD in refusal(url, *whole, cwd=tmp_path, PORT=str(free_port()))
+
+
+def test_gunicorn_refuses_a_port_that_is_none(url: URL) -> None:
+    assert refusal(url, cwd=ROOT, PORT="65536") == ["todo: PORT must be a number from 1 to 65535"]
+
+
+@pytest.mark.parametrize("in_environment", [True, False])
+def test_make_run_refuses_a_port_that_is_none(tmp_path: Path, in_environment: bool) -> None:
+    environ = {"PATH": os.environ["PATH"], "MAKEFLAGS": "--old-file=.venv/installed --no-print-directory"}
+    command = ["make", "run"]
+    if in_environment:
+        environ["PORT"] = "65536"
+    else:
+        command.append("PORT=65536")
+    result = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode != 0
+    assert "todo: PORT must be a number from 1 to 65535" in result.stderr.splitlines()
+    assert "Traceback" not in result.stderr
