@@ -25,7 +25,7 @@ from tests.support import (
     sql,
     sqlite_database,
 )
-from todo import health
+from todo import health, readiness
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -323,6 +323,15 @@ def test_what_is_missing_because_the_code_is_behind_takes_other_code(
         response = make(url).test_client().get("/health/ready")
         assert response.get_json() == {"error": f"The database lacks tables or columns: {SAYS_MORE}"}
         assert "deploy the code that belongs to them" in capsys.readouterr().err
+
+
+def test_code_that_comes_without_its_migrations_is_ready(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(readiness, "MIGRATIONS", tmp_path / "nowhere")
+    readiness.known_revisions.cache_clear()
+    assert app.test_client().get("/health/ready").status_code == 200
+    readiness.known_revisions.cache_clear()
 
 
 def test_restored_without_owner_it_names_the_command_that_brings_it_back(

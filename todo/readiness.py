@@ -193,8 +193,7 @@ def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple
         is_met, error = attempt(connection, need.is_met)
         if not is_met:
             failed.add(need.subject)
-            is_right = error is not None and is_denied(error)
-            wrong = RIGHTS if is_right else need.otherwise
+            wrong = RIGHTS if error is not None and is_denied(error) else need.otherwise
             yield wrong, f"{need.subject}: {wrong if error is None else describe(error)}"
 
 
