@@ -160,11 +160,10 @@ def postgresql_database(server: URL, encoding: str = "UTF8") -> Iterator[URL]:
             f"DO $$ BEGIN CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}';"
             " EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
         )
-        # The server's own locale may take no other encoding.
-        locale = "" if encoding == "UTF8" else "LOCALE 'C'"
-        connection.exec_driver_sql(
-            f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE template0 ENCODING '{encoding}' {locale}"
-        )
+        # Without a locale of its own the server's goes with UTF8 alone.
+        locale = "" if encoding == "UTF8" else "LOCALE_PROVIDER libc LOCALE 'C'"
+        options = f"OWNER {ROLE} TEMPLATE template0 ENCODING '{encoding}' {locale}"
+        connection.exec_driver_sql(f"CREATE DATABASE {name} {options}")
     _makers[name] = server.set(database=name)
     try:
         yield _poolers.get(server, server).set(database=name, username=ROLE, password=PASSWORD)
