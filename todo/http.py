@@ -25,6 +25,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from todo.conditional import expected_of, revalidated
 from todo.errors import (
+    DatabaseUnfit,
     InvalidCredentials,
     InvalidInput,
     KeyReused,
@@ -187,8 +188,10 @@ def answer_failure(failure: TodoError) -> Response:
     if isinstance(failure, NotAuthenticated):
         # For the request's line in the log.
         g.refusal = failure.reason
-    if status == 503:
-        # Of what it rose from the kind alone: an identity provider's message may quote the token.
+    if isinstance(failure, DatabaseUnfit):
+        logger.warning("%s %s: %s", request.method, request.url_rule, failure.detail)
+    elif status == 503:
+        # Of the cause the class alone: an identity provider's message may quote the token.
         cause = f" ({type(failure.__cause__).__name__})" if failure.__cause__ else ""
         logger.warning("%s %s: %s%s", request.method, request.url_rule, failure.message, cause)
     return _error(status, _sentence(failure.message), headers)
