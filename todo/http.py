@@ -229,7 +229,7 @@ def _trace(error: BaseException) -> str:
 
 
 class ApiErrorSchema(Output):
-    """The body of every error. Not called Error: a client in JavaScript would hide its own by importing it."""
+    """The body of every error. Its name is not Error, since that would hide JavaScript's own in generated clients."""
 
     error = fields.String(required=True, metadata={"description": "One sentence on what went wrong."})
 
