@@ -1,14 +1,17 @@
-# The service as an image; compose.yaml runs it beside PostgreSQL and nginx. Python and Debian are those of the tests.
+# The service as an image; compose.yaml runs it beside PostgreSQL and nginx. The newest Python that the suite runs on,
+# and the newest Debian.
 
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.13-slim-trixie AS build
 WORKDIR /srv
 COPY requirements.txt ./
 # Wheels alone, by their hashes: there is nothing to compile, and nothing of a package runs while it is installed.
+# The lock is complete, so pip need not resolve; then it checks that nothing is missing.
 RUN python -m venv --without-pip venv \
     && python -m pip --python venv install --no-cache-dir --disable-pip-version-check --no-input \
-    --no-deps --require-hashes --only-binary :all: --requirement requirements.txt
+    --no-deps --require-hashes --only-binary :all: --requirement requirements.txt \
+    && python -m pip --python venv --disable-pip-version-check check
 
-FROM python:3.11-slim-bookworm
+FROM python:3.13-slim-trixie
 # Nothing is to be installed any more.
 RUN python -m pip uninstall --yes pip setuptools wheel
 # Without .flaskenv: here the flask command takes nobody's word for who is calling, either.

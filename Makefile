@@ -1,4 +1,6 @@
 PYTHON ?= python3
+# 3.13, say.
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +9,12 @@ AUDIT_VENV := .venv-audit
 AUDITED := requirements.txt requirements-dev.txt requirements-audit.txt
 FASTIFY := benchmarks/peers/fastify
 TYPESCRIPT := tests/ecosystem/typescript
-# $(call install,BIN,LOCK): what the lock pins, and nothing else. It is complete, so pip need not resolve: with --no-deps it
+# $(call install,BIN,LOCK): what the lock pins, and nothing else. The lock is complete, so pip must not resolve: with --no-deps it
 # cannot pick a newer release of a requirement that has an extra (pip 23.2 does, and then refuses it for want of a hash).
-install = $(1)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(2) && \
-	$(1)/python -m pip --disable-pip-version-check check
+define install
+$(1)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(2)
+@broken=$$($(1)/python -m pip --disable-pip-version-check check) || { echo "$$broken"; exit 1; }
+endef
 # $(call programs,…): where those programs are not there, Debian's packages of the same names.
 programs = for program in $(1); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	test -z "$$missing" || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends $$missing; } || \
@@ -86,31 +90,30 @@ lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and has
 	@if command -v npm >/dev/null; then for folder in $(FASTIFY) $(TYPESCRIPT); do \
 		( cd $$folder && npm update --save --package-lock-only --omit-lockfile-registry-resolved ) || exit 1; done; fi
 
-LOCK := --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
+LOCK := --universal --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
 	--custom-compile-command "make lock"
 
 clean: ## Remove the virtual environment and what the tools left; instance/ stays
 	rm -rf $(VENV) $(PEERS_VENV) $(AUDIT_VENV) $(FASTIFY)/node_modules $(TYPESCRIPT)/node_modules .coverage .hypothesis \
 		.mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# A virtual environment has this folder if it is one of that Python; of another, it is made anew.
+%/lib/python$(PYTHON_VERSION):
+	$(PYTHON) -m venv --clear $*
 
-$(VENV)/installed: requirements.txt | $(VENV)/bin/python
-	$(call install,$(BIN),requirements.txt)
+$(VENV)/installed: requirements.txt $(VENV)/lib/python$(PYTHON_VERSION)
+	$(call install,$(BIN),$<)
 	@touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
-	$(call install,$(BIN),requirements-dev.txt)
+$(VENV)/installed-dev: requirements-dev.txt requirements.txt $(VENV)/lib/python$(PYTHON_VERSION)
+	$(call install,$(BIN),$<)
 	@touch $(VENV)/installed $@
 
-$(PEERS_VENV)/installed: benchmarks/requirements.txt
-	$(PYTHON) -m venv $(PEERS_VENV)
+$(PEERS_VENV)/installed: benchmarks/requirements.txt $(PEERS_VENV)/lib/python$(PYTHON_VERSION)
 	$(call install,$(PEERS_VENV)/bin,$<)
 	@touch $@
 
-$(AUDIT_VENV)/installed: requirements-audit.txt
-	$(PYTHON) -m venv $(AUDIT_VENV)
+$(AUDIT_VENV)/installed: requirements-audit.txt $(AUDIT_VENV)/lib/python$(PYTHON_VERSION)
 	$(call install,$(AUDIT_VENV)/bin,$<)
 	@touch $@
 

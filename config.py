@@ -18,12 +18,12 @@ from sqlalchemy.exc import ArgumentError
 DEVELOPMENT = "development"
 JWT = "jwt"
 
-#: The algorithms of RFC 7518 and RFC 8037 that are accepted, by the kind of key that they need.
+#: The algorithms of RFC 7518, RFC 8037 and RFC 9864 that are accepted, by the kind of key that they need.
 ALGORITHM_FAMILIES: Mapping[str, tuple[str, ...]] = {
     "HMAC": ("HS256", "HS384", "HS512"),
     "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     "EC": ("ES256", "ES384", "ES512"),
-    "EdDSA": ("EdDSA",),
+    "EdDSA": ("EdDSA", "Ed25519", "Ed448"),
 }
 MINIMUM_SECRET_BYTES = 32
 
@@ -31,6 +31,13 @@ SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMATS = ("text", "json")
 ON_OR_OFF = ("on", "off")
+#: What a URL consists of (RFC 3986), without a fragment.
+URL_CHARACTERS = re.compile('[!"$-~]+')
+#: Scheme, host and port of an origin (RFC 6454 section 6.2), as browsers and the shells of apps write them.
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([A-Za-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+#: A header's name (RFC 9110 section 5.6.2), without "*": with credentials it is no wildcard.
+HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")
 #: What a scraper's token consists of (RFC 9110 section 11.4: no white space).
 METRICS_TOKEN = re.compile("[!-~]{16,}")
 DEFAULT_THREADS = 8
@@ -66,6 +73,7 @@ class Settings:
     identity_provider: str
     jwt: JwtSettings | None = None
     cors_origins: tuple[str, ...] = ()
+    cors_headers: tuple[str, ...] = ()
     is_docs_on: bool = True
     log_level: str = "INFO"
     log_format: str = "text"
@@ -76,6 +84,7 @@ class Settings:
     trusted_proxies: int = 0
     metrics_token: str | None = None
     metrics_folder: str | None = None
+    metrics_process: str | None = None
     is_flask_command: bool = False
 
 
@@ -137,6 +146,7 @@ class _Reader:
         database_url = self._database_url(is_flask_command)
         jwt = self._jwt() if identity_provider == JWT else None
         cors_origins = self._cors_origins()
+        cors_headers = self._cors_headers()
         is_docs_on = self._one_of("API_DOCS", ON_OR_OFF, "on") == "on"
         log_level = self._one_of("LOG_LEVEL", LOG_LEVELS, "INFO")
         log_format = self._one_of("LOG_FORMAT", LOG_FORMATS, "text")
@@ -156,6 +166,7 @@ class _Reader:
             identity_provider=identity_provider,
             jwt=jwt,
             cors_origins=cors_origins,
+            cors_headers=cors_headers,
             is_docs_on=is_docs_on,
             log_level=log_level,
             log_format=log_format,
@@ -167,15 +178,21 @@ class _Reader:
             metrics_token=metrics_token,
             # prometheus_client reads this too; gunicorn.conf.py sets it, for the workers to add up their figures.
             metrics_folder=self._environ.get("PROMETHEUS_MULTIPROC_DIR"),
+            metrics_process=self._environ.get("TODO_METRICS_PROCESS"),
             is_flask_command=is_flask_command,
         )
 
-    def _text(self, name: str) -> str | None:
+    def _text(self, name: str, *, is_block: bool = False) -> str | None:
+        """The value; white space around it is a fault, unless it is a block of lines."""
         value = self._environ.get(name)
         if value is not None and not value.strip():
             self._faults.append(f"{name} is set but empty")
             return None
-        return value
+        if value is None or is_block:
+            return value
+        if value != value.strip():
+            self._faults.append(f"{name} must not begin or end with white space")
+        return value.strip()
 
     def _one_of(self, name: str, choices: tuple[str, ...], default: str) -> str:
         value = self._text(name) or default
@@ -196,9 +213,11 @@ class _Reader:
         except (ArgumentError, ValueError):
             self._faults.append("DATABASE_URL is not a database URL")
             return url
-        if value != value.strip():
-            self._faults.append("DATABASE_URL must not begin or end with white space")
         if url.drivername in ("postgres", "postgresql", "postgresql+psycopg2"):
+            if "@" in value.partition("@")[2] or ("@" in value) != (url.username is not None):
+                # A part of the password would be taken for the host, and be in the log.
+                self._faults.append("DATABASE_URL must have one @, before the host: elsewhere write %40, and %2F for /")
+                return url
             # SQLAlchemy knows no postgres://, and takes postgresql:// for another driver.
             url = url.set(drivername="postgresql+psycopg2")
             if not _is_known_to_libpq(url):
@@ -226,18 +245,16 @@ class _Reader:
         return value
 
     def _jwt(self) -> JwtSettings:
-        secret, public_key, jwks_url = map(self._text, ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL"))
+        secret, jwks_url = self._text("JWT_SECRET"), self._text("JWT_JWKS_URL")
+        public_key = self._text("JWT_PUBLIC_KEY", is_block=True)
         if [secret, public_key, jwks_url].count(None) != 2:
             self._faults.append(
                 "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL"
             )
         if secret is not None and len(secret.encode(errors="surrogateescape")) < MINIMUM_SECRET_BYTES:
             self._faults.append(f"JWT_SECRET must be at least {MINIMUM_SECRET_BYTES} bytes long")
-        if jwks_url is not None and not _is_http_url(jwks_url):
-            self._faults.append("JWT_JWKS_URL must be an http:// or https:// URL")
-        elif jwks_url is not None and "@" in urlsplit(jwks_url).netloc:
-            # urllib would take the password for a part of the host's name, and say so in the log.
-            self._faults.append("JWT_JWKS_URL must not bear a user or a password")
+        if jwks_url is not None:
+            self._check_jwks_url(jwks_url)
         return JwtSettings(
             secret=secret,
             public_key=public_key,
@@ -246,6 +263,15 @@ class _Reader:
             issuer=self._text("JWT_ISSUER"),
             audience=self._text("JWT_AUDIENCE"),
         )
+
+    def _check_jwks_url(self, value: str) -> None:
+        if not _is_http_url(value):
+            self._faults.append("JWT_JWKS_URL must be an http:// or https:// URL")
+        elif "@" in value:
+            # In the path too: a password may hold a slash.
+            self._faults.append("JWT_JWKS_URL must not have a user or a password; elsewhere write @ as %40")
+        elif not URL_CHARACTERS.fullmatch(value):
+            self._faults.append("JWT_JWKS_URL must have no white space, no fragment (#) and no character beyond ASCII")
 
     def _algorithms(self, *, is_symmetric: bool) -> tuple[str, ...]:
         value = self._text("JWT_ALGORITHMS")
@@ -266,8 +292,19 @@ class _Reader:
         # Empty is a list too: the one of no origins.
         origins = [entry.strip() for entry in self._environ.get("CORS_ORIGINS", "").split(",") if entry.strip()]
         if not all(map(_is_origin, origins)):
-            self._faults.append("CORS_ORIGINS must be origins like https://app.example.com, separated by commas")
+            self._faults.append(
+                "CORS_ORIGINS must be origins like https://app.example.com or app://localhost, separated by commas"
+            )
         return tuple(origins)
+
+    def _cors_headers(self) -> tuple[str, ...]:
+        value = self._text("CORS_HEADERS")
+        if value is None:
+            return ()
+        names = [name.strip() for name in value.split(",")]
+        if not all(map(HEADER_NAME.fullmatch, names)):
+            self._faults.append("CORS_HEADERS must be names of headers like X-Trace-Id, separated by commas; no *")
+        return tuple(names)
 
     def _rate_limits(self) -> tuple[RateLimitItem, ...]:
         value = self._text("RATE_LIMIT")
@@ -374,12 +411,12 @@ def _are_ports_fit(url: URL) -> bool:
 
 
 def _is_origin(value: str) -> bool:
-    """Whether the value is what a browser sends as Origin (RFC 6454 section 6.2), lower case and without a path."""
-    if not _is_http_url(value):
+    """Whether the value is what a client sends as Origin (RFC 6454 section 6.2); `null` is the origin of many."""
+    match = ORIGIN.fullmatch(value)
+    if match is None:
         return False
-    parts = urlsplit(value)
-    is_bare = value == f"{parts.scheme}://{parts.netloc}".lower() and "@" not in value and value.isascii()
-    # No pattern, for one: `https://*.example.com` would match nothing.
-    is_bare = is_bare and bool(re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", parts.hostname or ""))
-    # A browser leaves the default port out.
-    return is_bare and parts.port != {"http": 80, "https": 443}[parts.scheme]
+    scheme, host, port = match.groups()
+    if scheme in DEFAULT_PORTS:
+        # Of these schemes alone browsers write the host in lower case, and leave the default port out.
+        return _is_http_url(value) and host == host.lower() and port != DEFAULT_PORTS[scheme]
+    return port is None or int(port) < 2**16

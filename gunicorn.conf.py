@@ -8,6 +8,8 @@ import re
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from time import sleep
@@ -42,6 +44,9 @@ preload_app = False
 # A worker that shows no life for this long is replaced. What a request may take is bounded by the database
 # deadline (todo/database.py), far below.
 timeout = 30
+# Where the workers touch a file to show life, and keep their figures: in memory where there is such a folder. gunicorn
+# itself ends when it cannot make that file.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 (by names that nobody can guess)
 graceful_timeout = 30
 keepalive = 5
 # Room for a cursor and a long ?q= ; gunicorn itself answers 414 beyond.
@@ -119,7 +124,8 @@ def _load(server: Any, is_reload: bool, output: int) -> None:
     os.dup2(output, 2)
     # The workers will say again what there is to be warned of, and what this process counts is not to be added.
     os.environ["LOG_LEVEL"] = "CRITICAL"
-    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "TODO_METRICS_PROCESS"):
+        os.environ.pop(name, None)
     for name in [name for name in sys.modules if name.startswith("prometheus_client")]:
         del sys.modules[name]
     if is_reload:
@@ -137,8 +143,13 @@ def on_starting(server: Any) -> None:
     """
     if settings.metrics_token is None:
         return
-    folder = tempfile.mkdtemp(prefix="todo-metrics-")
-    os.chown(folder, server.cfg.uid, server.cfg.gid)
+    try:
+        folder = tempfile.mkdtemp(prefix="todo-metrics-", dir=server.cfg.worker_tmp_dir)
+        os.chown(folder, server.cfg.uid, server.cfg.gid)
+    except OSError as error:
+        server.log.error("metrics: no folder can be made for the figures (%s)", error.strerror)
+        # Where no file can be: each worker counts in memory, and says so.
+        folder = os.devnull
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     atexit.register(_remove, folder, os.getpid())
 
@@ -147,6 +158,13 @@ def _remove(folder: str, owner: int) -> None:
     # The workers, forked as they are, come by here too.
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Name a worker for its figures: by the lowest number that no living worker has."""
+    taken = {other.metrics_process for other in server.WORKERS.values()}
+    worker.metrics_process = next(name for name in map(str, count(1)) if name not in taken)
+    os.environ["TODO_METRICS_PROCESS"] = worker.metrics_process
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -172,19 +190,25 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def child_exit(_server: Any, worker: Any) -> None:
-    """Take a worker's connections out of the figures; what it has counted stays."""
-    if settings.metrics_token is not None:
-        # Not before on_starting(): when imported, it looks whether there are several processes.
-        from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
+    """Take a worker's connections out of the figures; what it has counted stays, and its successor goes on with it."""
+    if settings.metrics_token is None:
+        return
+    # Not before on_starting(): when imported, it looks whether there are several processes.
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
 
-        mark_process_dead(worker.pid)
+    # gunicorn would end with an OSError.
+    with suppress(OSError):
+        mark_process_dead(worker.metrics_process)
+        # todo/figures.py; not to be imported here, where a HUP would not load it anew.
+        Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"unseen_{worker.metrics_process}").unlink(missing_ok=True)
 
 
 def post_worker_init(worker: Any) -> None:
     """Ask a new worker in the background whether it is ready: what stands in the way is in the log from the start.
 
-    It is a request like any other, and counted as one.
+    It is a request like any other, and counted as one. Likewise the key set is fetched, where there is one.
     """
+    worker.wsgi.extensions["fetch_keys"]()
     Thread(target=worker.wsgi.test_client().get, args=("/health/ready",), daemon=True).start()
 
 

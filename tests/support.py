@@ -23,11 +23,16 @@ from werkzeug.test import TestResponse
 from config import JwtSettings, Settings
 from todo import commands, create_app, database
 from todo.extensions import db
+from todo.tasks.schemas import TaskSchema
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the secret of the test suite, 32+"
 #: The role that owns each test's PostgreSQL database, and bypasses nothing; as whom the app connects.
 ROLE, PASSWORD = "todo_test_owner", "todo"
+
+#: The fields of a task that the service alone sets, and what a body may have in their place: values of any kind.
+OUTPUT_ONLY = [name for name, field in TaskSchema().fields.items() if field.dump_only]
+IGNORED = [1, None, "bob", "2025-01-09T12:34:56.123456Z", [{"id": 2.5}], "a\0\ud800", "x" * 6000]
 
 #: Who made them, by the name of the database.
 _makers: dict[str | None, URL] = {}
@@ -155,11 +160,10 @@ def postgresql_database(server: URL, encoding: str = "UTF8") -> Iterator[URL]:
             f"DO $$ BEGIN CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}';"
             " EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
         )
-        # The server's own locale may take no other encoding.
-        locale = "" if encoding == "UTF8" else "LOCALE 'C'"
-        connection.exec_driver_sql(
-            f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE template0 ENCODING '{encoding}' {locale}"
-        )
+        # Without a locale of its own the server's goes with UTF8 alone.
+        locale = "" if encoding == "UTF8" else "LOCALE_PROVIDER libc LOCALE 'C'"
+        options = f"OWNER {ROLE} TEMPLATE template0 ENCODING '{encoding}' {locale}"
+        connection.exec_driver_sql(f"CREATE DATABASE {name} {options}")
     _makers[name] = server.set(database=name)
     try:
         yield _poolers.get(server, server).set(database=name, username=ROLE, password=PASSWORD)

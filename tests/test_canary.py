@@ -10,15 +10,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import URL
 
 from config import ConfigurationError, load_settings
 from tests.identity.test_jwks import Issuer, body
 from tests.live import Server, free_port, gunicorn, running
-from tests.support import close, migrated_app, postgresql_database, postgresql_server, sql, token
+from tests.support import close, migrated_app, postgresql_database, postgresql_server, sql, sqlite_database, token
 from todo import create_app
 
 CANARY = "kanarienvogel"
@@ -200,6 +203,12 @@ def suffer(talk: Talk, database: URL, task_id: int) -> None:
     sql(database, f"ALTER TABLE tasks ADD CONSTRAINT mute CHECK (title NOT LIKE '{CANARY}%') NOT VALID")
     all_are(500, calls[1:])
     sql(database, "ALTER TABLE tasks DROP CONSTRAINT mute")
+    # A trigger of somebody else's, with a code of its own, quotes it too.
+    raising = "'BEGIN RAISE EXCEPTION ''no %'', NEW.title USING ERRCODE = ''ZZ001''; END'"
+    sql(database, f"CREATE FUNCTION mute() RETURNS trigger LANGUAGE plpgsql AS {raising}")
+    sql(database, "CREATE TRIGGER mute BEFORE INSERT OR UPDATE ON tasks FOR EACH ROW EXECUTE FUNCTION mute()")
+    all_are(500, calls[1:])
+    sql(database, "DROP TRIGGER mute ON tasks")
     # It quotes the value.
     sql(database, "ALTER TABLE tasks ADD CONSTRAINT number CHECK (title::integer > 0) NOT VALID")
     all_are(500, calls[1:])
@@ -274,7 +283,92 @@ def test_no_secret_is_logged_where_the_key_set_is_none(tmp_path: Path, issuer: I
     with running(command, port, environ, log, ready="/health/live") as live:
         talk = Talk(live)
         talk.expect(503, "GET", f"/api/alice/tasks?q={CANARY}")
-    assert_silent(talk, log, "the key set cannot be had: JSONDecodeError")
+    assert_silent(talk, log, "JWT_JWKS_URL: the key set cannot be fetched: JSONDecodeError")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda handler: handler.wfile.write(f"{CANARY}\r\n\r\n".encode()), "BadStatusLine"),
+        (lambda handler: handler.send_error(404, CANARY, CANARY), "the answer has the status 404"),
+        (body(json.dumps({"keys": CANARY})), "its keys are not an array"),
+        (body(json.dumps({CANARY: []})), "KeyError"),
+    ],
+    ids=["no HTTP", "404", "no list", "no keys"],
+)
+def test_a_key_set_that_cannot_be_fetched_is_in_the_log_from_the_start_without_its_url(
+    tmp_path: Path, issuer: Issuer, answer: Any, reason: str
+) -> None:
+    log, port = tmp_path / "log", free_port()
+    issuer.answer = answer
+    environ = {"PATH": os.environ["PATH"], "IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": f"{issuer.url}?key={CANARY}"}
+    environ |= {"DATABASE_URL": f"sqlite:///{tmp_path}/todo.db", "WEB_CONCURRENCY": "2"}
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
+    line = f"WARNING todo.identity.jwks: JWT_JWKS_URL: the key set cannot be fetched: {reason}"
+    with running(command, port, environ, log, ready="/health/live"):
+        deadline = time.monotonic() + 15
+        # Each worker, and nobody has sent a token.
+        while log.read_text().count(line) < 2:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+    assert issuer.requests == 2
+    assert traces(log.read_text()) == []
+
+
+def test_a_set_that_nobody_can_fetch_keeps_no_worker_from_its_start(tmp_path: Path, issuer: Issuer) -> None:
+    log, port, enough = tmp_path / "log", free_port(), Event()
+    issuer.answer = lambda _handler: cast(None, enough.wait(20))
+    with sqlite_database() as url:
+        close(migrated_app(url))
+        environ = {"PATH": os.environ["PATH"], "IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": issuer.url}
+        environ |= {"DATABASE_URL": str(url), "WEB_CONCURRENCY": "1"}
+        command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
+        with running(command, port, environ, log) as live:
+            assert live.request("GET", "/health/ready")[0] == 200
+            issuer.wait_for(1)
+            enough.set()
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_secret_of_a_provider_of_ones_own_is_logged(tmp_path: Path, log_format: str) -> None:
+    """Whose errors quote the token and the URL where they asked."""
+    (tmp_path / "canary_provider.py").write_text(
+        "from todo.errors import InvalidCredentials, Unavailable\n"
+        "def identify(request):\n"
+        "    token = request.headers['Authorization']\n"
+        "    try:\n"
+        "        raise OSError(f'https://issuer.example/introspect?token={token}')\n"
+        "    except OSError as error:\n"
+        "        if request.method == 'GET': raise Unavailable from error\n"
+        "        if request.method == 'PUT': raise Unavailable(str(error)) from error\n"
+        "        if request.method == 'POST': raise InvalidCredentials(str(error)) from error\n"
+        "        raise\n"
+    )
+    log, port = tmp_path / "log", free_port()
+    environ = {"PATH": os.environ["PATH"], "DATABASE_URL": "sqlite:////nowhere/todo.db", "PYTHONPATH": str(tmp_path)}
+    environ |= {**MOST_TALKATIVE, "IDENTITY_PROVIDER": "canary_provider:identify", "LOG_FORMAT": log_format}
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
+    with running(command, port, environ, log, ready="/health/live") as live:
+        talk = Talk(live)
+        talk.expect(503, "GET", "/api/alice/tasks", f"Bearer {CANARY}")
+        talk.expect(503, "PUT", "/api/alice/tasks/1", f"Bearer {CANARY}")
+        talk.expect(401, "POST", "/api/alice/tasks", f"Bearer {CANARY}")
+        talk.expect(500, "DELETE", "/api/alice/tasks/1", f"Bearer {CANARY}")
+    assert_silent(talk, log, "Service unavailable (OSError)", "refused by provider")
+
+
+@given(pieces=st.lists(st.sampled_from([CANARY, "1", *"@:/?#[]%&=+ ,;"]), max_size=8))
+def test_no_part_of_a_password_becomes_anything_else(pieces: list[str]) -> None:
+    """Whatever characters it has that should have been escaped."""
+    environ = GOOD | {"JWT_SECRET": SECRET, "DATABASE_URL": f"postgresql://todo:{''.join(pieces)}{CANARY}@db/todo"}
+    said = ""
+    try:
+        url = load_settings(environ).database_url
+    except ConfigurationError as error:
+        said = str(error)
+    else:
+        assert (url.username, url.host, url.port, url.database, url.query) == ("todo", "db", None, "todo", {})
+    assert traces(said) == []
 
 
 GOOD = {"DATABASE_URL": "postgresql://db/todo", "IDENTITY_PROVIDER": "jwt"}
@@ -288,6 +382,16 @@ GOOD = {"DATABASE_URL": "postgresql://db/todo", "IDENTITY_PROVIDER": "jwt"}
         {"DATABASE_URL": f"postgresql://todo:{CANARY}@db/todo?sslmode={CANARY}"},
         {"DATABASE_URL": f"postgresql://todo:{CANARY}@db/todo?{CANARY}=1"},
         {"DATABASE_URL": f"mysql://todo:{CANARY}@db/todo"},
+        {"DATABASE_URL": f"postgresql://todo:pass@{CANARY}@db/todo"},
+        {"DATABASE_URL": f"postgresql://todo:pass@w/{CANARY}@db/todo"},
+        {"DATABASE_URL": f"postgresql://todo:pass@w?{CANARY}@db/todo"},
+        {"DATABASE_URL": f"postgresql://to/do:{CANARY}@db/todo"},
+        {"JWT_JWKS_URL": f"https://issuer.example/keys?key= {CANARY}"},
+        {"JWT_JWKS_URL": f"https://issuer.example/keys#{CANARY}"},
+        {"JWT_JWKS_URL": f"https://todo:pass/{CANARY}@issuer.example/keys"},
+        {"JWT_SECRET": f"{SECRET}\n"},
+        {"RATE_LIMIT_STORAGE": f"redis://todo:pass/{CANARY}@redis.example"},
+        {"METRICS_TOKEN": f"{CANARY} {CANARY}"},
         {"DATABASE_URL": f"{CANARY}"},
         {"JWT_SECRET": CANARY},
         {"JWT_SECRET": f"-----BEGIN PUBLIC KEY-----\n{CANARY}\n-----END PUBLIC KEY-----"},
@@ -301,5 +405,9 @@ GOOD = {"DATABASE_URL": "postgresql://db/todo", "IDENTITY_PROVIDER": "jwt"}
 )
 def test_a_start_that_is_refused_does_not_say_what_was_set(changes: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        create_app(load_settings(GOOD | ({"JWT_SECRET": SECRET} if "DATABASE_URL" in changes else {}) | changes))
+        create_app(
+            load_settings(
+                GOOD | ({} if any(name.startswith("JWT_") for name in changes) else {"JWT_SECRET": SECRET}) | changes
+            )
+        )
     assert traces(str(caught.value)) == []

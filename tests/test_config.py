@@ -36,6 +36,7 @@ def test_under_the_flask_command_the_database_may_be_left_out() -> None:
 def test_the_defaults_are_quiet_and_closed() -> None:
     settings = load_settings(GOOD)
     assert (settings.cors_origins, settings.log_level, settings.log_format, settings.threads) == ((), "INFO", "text", 8)
+    assert settings.cors_headers == ()
     assert settings.is_docs_on
     assert (settings.rate_limits, settings.rate_limit_storage, settings.trusted_proxies) == ((), None, 0)
     assert not settings.is_flask_command
@@ -51,6 +52,7 @@ def test_everything_can_be_set() -> None:
             "JWT_ISSUER": "https://auth.example",
             "JWT_AUDIENCE": "todo",
             "CORS_ORIGINS": "https://app.example, http://localhost:3000,http://[::1]:3000",
+            "CORS_HEADERS": "X-Trace-Id, x.client+1",
             "API_DOCS": "off",
             "LOG_LEVEL": "DEBUG",
             "LOG_FORMAT": "json",
@@ -70,6 +72,7 @@ def test_everything_can_be_set() -> None:
         audience="todo",
     )
     assert settings.cors_origins == ("https://app.example", "http://localhost:3000", "http://[::1]:3000")
+    assert settings.cors_headers == ("X-Trace-Id", "x.client+1")
     assert not settings.is_docs_on
     assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
     assert (settings.threads, settings.workers) == (16, 3)
@@ -77,6 +80,21 @@ def test_everything_can_be_set() -> None:
     assert settings.rate_limit_storage == "rediss://todo:secret@redis.example:6380/1"
     assert settings.trusted_proxies == 2
     assert (settings.metrics_token, settings.metrics_folder) == ("!bcdefghijklmno~", "/tmp/figures")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *["capacitor://localhost", "ionic://localhost", "tauri://localhost", "http://tauri.localhost"],
+        *["app://-", "app://obsidian.md", "wails://wails.localhost:34115", "web+todo.2://localhost"],
+        "chrome-extension://cjpalhdlnbpafiamejdnhcphjbkeiagm",
+        "moz-extension://0a1b2c3d-0000-4000-8000-0123456789ab",
+        # Of such schemes the host keeps its case.
+        "safari-web-extension://0A1B2C3D-0000-4000-8000-0123456789AB",
+    ],
+)
+def test_an_origin_may_have_any_scheme(origin: str) -> None:
+    assert load_settings(GOOD | {"CORS_ORIGINS": origin}).cors_origins == (origin,)
 
 
 @pytest.mark.parametrize("value", ["redis://localhost", "redis://[::1]:6379/", "rediss://:secret@redis.example/0"])
@@ -108,9 +126,14 @@ def test_a_provider_of_ones_own_is_named_by_module_and_callable(name: str) -> No
 
 PROVIDER_FAULT = "IDENTITY_PROVIDER must be jwt, package.module:callable or development"
 DATABASE_FAULT = "DATABASE_URL must begin with postgresql:// or postgres://, or be sqlite:///FILE"
+AT_FAULT = "DATABASE_URL must have one @, before the host: elsewhere write %40, and %2F for /"
 LIBPQ_FAULT = "DATABASE_URL has a parameter that PostgreSQL's client library does not know"
 KEY_FAULT = "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL"
-CORS_FAULT = "CORS_ORIGINS must be origins like https://app.example.com, separated by commas"
+JWKS_URL_FAULT = "JWT_JWKS_URL must be an http:// or https:// URL"
+JWKS_USER_FAULT = "JWT_JWKS_URL must not have a user or a password; elsewhere write @ as %40"
+JWKS_CHARACTERS_FAULT = "JWT_JWKS_URL must have no white space, no fragment (#) and no character beyond ASCII"
+CORS_FAULT = "CORS_ORIGINS must be origins like https://app.example.com or app://localhost, separated by commas"
+HEADERS_FAULT = "CORS_HEADERS must be names of headers like X-Trace-Id, separated by commas; no *"
 THREADS_FAULT = "WEB_THREADS must be a number from 1 to 1000"
 LIMIT_FAULT = "RATE_LIMIT must be like 600 per minute, for at most a year; several are separated by ;"
 STORAGE_FAULT = "RATE_LIMIT_STORAGE must be redis://HOST or rediss://HOST, with :PORT and /NUMBER or without"
@@ -129,6 +152,12 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is not a database URL"),
         ({"DATABASE_URL": "postgresql://todo:a@b:c@db:5432/todo"}, "DATABASE_URL is not a database URL"),
         ({"DATABASE_URL": "postgresql://db:port/todo"}, "DATABASE_URL is not a database URL"),
+        ({"DATABASE_URL": "postgresql://todo:pass@word@db/todo"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://todo:pass@wo/rd@db/todo"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://todo:pass@wo?rd@db/todo"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://to/do:password@db/todo"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://todo:password@db/to@do"}, AT_FAULT),
+        ({"DATABASE_URL": "postgresql://db/todo?user=todo@db"}, AT_FAULT),
         ({"DATABASE_URL": f"{POSTGRESQL}\n"}, "DATABASE_URL must not begin or end with white space"),
         ({"DATABASE_URL": "postgresql://db/todo?colour=red"}, LIBPQ_FAULT),
         ({"DATABASE_URL": "postgresql://db/todo?sslmode=perhaps"}, LIBPQ_FAULT),
@@ -157,14 +186,23 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ),
         (
             {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://user:secret@auth.example/jwks"},
-            "JWT_JWKS_URL must not bear a user or a password",
+            JWKS_USER_FAULT,
         ),
+        (
+            {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/user:pass/word@auth.example/jwks"},
+            JWKS_USER_FAULT,
+        ),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/the keys"}, JWKS_CHARACTERS_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/\tkeys"}, JWKS_CHARACTERS_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/keys\n#x"}, JWKS_CHARACTERS_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.example/jwks#secret"}, JWKS_CHARACTERS_FAULT),
+        ({"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": "https://auth.exämple/jwks"}, JWKS_CHARACTERS_FAULT),
         ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ISSUER": ""}, "JWT_ISSUER is set but empty"),
         ({"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_AUDIENCE": " "}, "JWT_AUDIENCE is set but empty"),
         (
             {"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ALGORITHMS": "none"},
-            "JWT_ALGORITHMS may name ES256, ES384, ES512, EdDSA, HS256, HS384, HS512, PS256, PS384, PS512, "
-            "RS256, RS384, RS512, separated by commas",
+            "JWT_ALGORITHMS may name ES256, ES384, ES512, Ed25519, Ed448, EdDSA, HS256, HS384, HS512, PS256, PS384, "
+            "PS512, RS256, RS384, RS512, separated by commas",
         ),
         (
             {"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_ALGORITHMS": "HS256,RS256"},
@@ -191,6 +229,23 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"CORS_ORIGINS": "https://app.example:443"}, CORS_FAULT),
         ({"CORS_ORIGINS": "http://app.example:80"}, CORS_FAULT),
         ({"CORS_ORIGINS": "https://bücher.example"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://[::1"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "https://app.example:0443"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "Capacitor://localhost"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor://localhost/"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor://*"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor://"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor:localhost"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "capacitor://localhost:65536"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "1app://localhost"}, CORS_FAULT),
+        ({"CORS_ORIGINS": "file://"}, CORS_FAULT),
+        ({"CORS_HEADERS": ""}, "CORS_HEADERS is set but empty"),
+        ({"CORS_HEADERS": "*"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-*"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-One,"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-One X-Two"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-One: 1"}, HEADERS_FAULT),
+        ({"CORS_HEADERS": "X-Ünicode"}, HEADERS_FAULT),
         ({"API_DOCS": "yes"}, "API_DOCS must be one of on, off"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT must be one of text, json"),
@@ -219,14 +274,14 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"RATE_LIMIT_STORAGE": "redis://[::1"}, STORAGE_FAULT),
         ({"RATE_LIMIT_STORAGE": "redis://redis.example/todo"}, STORAGE_FAULT),
         ({"RATE_LIMIT_STORAGE": "redis://redis.example?socket_timeout=60"}, STORAGE_FAULT),
-        ({"RATE_LIMIT_STORAGE": "redis://redis.example "}, STORAGE_FAULT),
+        ({"RATE_LIMIT_STORAGE": "redis://redis .example"}, STORAGE_FAULT),
         ({"TRUSTED_PROXIES": "-1"}, PROXIES_FAULT),
         ({"TRUSTED_PROXIES": "1001"}, PROXIES_FAULT),
         ({"TRUSTED_PROXIES": "01"}, PROXIES_FAULT),
         ({"METRICS_TOKEN": ""}, "METRICS_TOKEN is set but empty"),
         ({"METRICS_TOKEN": "x" * 15}, METRICS_FAULT),
         ({"METRICS_TOKEN": f"{'x' * 16} x"}, METRICS_FAULT),
-        ({"METRICS_TOKEN": f"{'x' * 16}\n"}, METRICS_FAULT),
+        ({"METRICS_TOKEN": f"{'x' * 16}\nx"}, METRICS_FAULT),
         ({"METRICS_TOKEN": f"{'x' * 16}é"}, METRICS_FAULT),
         ({"PORT": ""}, "PORT is set but empty"),
         ({"PORT": "0"}, PORT_FAULT),
@@ -250,6 +305,35 @@ def test_a_bad_value_is_named_in_one_line(changes: Mapping[str, str | None], mes
     with pytest.raises(ConfigurationError) as caught:
         load_settings(environ)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\r\n", "\t", "\u00a0"], ids=ascii)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DATABASE_URL", "IDENTITY_PROVIDER", "JWT_SECRET", "JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE"),
+        *("JWT_ALGORITHMS", "RATE_LIMIT", "RATE_LIMIT_STORAGE", "METRICS_TOKEN", "LOG_LEVEL", "LOG_FORMAT"),
+        *("API_DOCS", "WEB_THREADS", "WEB_CONCURRENCY", "TRUSTED_PROXIES"),
+    ],
+)
+def test_white_space_around_a_value_is_the_one_fault(name: str, space: str) -> None:
+    key = {"JWT_JWKS_URL": "https://auth.example/jwks"} if name == "JWT_JWKS_URL" else {"JWT_SECRET": SECRET}
+    good = JWT | key | {"JWT_ISSUER": "https://auth.example", "JWT_AUDIENCE": "todo", "JWT_ALGORITHMS": "HS256"}
+    good |= {"JWT_ALGORITHMS": "RS256"} if name == "JWT_JWKS_URL" else {}
+    good |= {"RATE_LIMIT": "1/second", "RATE_LIMIT_STORAGE": "redis://db", "METRICS_TOKEN": "x" * 16}
+    good |= {"LOG_LEVEL": "INFO", "LOG_FORMAT": "text", "API_DOCS": "on"}
+    good |= {"WEB_THREADS": "1", "WEB_CONCURRENCY": "1", "TRUSTED_PROXIES": "1"}
+    load_settings(good)
+    for value in (f"{good[name]}{space}", f"{space}{good[name]}"):
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(good | {name: value})
+        assert str(caught.value) == f"{name} must not begin or end with white space"
+
+
+def test_a_public_key_may_end_with_a_line_end() -> None:
+    jwt = load_settings(JWT | {"JWT_PUBLIC_KEY": "-----BEGIN\n"}).jwt
+    assert jwt is not None
+    assert jwt.public_key == "-----BEGIN\n"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """Cross-origin requests."""
 
+from collections.abc import Callable
+
 import pytest
 from flask import Flask
 
 from tests.support import Caller, Make, statements_of
 
 ORIGIN = "https://app.example"
-#: What a front end sends, as a browser asks for it: in lower case, and in order.
-ASKED = ["authorization", "content-type", "idempotency-key", "if-match", "if-none-match"]
+#: What a front end, its HTTP client and its tracer send, as a browser asks for it: in lower case, and in order.
+ASKED = [
+    *["authorization", "baggage", "cache-control", "content-type", "idempotency-key", "if-match", "if-none-match"],
+    *["sentry-trace", "traceparent", "tracestate", "x-request-id", "x-requested-with"],
+]
 EXPOSED = (
     "ETag, Idempotency-Replayed, Link, Location, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, "
     "X-Request-ID"
@@ -37,6 +42,44 @@ def test_a_preflight_needs_no_identity_and_no_database(app: Flask) -> None:
     assert "PUT" in response.headers["Access-Control-Allow-Methods"]
     assert response.headers["Access-Control-Allow-Headers"].lower().split(", ") == ASKED
     assert response.headers["Vary"] == "Origin"
+
+
+def allowed(app: Flask, names: str, origin: str = ORIGIN) -> str | None:
+    """Which of the headers that a preflight asks for are allowed."""
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": names,
+    }
+    return app.test_client().options("/api/alice/tasks", headers=headers).headers.get("Access-Control-Allow-Headers")
+
+
+@pytest.mark.parametrize("spelled", [str.upper, str.title])
+def test_a_header_is_allowed_in_any_letter_case(app: Flask, spelled: Callable[[str], str]) -> None:
+    names = spelled(", ".join(ASKED))
+    assert allowed(app, names) == names
+
+
+def test_settings_allow_more_headers_and_no_others(make: Make, apps: dict[str, Flask]) -> None:
+    more = ("X-Trace-Id", "$app.name^")
+    app = make(apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"], cors_origins=(ORIGIN,), cors_headers=more)
+    assert allowed(app, "$app.name^, x-trace-id") == "$app.name^, x-trace-id"
+    assert allowed(app, "$appxname^, x-trace-id, x-trace-id2, x-csrf-token") == "x-trace-id"
+    assert allowed(app, ", ".join(ASKED)) == ", ".join(ASKED)
+
+
+def test_without_settings_no_other_header_is_allowed(app: Flask) -> None:
+    assert allowed(app, "authorization, x-trace-id, *") == "authorization"
+
+
+@pytest.mark.parametrize("listed", ["capacitor://localhost", "app://-", "safari-web-extension://0A1B"])
+def test_an_origin_of_another_scheme_is_one(make: Make, apps: dict[str, Flask], listed: str) -> None:
+    app = make(apps["sqlite"].config["SQLALCHEMY_DATABASE_URI"], cors_origins=(listed,))
+    assert allowed(app, "authorization", listed) == "authorization"
+    response = Caller(app, "alice")("GET", headers={"Origin": listed})
+    assert response.headers["Access-Control-Allow-Origin"] == listed
+    for other in (listed.swapcase(), f"{listed}:80", f"{listed}.evil.example", "ionic://localhost"):
+        assert allowed(app, "authorization", other) is None
 
 
 @pytest.mark.parametrize("path", ["/api/alice/tasks", "/api/bob/tasks", "/api/alice/tasks/x", "/nowhere"])

@@ -64,6 +64,12 @@ def test_the_same_task_in_other_words_is_the_same(alice: Caller) -> None:
     assert alice("POST", data=other, headers=headers).data == first.data
 
 
+def test_what_is_ignored_makes_no_other_request(alice: Caller) -> None:
+    first = create(alice)
+    again = create(alice, body=MILK | {"id": 7, "user_id": "bob", "created_at": None, "updated_at": 1})
+    assert (again.status_code, again.data) == (201, first.data)
+
+
 def test_a_bad_request_uses_no_key_up(alice: Caller) -> None:
     assert create(alice, body={"title": ""}).status_code == 400
     first = create(alice)

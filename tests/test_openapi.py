@@ -2,14 +2,16 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
+from unicodedata import category
 
 import pytest
 import yaml
 from flask import Flask
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from tests.support import ROOT, Caller
+from tests.support import OUTPUT_ONLY, ROOT, Caller
 from tests.test_ownership import MATRIX, PUBLIC
 
 #: What each call can really answer.
@@ -22,9 +24,11 @@ STATUSES = {
     "updateTask": READ | BODY | {"404", "412"},
     "deleteTask": READ - {"200"} | {"204", "404", "412"},
     "completeTask": READ | BODY | {"404", "412"},
-    "checkLive": {"200"},
-    "checkReady": {"200", "500", "503"},
+    "checkLive": {"200", "400"},
+    "checkReady": {"200", "400", "500", "503"},
 }
+#: Of JavaScript, in the browser and in Node.
+GLOBALS = {"Array", "Date", "Error", "Event", "Function", "Headers", "Map", "Object", "Promise", "Request", "Response"}
 
 
 @pytest.fixture
@@ -41,8 +45,28 @@ def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
         operation["operationId"]: operation | {"at": (method.upper(), path)}
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
-        if method != "parameters"
     }
+
+
+def walk(node: Any) -> Iterator[tuple[str, Any]]:
+    """Each member of each object of the document: its name and its value."""
+    members = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in members:
+        yield str(name), value
+        yield from walk(value)
+
+
+def schemas_of(document: dict[str, Any], node: Any) -> dict[str, dict[str, Any]]:
+    """The schemas that a part of the document refers to, by way of others too, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    waiting = [node]
+    while waiting:
+        for _, reference in [pair for pair in walk(waiting.pop()) if pair[0] == "$ref"]:
+            _, _, kind, name = reference.split("/")
+            if name not in found:
+                found[name] = document["components"][kind][name]
+                waiting.append(found[name])
+    return {name: value for name, value in found.items() if name in document["components"]["schemas"]}
 
 
 def test_it_is_valid(document: dict[str, Any]) -> None:
@@ -74,7 +98,68 @@ def test_no_parameter_that_may_be_left_out_has_an_example_of_its_own(document: d
     """Documentation in the browser would fill it in: a key that was used before, a tag that does not hold."""
     for name, operation in operations(document).items():
         for parameter in operation.get("parameters", []):
-            assert "example" not in parameter, (name, parameter["name"])
+            assert parameter.get("required") or "example" not in parameter, (name, parameter["name"])
+
+
+def test_every_call_names_its_parameters_in_the_order_path_query_header(document: dict[str, Any]) -> None:
+    """Generated functions take them in that order; of a path's own parameters some generators put them last."""
+    assert not [path for path, methods in document["paths"].items() if "parameters" in methods]
+    for name, operation in operations(document).items():
+        locations = [parameter["in"] for parameter in operation.get("parameters", [])]
+        assert locations == sorted(locations, key=["path", "query", "header"].index), name
+    listed = [parameter["name"] for parameter in operations(document)["listTasks"]["parameters"]]
+    assert listed == ["user_id", "status", "q", "limit", "cursor", "If-None-Match"]
+
+
+def test_no_text_holds_or_means_a_character_that_generated_code_cannot(document: dict[str, Any]) -> None:
+    """No control character or line separator, also not as an escape, since some generators decode it."""
+    for name, value in walk(document):
+        for text in (name, value) if isinstance(value, str) else (name,):
+            decoded = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
+            assert not {character for character in decoded if category(character) in ("Cc", "Cs", "Zl", "Zp")}, text
+
+
+def test_no_list_of_choices_is_written_twice(document: dict[str, Any]) -> None:
+    """Or generators make a type of each, under names such as Status2."""
+    choices = [tuple(value) for name, value in walk(document) if name == "enum"]
+    assert len(choices) == len(set(choices)) > 0
+    reference = {"$ref": "#/components/schemas/TaskStatus"}
+    assert [value for name, value in walk(document) if name in ("status", "schema") and value == reference] == [
+        reference
+    ] * 4
+
+
+def test_no_schema_hides_a_name_of_javascript(document: dict[str, Any]) -> None:
+    assert not GLOBALS & set(document["components"]["schemas"])
+
+
+def test_bodies_are_closed_and_answers_are_open(document: dict[str, Any]) -> None:
+    """A client that was made from the document must survive a new field of an answer."""
+    calls = operations(document).values()
+    sent = schemas_of(document, [call.get("requestBody") for call in calls])
+    got = schemas_of(document, [call["responses"] for call in calls])
+    assert set(sent) | set(got) == set(document["components"]["schemas"])
+    assert [name for name, schema in sent.items() if "properties" in schema] == [
+        name for name, schema in sent.items() if schema.get("additionalProperties") is False
+    ]
+    assert not [name for name, value in walk(got) if name == "additionalProperties"]
+
+
+def test_what_the_service_sets_is_read_only_wherever_it_stands(document: dict[str, Any]) -> None:
+    assert OUTPUT_ONLY == ["id", "user_id", "created_at", "updated_at"]
+    schemas = document["components"]["schemas"]
+    for name in ("Task", "NewTask", "TaskChanges"):
+        properties = schemas[name]["properties"]
+        assert [field for field in properties if properties[field].get("readOnly")] == OUTPUT_ONLY
+    # Whatever its value.
+    for name in ("NewTask", "TaskChanges"):
+        assert all(set(schemas[name]["properties"][field]) == {"readOnly", "description"} for field in OUTPUT_ONLY)
+    assert "status" not in schemas["NewTask"]["properties"]
+    assert list(schemas["TaskCompletion"]["properties"]) == ["status"]
+
+
+def test_the_license_is_named(document: dict[str, Any]) -> None:
+    assert document["info"]["license"] == {"name": "MIT", "identifier": "MIT"}
 
 
 def test_422_is_a_reused_key_and_no_bad_input(document: dict[str, Any]) -> None:
@@ -98,13 +183,9 @@ def test_every_call_has_a_summary_and_examples(document: dict[str, Any]) -> None
 def test_every_error_is_the_error_schema(document: dict[str, Any]) -> None:
     for response in document["components"]["responses"].values():
         schema = response["content"]["application/json"]["schema"]
-        assert schema == {"$ref": "#/components/schemas/Error"}
-    error = document["components"]["schemas"]["Error"]
-    assert (list(error["properties"]), error["required"], error["additionalProperties"]) == (
-        ["error"],
-        ["error"],
-        False,
-    )
+        assert schema == {"$ref": "#/components/schemas/ApiError"}
+    error = document["components"]["schemas"]["ApiError"]
+    assert (list(error["properties"]), error["required"]) == (["error"], ["error"])
 
 
 def test_every_task_call_wants_the_bearer_scheme(document: dict[str, Any]) -> None:

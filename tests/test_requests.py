@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from flask import Flask, request
+from limits import parse
 from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
+from config import JwtSettings
 from tests.live import free_port, running
-from tests.support import Caller, Make, close, migrated_app, sqlite_database
+from tests.support import SECRET, Caller, Make, close, migrated_app, sqlite_database, token
 
 ID = re.compile("[0-9a-f]{32}")
 TEXT = re.compile(r"[\d-]+ [\d:,]+ \[(\S+)\] (\w+) ([\w.]+): (.*)")
@@ -98,8 +100,9 @@ def said(line: str) -> dict[str, Any]:
     matched = TEXT.fullmatch(line)
     assert matched, line
     request_id, level, logger, message = matched.groups()
-    method, route, status, milliseconds, unit, user_id = message.split(" ", 5)
+    method, route, status, milliseconds, unit, rest = message.split(" ", 5)
     assert unit == "ms"
+    user_id, *reason = re.fullmatch(r"(-) \((.+)\)", rest).groups() if rest.startswith("- ") else [rest]  # type: ignore[union-attr]
     return {
         "level": level,
         "request_id": request_id,
@@ -109,6 +112,7 @@ def said(line: str) -> dict[str, Any]:
         "status": int(status),
         "duration_ms": float(milliseconds),
         "user_id": None if user_id == "-" else json.loads(user_id),
+        **({"reason": reason[0]} if reason else {}),
     }
 
 
@@ -167,6 +171,71 @@ def test_each_request_has_one_line_and_its_answer_the_same_id(
     assert response.headers.getlist("X-Request-ID") == [line["request_id"]]
     assert ID.fullmatch(line["request_id"])
     assert "secret" not in str(written).lower()
+
+
+def expected(user_id: str | None = "secret", **changes: Any) -> str:
+    """A bearer token of the issuer and for the audience that are expected, but for these changes."""
+    return f"Bearer {token(user_id, **{'iss': 'issuer', 'aud': 'todo'} | changes)}"
+
+
+BAD_TOKENS: list[tuple[str | None, str]] = [
+    (None, "no token"),
+    ("Basic c2VjcmV0OnNlY3JldA==", "no token"),
+    ("Bearer secret", "malformed"),
+    (expected(exp=None), "malformed"),
+    (expected(headers={"typ": "secret"}), "token type"),
+    (expected(algorithm="HS512", key=SECRET * 2), "algorithm"),
+    (expected(key=f"{SECRET}."), "signature"),
+    (expected(exp=1), "expired"),
+    (expected(nbf=4102444800), "not yet valid"),
+    (expected(iat=4102444800), "not yet valid"),
+    (expected(iss=None), "issuer"),
+    (expected(iss="secret"), "issuer"),
+    (expected(aud=None), "audience missing"),
+    (expected(aud="secret"), "audience wrong"),
+    (expected("secret/"), "subject"),
+    (expected(None), "subject"),
+]
+
+
+@pytest.mark.parametrize(("authorization", "reason"), BAD_TOKENS)
+def test_a_401_says_why_in_the_log_and_nowhere_else(
+    make_talkative: Callable[..., Flask], lines: Lines, log_format: str, authorization: str | None, reason: str
+) -> None:
+    app = make_talkative(log_format=log_format, jwt=JwtSettings(secret=SECRET, issuer="issuer", audience="todo"))
+    headers = {"Authorization": authorization} if authorization else {}
+    response = app.test_client().get("/api/secret/tasks", headers=headers)
+    assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
+    assert reason not in str(response.headers)
+    line = the_line(lines())
+    assert (line["status"], line["user_id"], line["reason"]) == (401, None, reason)
+    assert "secret" not in str(line)
+
+
+def test_an_audience_that_nobody_expects_is_a_reason_too(talkative: Flask, lines: Lines) -> None:
+    bearer_token = token("secret", aud="secret")
+    talkative.test_client().get("/api/secret/tasks", headers={"Authorization": f"Bearer {bearer_token}"})
+    assert the_line(lines())["reason"] == "audience unexpected"
+
+
+def test_what_is_no_refusal_has_no_reason(talkative: Flask, lines: Lines) -> None:
+    for path in ("/health/live", "/api/alice/tasks", "/api/bob/tasks", "/nowhere"):
+        Caller(talkative, "alice").open("GET", path)
+    assert ["reason" in said(line) for line in lines()] == [False] * 4
+
+
+def test_a_refusal_that_is_one_too_many_keeps_its_reason(make_talkative: Callable[..., Flask], lines: Lines) -> None:
+    app = make_talkative(rate_limits=(parse("1 per hour"),))
+    for _ in range(2):
+        app.test_client().get("/api/alice/tasks")
+    assert [(said(line)["status"], said(line)["reason"]) for line in lines()] == [(401, "no token"), (429, "no token")]
+
+
+def test_a_scraper_without_the_right_token_is_told_apart(make_talkative: Callable[..., Flask], lines: Lines) -> None:
+    app = make_talkative(metrics_token="x" * 16)
+    for headers in ({}, {"Authorization": "Bearer secret"}):
+        assert app.test_client().get("/metrics", headers=headers).status_code == 401
+    assert [said(line)["reason"] for line in lines()] == ["no token", "metrics token"]
 
 
 def test_a_provider_that_breaks_leaves_a_line_too(make_talkative: Callable[..., Flask], lines: Lines) -> None:

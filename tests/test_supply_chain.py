@@ -1,11 +1,27 @@
-"""What is installed is what was pinned: every requirement by version and by hash, from no place in particular."""
+"""What is installed is what was pinned: every requirement by version and by hash, from no place in particular.
 
+The locks can be installed on any day, also after a newer release of any package has appeared.
+"""
+
+import base64
+import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
+from tests.containers import DOCKERFILE, copy_pip, instructions
 from tests.support import ROOT
 
 LOCKS = sorted([*ROOT.glob("requirements*.txt"), ROOT / "benchmarks/requirements.txt"])
@@ -78,3 +94,269 @@ def test_a_loose_requirement_is_seen(line: str) -> None:
 )
 def test_an_address_is_seen(line: str) -> None:
     assert addresses(f"{line}\njinja2==3.1.6{HASH}\n")
+
+
+# Completeness: with --no-deps pip installs what a lock names, and nothing else.
+
+
+def pins(lock: Path) -> dict[str, Requirement]:
+    """Each pinned requirement that is for the running platform, by its name."""
+    lines = re.findall(r"^([\w.-]+(?:\[[\w,-]+\])?==[^\\\n]+)", lock.read_text(), re.MULTILINE)
+    pinned = [Requirement(line) for line in lines]
+    return {canonicalize_name(pin.name): pin for pin in pinned if applies(pin)}
+
+
+def applies(requirement: Requirement, extras: frozenset[str] = frozenset({""})) -> bool:
+    """Whether it is for the running Python and platform, with any of those extras."""
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
+
+
+def unmet(requirement: Requirement, pinned: Mapping[str, Requirement]) -> bool:
+    """Whether a lock lacks it, in that version and with its extras."""
+    pin = pinned.get(canonicalize_name(requirement.name))
+    return pin is None or str(pin.specifier)[2:] not in requirement.specifier or not requirement.extras <= pin.extras
+
+
+def missing(lock: Path) -> list[str]:
+    """What the pinned packages require and the lock lacks; of packages that are installed here in that version."""
+    pinned = pins(lock)
+    return [
+        f"{pin}: {requirement}"
+        for pin in pinned.values()
+        for requirement in map(Requirement, installed(pin))
+        if applies(requirement, frozenset({"", *pin.extras})) and unmet(requirement, pinned)
+    ]
+
+
+def installed(pin: Requirement) -> list[str]:
+    """What it requires, where it is installed here in the pinned version."""
+    try:
+        found = distribution(pin.name)
+    except PackageNotFoundError:
+        return []
+    return (found.requires or []) if found.version in pin.specifier else []
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: str(lock.relative_to(ROOT)))
+def test_every_requirement_of_a_pinned_package_is_pinned_too(lock: Path) -> None:
+    assert missing(lock) == []
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_pinned_package_is_installed_here_so_that_its_requirements_are_known(name: str) -> None:
+    for pin in pins(ROOT / name).values():
+        assert distribution(pin.name).version in pin.specifier, f"{pin}: make test installs it"
+
+
+@pytest.mark.parametrize("gone", ["coverage", "werkzeug", "redis", "cryptography"])
+def test_a_missing_requirement_is_seen(tmp_path: Path, gone: str) -> None:
+    lock = tmp_path / "requirements.txt"
+    lock.write_text(re.sub(rf"(?m)^{gone}\b", "unrelated", (ROOT / "requirements-dev.txt").read_text()))
+    assert any(gone in fault.lower() for fault in missing(lock))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: str(lock.relative_to(ROOT)))
+def test_what_was_asked_for_is_in_the_lock_with_its_extras(lock: Path) -> None:
+    asked = lock.with_suffix(".in").read_text()
+    lines = [line for line in asked.splitlines() if line and not line.startswith(("#", "-r "))]
+    pinned = pins(lock)
+    assert lines
+    assert [line for line in lines if unmet(Requirement(line), pinned)] == []
+
+
+# A newer release. pip 23.2 takes it for a requirement that has an extra, and then refuses it because it has no hash.
+
+#: What installs packages, in any file: of pip, uv and the like.
+INSTALLS = re.compile(
+    r"\b(?:pip[\d.]*|pipx|poetry|conda)\b[^|;&\n]* install\b|\buv (?:pip (?:install|sync)|sync|add|run)\b"
+)
+#: The first pip that resolves such a requirement to the pin.
+RESOLVES = Version("23.3")
+#: The targets of the Makefile that install a lock, and where into.
+TARGETS = {
+    ".venv/installed": "requirements.txt",
+    ".venv/installed-dev": "requirements-dev.txt",
+    "benchmarks/.venv/installed": "benchmarks/requirements.txt",
+    ".venv-audit/installed": "requirements-audit.txt",
+}
+
+#: Runs a command in a folder, with pip and its index at hand.
+Run = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
+
+
+def publish(index: Path, name: str, version: str, *metadata: str) -> str:
+    """Add a release to an index of the simple kind (PEP 503). Returns its hash."""
+    described = f"{name}-{version}.dist-info"
+    about = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *metadata]
+    files = {
+        f"{name}.py": "",
+        f"{described}/METADATA": "".join(f"{line}\n" for line in about),
+        f"{described}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    hashes = {
+        path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        for path, text in files.items()
+    }
+    record = f"{described}/RECORD"
+    files[record] = "".join(f"{path},sha256={digest},\n" for path, digest in hashes.items()) + f"{record},,\n"
+    folder = index / name
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    links = "".join(f'<a href="{path.name}">{path.name}</a>\n' for path in sorted(folder.glob("*.whl")))
+    (folder / "index.html").write_text(f"<!DOCTYPE html>\n{links}")
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the pip of the running one, as the Makefile makes it; copied, to save time."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/*/site-packages")
+    copy_pip(packages)
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path: Path, environment: Path) -> Path:
+    """A clone, whose locks pin two small packages: report, and table with an extra, which report requires."""
+    index = tmp_path / "index"
+    report = publish(index, "report", "1.0", "Requires-Dist: table[color]>=1.0")
+    table = publish(index, "table", "1.0", "Provides-Extra: color")
+    publish(index, "table", "1.1", "Provides-Extra: color")
+    clone = tmp_path / "clone"
+    (clone / "benchmarks").mkdir(parents=True)
+    for name in ("Makefile", "Dockerfile"):
+        shutil.copy2(ROOT / name, clone)
+    for lock in TARGETS.values():
+        pinned = f"report==1.0 --hash=sha256:{report}\ntable==1.0 --hash=sha256:{table}\n"
+        (clone / lock).write_text(pinned)
+    for target in TARGETS:
+        folder = clone / Path(target).parent
+        if not folder.exists():
+            shutil.copytree(environment, folder, symlinks=True)
+    return clone
+
+
+@pytest.fixture
+def run(clone: Path, environment: Path) -> Run:
+    """Runs a command in the clone; pip is not configured, and knows no index but that one."""
+    environ = {
+        "PATH": f"{environment}/bin:{os.environ['PATH']}",
+        "HOME": str(clone.parent),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": (clone.parent / "index").as_uri(),
+    }
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=clone, env=environ, capture_output=True, text=True, timeout=300, check=False)
+
+    return run
+
+
+def packages(environment: Path) -> set[str]:
+    """What was installed into it, pip and what came with it aside."""
+    found = {path.name.removesuffix(".dist-info") for path in environment.glob("lib/*/site-packages/*.dist-info")}
+    return {name for name in found if not name.startswith(("pip-", "setuptools-", "wheel-"))}
+
+
+def dockerfile_install() -> str:
+    """The step of the Dockerfile that installs."""
+    (step,) = [rest for name, rest in instructions(DOCKERFILE.read_text()) if name == "RUN" and INSTALLS.search(rest)]
+    return step
+
+
+def install_commands() -> list[tuple[str, str]]:
+    """Each line of the repository that installs packages of Python, with its file; this file aside."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    found = []
+    for name in filter(None, names):
+        path = ROOT / name
+        if path.exists() and path != Path(__file__) and not re.search(r"\.(png|svg)$|package-lock\.json$", name):
+            joined = re.sub(r" *\\\n\s*", " ", path.read_text())
+            found += [(name, line) for line in joined.splitlines() if INSTALLS.search(line) and line.lstrip()[0] != "#"]
+    return found
+
+
+def test_the_makefile_and_the_dockerfile_alone_install_packages_and_never_resolve() -> None:
+    """CI, README and all other pages go by way of make, so that what is tried below is what everybody runs."""
+    found = install_commands()
+    assert sorted(name for name, _ in found) == ["Dockerfile", "Makefile"]
+    assert [line for _, line in found if not {"--no-deps", "--require-hashes"} <= set(line.split())] == []
+
+
+def test_every_target_that_installs_is_tried() -> None:
+    text = (ROOT / "Makefile").read_text()
+    variables = dict(re.findall(r"^(\w+) := (\S+)$", text, re.MULTILINE))
+    found = {}
+    for name, stamp, recipe in re.findall(r"^\$\((\w+)\)/(installed\S*): (\S+)", text, re.MULTILINE):
+        found[f"{variables[name]}/{stamp}"] = recipe
+    assert found == TARGETS
+    assert text.count("\t$(call install,") == len(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_installs_a_lock_although_a_package_has_a_newer_release(clone: Path, run: Run, target: str) -> None:
+    result = run(["make", target, f"PYTHON={sys.executable}"])
+    assert result.returncode == 0, result.stderr
+    assert packages(clone / Path(target).parent) == {"report-1.0", "table-1.0"}
+
+
+def test_the_dockerfile_installs_a_lock_although_a_package_has_a_newer_release(clone: Path, run: Run) -> None:
+    result = run(["sh", "-ec", dockerfile_install()])
+    assert result.returncode == 0, result.stderr
+    assert packages(clone / "venv") == {"report-1.0", "table-1.0"}
+
+
+def test_an_older_pip_fails_where_it_resolves(clone: Path, run: Run) -> None:
+    """The same command without --no-deps: what the tests above would do with a newer pip is no proof."""
+    makefile = clone / "Makefile"
+    makefile.write_text(makefile.read_text().replace(" --no-deps", ""))
+    result = run(["make", ".venv/installed", f"PYTHON={sys.executable}"])
+    version = Version(run(["python", "-m", "pip", "--version"]).stdout.split()[1])
+    assert ("all requirements must have their versions pinned" in result.stderr) == (version < RESOLVES), version
+    assert (result.returncode != 0) == (version < RESOLVES), version
+
+
+@pytest.mark.parametrize(
+    "step", [dockerfile_install(), f"make .venv/installed PYTHON={sys.executable}"], ids=["Dockerfile", "Makefile"]
+)
+def test_a_lock_that_lacks_a_requirement_is_refused(clone: Path, run: Run, step: str) -> None:
+    lock = clone / "requirements.txt"
+    lock.write_text(lock.read_text().splitlines()[0])
+    result = run(["sh", "-ec", step])
+    assert result.returncode != 0
+    assert "report 1.0 requires table, which is not installed" in result.stdout
+
+
+# The Python of a virtual environment.
+
+
+@pytest.mark.parametrize("target", [".venv/installed-dev", "benchmarks/.venv/installed"])
+def test_make_replaces_a_virtual_environment_of_another_python(clone: Path, run: Run, target: str) -> None:
+    folder = clone / Path(target).parent
+    (own,) = folder.glob("lib/python*")
+    own.rename(own.with_name("python3.0"))
+    (clone / target).touch()
+    result = run(["make", target, f"PYTHON={sys.executable}"])
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in folder.glob("lib/python*")] == [own.name]
+    assert packages(folder) == {"report-1.0", "table-1.0"}
+
+
+def test_make_keeps_a_virtual_environment_of_the_same_python(clone: Path, run: Run) -> None:
+    for _ in range(2):
+        result = run(["make", ".venv/installed", f"PYTHON={sys.executable}"])
+        (clone / ".venv/kept").touch()
+        assert result.returncode == 0, result.stderr
+    assert "is up to date" in result.stdout
+    assert (clone / ".venv/kept").exists()
+
+
+def test_make_does_not_take_another_python_for_one_that_is_not_there(clone: Path, run: Run) -> None:
+    assert run(["make", ".venv/installed", "PYTHON=python3.0"]).returncode != 0
+    assert not (clone / ".venv/installed").exists()

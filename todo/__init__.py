@@ -42,11 +42,14 @@ def _build(settings: Settings) -> Flask:
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings),
         API_TITLE="Todo API",
-        API_VERSION="1",
+        API_VERSION="1.1.0",
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/",
         API_SPEC_OPTIONS={
-            "info": {"description": "Tasks that belong to users. Every error is an object with one member, `error`."},
+            "info": {
+                "description": "Tasks that belong to users. Every error is an object with one member, `error`.",
+                "license": {"name": "MIT", "identifier": "MIT"},
+            },
             "servers": [{"url": "/"}],
             "security": [{"bearer": []}],
         },

@@ -314,7 +314,8 @@ def _resolve_hosts(_dialect: object, _record: object, _arguments: object, parame
             found += [(host, address, port) for address in look_up.result(timeout=max(0.0, deadline - monotonic()))]
         except (OSError, UnicodeError) as error:
             # TimeoutError is an OSError too. UnicodeError: a label that is too long, or empty.
-            failures.append(f"could not find the address of {host}: {error or 'it took too long'}")
+            kind = getattr(error, "strerror", None) or type(error).__name__
+            failures.append(f"could not find the address of {host}: {kind}")
     if not found:
         # libpq must not try again, without a bound.
         raise psycopg2.OperationalError("; ".join(failures))

@@ -3,6 +3,31 @@
 A message is one sentence for the caller, fit to leave the service: nothing of the database, nobody else's data.
 """
 
+from enum import StrEnum
+
+
+class Refusal(StrEnum):
+    """Why a request is a 401, for the log alone (docs/refused-tokens.md): never a value of the request."""
+
+    MISSING = "no token"
+    MALFORMED = "malformed"
+    TYPE = "token type"
+    ALGORITHM = "algorithm"
+    UNKNOWN_KEY = "unknown key"
+    SIGNATURE = "signature"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not yet valid"
+    ISSUER = "issuer"
+    AUDIENCE_MISSING = "audience missing"
+    AUDIENCE_WRONG = "audience wrong"
+    AUDIENCE_UNEXPECTED = "audience unexpected"
+    SUBJECT = "subject"
+    METRICS = "metrics token"
+    #: A provider of one's own names nobody.
+    NO_IDENTITY = "no identity"
+    #: A provider of one's own refuses the credentials, and says no more.
+    REFUSED_BY_PROVIDER = "refused by provider"
+
 
 class TodoError(Exception):
     """An expected failure; `message` is what the caller is told."""
@@ -19,13 +44,20 @@ class InvalidInput(TodoError):
 
 
 class NotAuthenticated(TodoError):
-    """Nobody stands behind the request: it carries no credentials."""
+    """The request has no credentials. Its reason is for the log; the caller is told `Unauthorized` alone."""
 
     message = "Unauthorized"
+    reason = Refusal.NO_IDENTITY
+
+    def __init__(self, message: str | None = None, *, reason: Refusal | None = None) -> None:
+        super().__init__(message)
+        self.reason = Refusal(self.reason if reason is None else reason)
 
 
 class InvalidCredentials(NotAuthenticated):
-    """The request carries credentials, and they do not hold."""
+    """The request has credentials, and they are not valid."""
+
+    reason = Refusal.REFUSED_BY_PROVIDER
 
 
 class NotOwner(TodoError):
@@ -68,10 +100,8 @@ class Unavailable(TodoError):
     message = "Service unavailable"
 
 
-class SchemaMissing(Unavailable):
-    """The database answers, but its tables are not there."""
-
-    message = "The database has no tables yet: run flask db upgrade"
+class DatabaseUnfit(Unavailable):
+    """The database answers, but lacks what the service needs; the cause names it in detail, for the log alone."""
 
 
 class OwnershipViolated(Exception):

@@ -9,6 +9,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 #: SQLSTATE (PostgreSQL documentation, appendix A): connection, resources, intervention and time-outs, system, lock
 #: not available, read-only, rolled back in a conflict.
 _POSTGRESQL_OUTAGES = ("08", "53", "57", "58", "55P03", "25006", "40")
+#: SQLSTATEs whose sentence is told in the log: it quotes no value, which would be what a user wrote. A data exception
+#: does (22), so does what a trigger raises (P0, or a code of its own), and so does a syntax error (42601), since the
+#: driver writes values into the statement. Others quote values in their details, which are never told.
+_POSTGRESQL_TOLD = ("08", "0A", "23", "25", "26", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX")
+_POSTGRESQL_UNTOLD = "42601"
 #: Primary result codes (sqlite.org/rescode.html).
 _SQLITE_OUTAGES = frozenset(
     {
@@ -48,14 +53,20 @@ def is_outage(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """What went wrong in one line, for the log: the server's own sentence, without the values that it quotes."""
+    """What went wrong in one line, for the log, without a value that a user or the environment wrote.
+
+    That is the server's or the driver's own sentence, where it quotes none: where no connection can be made, the driver
+    names the host, the user and the database. config.py sees to it that none of these is a part of the password.
+    """
     cause = _cause(error)
+    kind = type(cause).__name__
     if isinstance(cause, psycopg2.Error) and cause.pgcode is not None:
-        # A data exception (class 22) quotes the value in its very sentence, and so may what a trigger raises (P0); the
-        # others do in their details.
-        sentence = "" if cause.pgcode.startswith(("22", "P0")) else f": {cause.diag.message_primary}"
-        return f"{type(cause).__name__} {cause.pgcode}{sentence}"
-    return f"{type(cause).__name__}: {cause}".partition("\n")[0]
+        is_told = cause.pgcode.startswith(_POSTGRESQL_TOLD) and cause.pgcode != _POSTGRESQL_UNTOLD
+        return f"{kind} {cause.pgcode}{f': {cause.diag.message_primary}' if is_told else ''}"
+    if isinstance(cause, (*DRIVER_ERRORS, PoolTimeout)):
+        return f"{kind}: {cause}".partition("\n")[0]
+    # SQLAlchemy's own: they quote what the statement, or a value, made them stumble over.
+    return kind
 
 
 def is_foreign_key_violation(error: Exception) -> bool:
@@ -69,6 +80,11 @@ def is_foreign_key_violation(error: Exception) -> bool:
 def is_unique_violation(error: Exception) -> bool:
     """Whether the statement would have made a row that is there already; on PostgreSQL, where that can be."""
     return getattr(_cause(error), "pgcode", None) == "23505"
+
+
+def is_denied(error: Exception) -> bool:
+    """Whether the database refused a right."""
+    return getattr(_cause(error), "pgcode", None) == "42501"
 
 
 def _cause(error: Exception) -> BaseException:

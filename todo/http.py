@@ -15,11 +15,9 @@ from urllib.parse import parse_qsl
 import flask
 import flask_smorest
 import msgspec
-from apispec.ext.marshmallow import MarshmallowPlugin
-from apispec.ext.marshmallow.openapi import OpenAPIConverter
-from flask import Flask, Request, jsonify, request, url_for
+from flask import Flask, Request, g, jsonify, request, url_for
 from flask.json.provider import DefaultJSONProvider
-from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields
 from webargs.core import is_json
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException, LengthRequired, UnsupportedMediaType
@@ -40,6 +38,8 @@ from todo.errors import (
     Unavailable,
 )
 from todo.faults import DATABASE_ERRORS, describe, is_outage
+from todo.openapi import SchemaPlugin
+from todo.schemas import Output
 
 logger = logging.getLogger(__name__)
 
@@ -184,8 +184,13 @@ def _sentence(message: str) -> str:
 def answer_failure(failure: TodoError) -> Response:
     """The answer to an expected failure."""
     status, headers = next(FAILURES[kind] for kind in type(failure).mro() if kind in FAILURES)
+    if isinstance(failure, NotAuthenticated):
+        # For the request's line in the log.
+        g.refusal = failure.reason
     if status == 503:
-        logger.warning("%s %s: %s", request.method, request.url_rule, failure.__cause__ or failure)
+        # Of what it rose from the kind alone: an identity provider's message may quote the token.
+        cause = f" ({type(failure.__cause__).__name__})" if failure.__cause__ else ""
+        logger.warning("%s %s: %s%s", request.method, request.url_rule, failure.message, cause)
     return _error(status, _sentence(failure.message), headers)
 
 
@@ -220,18 +225,15 @@ def _trace(error: BaseException) -> str:
     return "\nrose from\n".join(steps)
 
 
-class ErrorSchema(Schema):
-    """The body of every error."""
-
-    class Meta:
-        unknown = RAISE
+class ApiErrorSchema(Output):
+    """The body of every error. Not called Error: a client in JavaScript would hide its own by importing it."""
 
     error = fields.String(required=True, metadata={"description": "One sentence on what went wrong."})
 
 
 def error_response(description: str, example: str) -> dict[str, Any]:
     """What flask-smorest's alt_response takes to document an error."""
-    return {"description": description, "schema": ErrorSchema, "example": {"error": example}}
+    return {"description": description, "schema": ApiErrorSchema, "example": {"error": example}}
 
 
 def header(description: str, example: str, *, required: bool = True) -> dict[str, Any]:
@@ -280,25 +282,10 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
 }
 
 
-class SchemaConverter(OpenAPIConverter):
-    """apispec's, but that a schema may say more of the whole object than its fields do: its `json_schema`."""
-
-    def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
-        """The JSON Schema of a marshmallow schema."""
-        converted = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]  # apispec bears few
-        return {**converted, **getattr(schema, "json_schema", {})}
-
-
-class SchemaPlugin(MarshmallowPlugin):
-    """apispec's, with that converter."""
-
-    Converter = SchemaConverter
-
-
 class Api(flask_smorest.Api):
     """flask-smorest's Api with this service's errors: their body, their headers, and their place in the document."""
 
-    ERROR_SCHEMA = ErrorSchema
+    ERROR_SCHEMA = ApiErrorSchema
     # Each call documents what it really gives.
     DEFAULT_ERROR_RESPONSE_NAME = None
 
@@ -307,7 +294,7 @@ class Api(flask_smorest.Api):
         super().init_app(app, spec_kwargs={"marshmallow_plugin": SchemaPlugin(), **(spec_kwargs or {})})
         self.spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
         for name, description, example, headers in ERROR_RESPONSES.values():
-            content = {"application/json": {"schema": ErrorSchema, "example": {"error": example}}}
+            content = {"application/json": {"schema": ApiErrorSchema, "example": {"error": example}}}
             self.spec.components.response(name, {"description": description, "content": content, "headers": headers})
         # Of flask-smorest's pagination, which this service does not use.
         del self.spec.components.schemas["PaginationMetadata"]

@@ -84,11 +84,13 @@ def init_app(app: Flask, settings: Settings) -> None:
             count()
 
     def count_refused(refusal: NotAuthenticated | NotOwner) -> Response:
+        # First, since it also notes the reason for the log, whatever becomes of the count.
+        answer = answer_failure(refusal)
         try:
             count()
         except TooManyRequests as excess:
             return answer_failure(excess)
-        return answer_failure(refusal)
+        return answer
 
     app.before_request(count_identified)
     for kind in (NotAuthenticated, NotOwner):

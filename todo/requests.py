@@ -12,7 +12,7 @@ from secrets import token_hex
 from time import perf_counter
 from typing import Any
 
-from flask import Flask, request
+from flask import Flask, g, request
 
 from todo.identity import known_identity
 
@@ -82,21 +82,25 @@ def _log(status: int, seconds: float) -> None:
     method, route = method_and_route()
     identity = known_identity()
     user_id = None if identity is None else identity.user_id
+    # One of todo/errors.py's Refusal.
+    refusal = g.get("refusal")
     logger.info(
-        "%s %s %d %.1f ms %s",
+        "%s %s %d %.1f ms %s%s",
         method,
         route or "-",
         status,
         milliseconds,
         # Quoted and in ASCII: a user id may hold spaces, line separators and what turns the direction of writing.
         "-" if user_id is None else json.dumps(user_id),
+        "" if refusal is None else f" ({refusal})",
         extra={
             "method": method,
             "route": route,
             "status": status,
             "duration_ms": round(milliseconds, 3),
             "user_id": user_id,
-        },
+        }
+        | ({} if refusal is None else {"reason": str(refusal)}),
     )
 
 

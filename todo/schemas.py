@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, pre_load
 
+# Patterns of the OpenAPI document say `\x00`, and not `\u0000`: generators of code write the character that is meant by
+# the latter into what they generate, where a NUL or a line separator is none that a compiler takes.
 #: What `storable` lets pass, as a pattern of JSON Schema: there are no lone surrogates in JSON that is UTF-8.
-STORABLE = r"^[^\u0000]*$"
+STORABLE = r"^[^\x00]*$"
 INSTANT = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$"
 
 # What PostgreSQL cannot store, or UTF-8 not express (RFC 3629 section 3).
@@ -16,18 +18,24 @@ _NATURAL_NUMBER = re.compile("[1-9][0-9]{0,18}")
 
 
 class Input(Schema):
-    """A schema for what comes in: a field that it does not know, or that is not to be sent, is refused by name.
+    """A schema for what comes in: output-only fields are ignored, and other fields that it does not know are refused.
 
-    Its ValidationError bears a list of sentences in order: on its fields as they are declared, on the whole, then on
+    Its ValidationError has a list of sentences in order: on its fields as they are declared, on the whole, then on
     the refused fields in the order they came.
     """
 
     class Meta:
         unknown = RAISE
 
-    #: Names that a reader of the resource knows, but that are not to be sent.
-    read_only: frozenset[str] = frozenset()
     unknown_message = "Unknown field: {}"
+    #: Sentences that serve better, by the name of the unknown field.
+    refusals: ClassVar[Mapping[str, str]] = {}
+
+    @pre_load
+    def drop_output_only(self, data: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
+        """The input without its output-only fields, whatever their values (Google AIP-203)."""
+        output_only = self.fields.keys() - self.load_fields.keys()
+        return {name: value for name, value in data.items() if name not in output_only} if output_only else data
 
     def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: Any) -> None:
         """Put the messages in order, and name in each what marshmallow calls an unknown field."""
@@ -35,11 +43,9 @@ class Input(Schema):
         known = [message for name in self.load_fields for message in found.get(name, ())]
         # A field that somebody calls _schema meets marshmallow's own name for the whole.
         whole = [message for message in found.get("_schema", ()) if message != self.error_messages["unknown"]]
-        refused = [self._refusal(name) for name in data if name not in self.load_fields]
+        unknown = [name for name in data if name not in self.fields]
+        refused = [self.refusals.get(name) or self.unknown_message.format(name) for name in unknown]
         error.messages = [*known, *whole, *refused]
-
-    def _refusal(self, name: str) -> str:
-        return ("Read-only field: {}" if name in self.read_only else self.unknown_message).format(name)
 
 
 class NoQuerySchema(Input):
@@ -57,7 +63,14 @@ class NaturalNumber(fields.Integer):
         return super()._deserialize(value, attr, data, **kwargs)
 
 
-class RowSchema(Schema):
+class Output(Schema):
+    """A schema for what goes out. In the document it may have more members: a generated client survives a new field."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+class RowSchema(Output):
     """A schema for rows that go out as they are: a plain field for each field of the row, in the same order.
 
     Such a row is already what marshmallow would make of it, field by field: it is left to the JSON encoder
@@ -85,10 +98,18 @@ class RowSchema(Schema):
         return obj
 
 
+def output_only(row: type[RowSchema]) -> dict[str, fields.Field[Any]]:
+    """The row's output-only (dump_only) fields, for `Meta.include` of an Input that ignores them."""
+    metadata = {"description": "Ignored: the service sets it."}
+    names = [name for name, field in row().fields.items() if field.dump_only]
+    return {name: fields.Raw(dump_only=True, metadata=metadata) for name in names}
+
+
 def instant_field() -> fields.String:
     """When something happened to the resource (RFC 3339), in UTC."""
     return fields.String(
         required=True,
+        dump_only=True,
         metadata={"format": "date-time", "pattern": INSTANT, "examples": ["2025-01-09T12:34:56.123456Z"]},
     )
 

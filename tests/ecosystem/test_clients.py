@@ -16,6 +16,7 @@ from sqlalchemy import URL
 from tests.live import Server, free_port, running
 from tests.programs import program
 from tests.support import ROOT, SECRET
+from todo.tasks.schemas import TITLE
 
 pytestmark = pytest.mark.ecosystem
 
@@ -134,12 +135,25 @@ def test_linters_find_nothing(linter: str) -> None:
     succeed(linter, *LINTERS[linter], DOCUMENT)
 
 
+def test_a_pattern_means_in_javascript_what_it_means_in_python() -> None:
+    """Title by title: each character by itself, but for surrogates."""
+    script = """
+        const found = new RegExp(process.argv[1], "u");
+        const characters = [...Array(0x110000).keys()].filter((code) => code < 0xd800 || code > 0xdfff);
+        console.log(JSON.stringify(characters.filter((code) => !found.test(String.fromCodePoint(code)))));
+    """
+    command = [program("node"), "--eval", script, TITLE]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    codes = [code for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
+    assert json.loads(result.stdout) == [code for code in codes if not re.search(TITLE, chr(code))]
+
+
 def without_operation_id(document: Document) -> None:
     del document["paths"]["/api/{user_id}/tasks"]["get"]["operationId"]
 
 
 def without_parameter(document: Document) -> None:
-    del document["paths"]["/api/{user_id}/tasks"]["parameters"]
+    del document["paths"]["/api/{user_id}/tasks"]["get"]["parameters"]
 
 
 @pytest.mark.parametrize("linter", LINTERS)
@@ -153,7 +167,7 @@ def test_linters_find_a_fault(linter: str, plant: Callable[[Document], None], ru
 
 
 def any_status(document: Document) -> None:
-    del document["components"]["schemas"]["Task"]["properties"]["status"]["enum"]
+    del document["components"]["schemas"]["TaskStatus"]["enum"]
 
 
 def no_null(document: Document) -> None:
@@ -164,11 +178,15 @@ def optional_title(document: Document) -> None:
     document["components"]["schemas"]["Task"]["required"].remove("title")
 
 
+def changes_without_an_id(document: Document) -> None:
+    del document["components"]["schemas"]["TaskChanges"]["properties"]["id"]
+
+
 def error_without_a_body(document: Document) -> None:
     del document["components"]["responses"]["BadRequest"]["content"]
 
 
-@pytest.mark.parametrize("plant", [any_status, no_null, optional_title, error_without_a_body])
+@pytest.mark.parametrize("plant", [any_status, no_null, optional_title, changes_without_an_id, error_without_a_body])
 def test_worse_types_do_not_compile(plant: Callable[[Document], None], tmp_path: Path) -> None:
     folder = front_end(tmp_path, planted(tmp_path, plant))
     result = run("tsc", "--project", ".", "--noEmit", cwd=folder)

@@ -54,6 +54,7 @@ def live(database: URL, front_end: int, tmp_path_factory: pytest.TempPathFactory
     """A gunicorn that lists the front end, and counts what its users ask for."""
     settings = {
         "CORS_ORIGINS": f"https://app.example,http://localhost:{front_end}",
+        "CORS_HEADERS": "X-Trace-Id",
         "RATE_LIMIT": "1000 per 30 days",
         "WEB_CONCURRENCY": "1",
     }
@@ -123,6 +124,30 @@ def test_the_six_calls_with_all_that_may_be_sent_and_read(page: Page, live: Serv
 
     assert fetch("DELETE", path, If_Match=read["etag"])[:2] == (204, None)
     assert sql(database, "SELECT title FROM tasks") == [("Call the bank",)]
+
+
+def test_a_tracer_and_an_http_client_may_add_their_headers(page: Page, live: Server) -> None:
+    added = {
+        "Cache_Control": "no-cache",
+        "X_Requested_With": "XMLHttpRequest",
+        "X_Request_ID": "from-the-front-end",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "app=1",
+        "baggage": "release=1",
+        "sentry_trace": "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1",
+        "X_Trace_Id": "1",
+    }
+    status, _, read = fetch_from(page, live)("POST", json={"title": "Buy milk"}, **added)
+    assert (status, read["x-request-id"]) == (201, "from-the-front-end")
+
+
+def test_another_header_is_not_sent(browser: Browser, live: Server, front_end: int, database: URL) -> None:
+    with visiting(browser) as visit:
+        visit.page.goto(f"http://localhost:{front_end}/")
+        with pytest.raises(Error, match="Failed to fetch"):
+            fetch_from(visit.page, live)("POST", json={"title": "Buy milk"}, X_Other="1")
+        assert "x-other is not allowed by Access-Control-Allow-Headers" in visit.complaints[0]
+    assert sql(database, "SELECT * FROM tasks") == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 from flask import Request, abort
 
-from todo.errors import InvalidCredentials, Unavailable
+from todo.errors import InvalidCredentials, Refusal, Unavailable
 from todo.identity import Identity
 
 NOT_CALLABLE = "by_header"
@@ -63,3 +63,26 @@ def broken(_request: Request) -> Identity:
 
 def away(_request: Request) -> Identity:
     raise Unavailable
+
+
+def away_by_url(_request: Request) -> Identity:
+    try:
+        raise ConnectionError("https://issuer.example/introspect?token=alice-of-secrets")
+    except ConnectionError as error:
+        raise Unavailable from error
+
+
+def away_in_its_own_words(_request: Request) -> Identity:
+    raise Unavailable("alice-of-secrets")
+
+
+def quoting(_request: Request) -> Identity:
+    raise InvalidCredentials("alice-of-secrets")
+
+
+def refusing_for_a_reason(_request: Request) -> Identity:
+    raise InvalidCredentials(reason=Refusal.EXPIRED)
+
+
+def refusing_in_its_own_words(_request: Request) -> Any:
+    raise InvalidCredentials(reason="alice-of-secrets")  # type: ignore[arg-type]

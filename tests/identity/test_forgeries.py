@@ -32,6 +32,7 @@ from tests.identity.test_jwt import (
 )
 from tests.support import SECRET, close, settings
 from todo import create_app
+from todo.errors import Refusal
 from todo.identity import jwks
 from todo.identity import jwt as provider_module
 
@@ -371,15 +372,15 @@ PATHS = (
 
 
 @pytest.mark.parametrize("kid", PATHS, ids=range(len(PATHS)))
-def test_a_key_id_that_is_a_path_or_worse_is_refused_and_not_fetched(
+def test_a_key_id_that_is_a_path_or_worse_is_refused_and_nothing_fetched_from_there(
     trusting: Trusting, issuer: Issuer, kid: str
 ) -> None:
     app = trusting("key set")
     assert_accepted(app, SIGNERS["key set"]())
-    requests = issuer.requests
-    assert_refused(app, SIGNERS["key set"](kid=json.dumps(kid)))
-    assert_refused(app, handmade(payload(), json.dumps({"alg": "HS256", "kid": kid}), b""))
-    assert issuer.requests == requests
+    assert_refused(app, SIGNERS["key set"](kid=json.dumps(kid)), Refusal.UNKNOWN_KEY)
+    assert_refused(app, handmade(payload(), json.dumps({"alg": "HS256", "kid": kid}), b""), Refusal.ALGORITHM)
+    join_fetches()
+    assert issuer.paths == {"/keys"}
 
 
 @by_kind

@@ -12,7 +12,7 @@ from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
 from config import ConfigurationError
-from tests.identity.test_jwt import no_database_connection
+from tests.identity.test_jwt import leaving_no_trace, no_database_connection
 from tests.support import Make, sql
 from todo.identity import current_identity
 
@@ -151,6 +151,39 @@ class TestCustomProvider:
     def test_a_provider_may_abort_with_401(self, make_app: MakeApp) -> None:
         assert_unauthorized(get(make_app(f"{PROVIDERS}:aborting")), "Bearer")
 
+    @pytest.mark.parametrize(
+        ("provider", "reason"),
+        [
+            ("nobody", "no identity"),
+            ("aborting", "no identity"),
+            ("impossible", "subject"),
+            ("refusing", "refused by provider"),
+            ("refusing_for_a_reason", "expired"),
+            ("quoting", "refused by provider"),
+        ],
+    )
+    def test_the_reason_is_in_the_log_and_nothing_of_the_providers_own(
+        self, make_app: MakeApp, provider: str, reason: str
+    ) -> None:
+        app = make_app(f"{PROVIDERS}:{provider}")
+        with leaving_no_trace(app) as reasons:
+            response = get(app)
+        assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
+        assert reasons == [reason]
+
+    def test_a_reason_that_is_not_of_the_list_is_a_fault_of_the_provider(self, make_app: MakeApp) -> None:
+        assert get(make_app(f"{PROVIDERS}:refusing_in_its_own_words")).status_code == 500
+
+    @pytest.mark.parametrize("provider", ["away", "away_by_url", "away_in_its_own_words"])
+    def test_of_what_is_away_the_kind_alone_is_said(
+        self, make_app: MakeApp, provider: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        response = get(make_app(f"{PROVIDERS}:{provider}"))
+        assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "WARNING todo.http: GET " in line]
+        assert line.endswith("Service unavailable (ConnectionError)" if provider == "away_by_url" else " unavailable")
+        assert "secret" not in line
+
     @pytest.mark.parametrize("provider", ["a_string", "a_truth", "a_dictionary", "a_lookalike", "broken"])
     def test_a_fault_of_the_provider_is_500_and_tells_nothing(self, make_app: MakeApp, provider: str) -> None:
         app = make_app(f"{PROVIDERS}:{provider}")
@@ -222,8 +255,8 @@ class TestConfiguration:
         [
             ("tests.identity.nowhere:x", "No module named 'tests.identity.nowhere'"),
             ("nowhere:x", "No module named 'nowhere'"),
-            (f"{PROVIDERS}:missing", "has no attribute 'missing'"),
-            (f"{PROVIDERS}:Gateway.missing", "has no attribute 'missing'"),
+            (f"{PROVIDERS}:missing", f"{PROVIDERS} has no missing"),
+            (f"{PROVIDERS}:Gateway.missing", f"{PROVIDERS} has no Gateway.missing"),
             (f"{PROVIDERS}:NOT_CALLABLE", "is not callable"),
         ],
     )
@@ -237,11 +270,12 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("source", "reason"),
         [
-            ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
-            ("raise SystemExit('no licence')", "SystemExit: no licence"),
-            ("raise RuntimeError('first\\nsecond')", "RuntimeError: first second"),
-            ("import nowhere", "No module named 'nowhere'"),
-            ("def provider(:", "SyntaxError"),
+            ("\nraise RuntimeError('secret')", "RuntimeError in {file}, line 2"),
+            ("raise SystemExit('secret')", "SystemExit in {file}, line 1"),
+            ("from tests.identity import secret", "ImportError in {file}, line 1"),
+            ("import json; json.loads('secret')", "JSONDecodeError in "),
+            ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+            ("def provider(secret:", "SyntaxError in {file}, line 1"),
         ],
     )
     def test_a_module_that_fails_to_import_stops_the_start(
@@ -251,8 +285,10 @@ class TestConfiguration:
         monkeypatch.syspath_prepend(tmp_path)
         with pytest.raises(ConfigurationError) as caught:
             make_app("failing_provider:provider")
-        assert reason in str(caught.value)
+        reason = reason.format(file=tmp_path / "failing_provider.py")
+        assert f"IDENTITY_PROVIDER=failing_provider:provider cannot be loaded: {reason}" in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
+        assert "secret" not in str(caught.value)
 
     def test_jwt_without_its_settings_stops_the_start(self, make_app: MakeApp) -> None:
         with pytest.raises(ConfigurationError, match="IDENTITY_PROVIDER=jwt without its settings"):

@@ -1,14 +1,23 @@
-"""The command that mints a token for developers; of production's tokens the issuer alone is the source."""
+"""The commands for tokens: mint one for developers, and say whether one would be accepted, and why not.
 
+Of production's tokens the issuer alone is the source.
+"""
+
+import re
+import sys
 from time import time
 from typing import Any
 
 import click
 import jwt
 from flask import Flask
+from flask.cli import AppGroup
 
 from config import Settings
+from todo.errors import InvalidCredentials, Refusal, Unavailable
+from todo.identity.explanation import explain, instant, quoted
 from todo.identity.identity import Identity, InvalidIdentity
+from todo.identity.jwt import JwtProvider
 from todo.identity.keys import secret_key
 
 A_YEAR = 365 * 24 * 60
@@ -27,14 +36,32 @@ class UserId(click.ParamType[str]):
             self.fail("it cannot be a user id: 1 to 255 characters, no '/', no control characters, not . or ..")
 
 
-def init_app(app: Flask, settings: Settings) -> None:
-    """Add `flask token`, which signs with what the service verifies with."""
+class TokenGroup(AppGroup):
+    """The commands; `flask token USER_ID` is short for `flask token mint USER_ID`."""
 
-    @app.cli.command("token")
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the name of the command before arguments that begin with none."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["mint", *args]
+        return super().parse_args(ctx, args)
+
+
+class Undecided(click.ClickException):
+    """There is no saying whether the token would be accepted."""
+
+    exit_code = 2
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Add `flask token`, which signs, and verifies, with what the service verifies with."""
+    group = TokenGroup("token", help="Mint a token (flask token USER_ID), or check one")
+    app.cli.add_command(group)
+
+    @group.command("mint")
     @click.argument("user_id", type=UserId())
     @click.option("--email", help="The email claim")
     @click.option("--minutes", type=click.IntRange(1, A_YEAR), default=60, show_default=True, help="How long it holds")
-    def token(user_id: str, email: str | None, minutes: int) -> None:
+    def mint(user_id: str, email: str | None, minutes: int) -> None:
         """Mint a development token, signed with JWT_SECRET"""
         if settings.jwt is None:
             raise click.ClickException(
@@ -57,3 +84,28 @@ def init_app(app: Flask, settings: Settings) -> None:
         key = secret_key(settings.jwt.secret, settings.jwt.algorithms)
         named = {name: value for name, value in claims.items() if value is not None}
         click.echo(jwt.encode(named, key.key, key.algorithms[0]))
+
+    @group.command("check")
+    def check() -> None:
+        """Say whether the token on stdin would be accepted, and why not
+
+        Status 0: accepted; 1: refused; 2: there is no saying. Reads the token from stdin, where no list of processes
+        and no history of a shell keeps it: flask token check < file
+        """
+        if settings.jwt is None:
+            raise Undecided(
+                f"IDENTITY_PROVIDER={settings.identity_provider} takes no tokens of this service; set what the running "
+                "service has, IDENTITY_PROVIDER=jwt and its JWT_... settings"
+            )
+        token = re.sub(r"^bearer(\s+|$)", "", sys.stdin.read().strip(), flags=re.IGNORECASE)
+        provider = JwtProvider(settings.jwt)
+        try:
+            if not token:
+                raise InvalidCredentials(reason=Refusal.MISSING)
+            identity = provider.identify(f"Bearer {token}")
+        except InvalidCredentials as refusal:
+            click.echo(f"Refused: {explain(refusal, token, settings.jwt, provider)}")
+            sys.exit(1)
+        except Unavailable as error:
+            raise Undecided("the key set of JWT_JWKS_URL cannot be fetched") from error
+        click.echo(f"Accepted: user {quoted(identity.user_id)}, until {instant(identity.claims['exp'])}")

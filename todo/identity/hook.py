@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable, Collection
 from importlib import import_module
 from operator import attrgetter
+from traceback import extract_tb
 from typing import cast
 
 from flask import Flask, g, request
 from werkzeug.exceptions import Unauthorized
 
 from config import DEVELOPMENT, JWT, ConfigurationError, Settings
-from todo.errors import InvalidCredentials, NotAuthenticated, NotOwner
+from todo.errors import InvalidCredentials, NotAuthenticated, NotOwner, Refusal, Unavailable
 from todo.identity.development import identify_by_path
 from todo.identity.identity import Identity, InvalidIdentity, Provider
 from todo.identity.jwt import JwtProvider
@@ -25,6 +26,8 @@ def init_app(app: Flask, settings: Settings, *, public: Collection[str], on_iden
     is no such provider, or its settings do not hold.
     """
     provider = _provider(settings)
+    #: What a server that starts calls, so that a key set that cannot be fetched is in the log before the first token.
+    app.extensions["fetch_keys"] = _key_fetcher(provider)
 
     def authenticate() -> None:
         # An unknown route has no endpoint, and a preflight bears no credentials: neither says anything of anybody.
@@ -54,7 +57,11 @@ def _identify(provider: Provider) -> Identity:
     try:
         identity = provider(request)
     except InvalidIdentity as error:
-        raise InvalidCredentials from error
+        raise InvalidCredentials(reason=Refusal.SUBJECT) from error
+    except (NotAuthenticated, Unavailable) as failure:
+        # A message of a provider of one's own may quote the token: everybody is told the same.
+        failure.message = type(failure).message
+        raise
     except Unauthorized as error:
         # Flask's abort(401), which many a middleware does.
         raise NotAuthenticated from error
@@ -77,14 +84,33 @@ def _provider(settings: Settings) -> Provider:
     return _imported_provider(settings.identity_provider)
 
 
+def _key_fetcher(provider: Provider) -> Callable[[], None]:
+    key_set = provider.key_set if isinstance(provider, JwtProvider) else None
+    return key_set.fetch_early if key_set is not None else lambda: None
+
+
 def _imported_provider(name: str) -> Provider:
     module, _, attribute = name.partition(":")
     try:
-        provider = attrgetter(attribute)(import_module(module))
+        imported = import_module(module)
     except (Exception, SystemExit) as error:
         # Whatever the module does when it is imported, the start ends with one line.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigurationError(f"IDENTITY_PROVIDER={name} cannot be loaded: {reason}") from error
+        raise ConfigurationError(f"IDENTITY_PROVIDER={name} cannot be loaded: {_describe(error)}") from error
+    try:
+        provider = attrgetter(attribute)(imported)
+    except AttributeError as error:
+        raise ConfigurationError(f"IDENTITY_PROVIDER={name} cannot be loaded: {module} has no {attribute}") from error
     if not callable(provider):
         raise ConfigurationError(f"IDENTITY_PROVIDER={name} is not callable")
     return cast(Provider, provider)
+
+
+def _describe(error: BaseException) -> str:
+    """What went wrong in a module of somebody else's, and where: not its message, which may quote a secret."""
+    kind = type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return f"{kind}: No module named {error.name!r}"
+    if isinstance(error, SyntaxError):
+        return f"{kind} in {error.filename}, line {error.lineno}"
+    frame = extract_tb(error.__traceback__)[-1]
+    return f"{kind} in {frame.filename}, line {frame.lineno}"

@@ -12,7 +12,20 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from config import ALGORITHM_FAMILIES, ConfigurationError
 
 SMALLEST_RSA_KEY = 2048
-_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+#: The names of the algorithms that fit each kind of asymmetric key. EdDSA with a key on either curve has two names: the
+#: one of RFC 8037, and the one of its curve (RFC 9864).
+_ALGORITHMS: Mapping[str, tuple[str, ...]] = {
+    "RSA": ALGORITHM_FAMILIES["RSA"],
+    "secp256r1": ("ES256",),
+    "secp384r1": ("ES384",),
+    "secp521r1": ("ES512",),
+    "Ed25519": ("EdDSA", "Ed25519"),
+    "Ed448": ("EdDSA", "Ed448"),
+}
+
+
+class UnusableKey(Exception):
+    """A key of a key set that is left out. The message says why, without a value of the key."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +34,20 @@ class VerificationKey:
 
     key: Any
     algorithms: tuple[str, ...]
+
+
+def register_algorithms() -> None:
+    """Teach PyJWT the names of RFC 9864, unless it knows them."""
+    for name in ("Ed25519", "Ed448"):
+        try:
+            jwt.get_algorithm_by_name(name)
+        except NotImplementedError:
+            jwt.register_algorithm(name, jwt.get_algorithm_by_name("EdDSA"))
+
+
+def asymmetric_algorithms(algorithms: tuple[str, ...]) -> tuple[str, ...]:
+    """What the `alg` of a token may be with some key of a key set, narrowed to those given."""
+    return tuple(dict.fromkeys(name for names in _ALGORITHMS.values() for name in _narrowed(names, algorithms)))
 
 
 def secret_key(secret: str, algorithms: tuple[str, ...]) -> VerificationKey:
@@ -41,35 +68,62 @@ def public_key(pem: str, algorithms: tuple[str, ...]) -> VerificationKey:
         key = load_pem_public_key(pem.replace("\\n", "\n").encode())
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError("JWT_PUBLIC_KEY is not a public key in PEM") from error
-    fitting = _fitting(key, algorithms)
+    fitting = _narrowed(_ALGORITHMS.get(_kind(key), ()), algorithms)
     if not fitting:
         raise ConfigurationError("JWT_PUBLIC_KEY is of no kind that JWT_ALGORITHMS, or this service, knows")
     return VerificationKey(key, fitting)
 
 
-def jwk_key(jwk: Mapping[str, Any], algorithms: tuple[str, ...]) -> VerificationKey | None:
-    """The key of a JWK (RFC 7517), or None for one that is not for verifying or not understood.
+def jwk_key(jwk: object, algorithms: tuple[str, ...]) -> VerificationKey:
+    """The key of a JWK (RFC 7517). Raises UnusableKey.
 
     A symmetric key is never taken: a key set is public.
     """
     try:
-        if jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ["verify"]):
-            return None
-        key = jwt.PyJWK(dict(jwk)).key
-        named = jwk.get("alg")
-    except Exception:  # noqa: BLE001 (whatever a malformed key makes the libraries raise, the others must serve)
-        return None
-    fitting = tuple(name for name in _fitting(key, algorithms) if named in (None, name))
-    return VerificationKey(key, fitting) if fitting else None
+        return _jwk_key(jwk, algorithms)
+    except UnusableKey:
+        raise
+    except Exception as error:  # whatever a malformed key makes the libraries raise, the others must serve
+        raise UnusableKey("it is malformed, or its curve is not known") from error
 
 
-def _fitting(key: object, algorithms: tuple[str, ...]) -> tuple[str, ...]:
-    """The algorithms that fit the key, narrowed to those given; none for a key that is weak, private or unknown."""
-    fitting: tuple[str, ...] = ()
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= SMALLEST_RSA_KEY:
-        fitting = ALGORITHM_FAMILIES["RSA"]
-    elif isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
-        fitting = (_CURVES[key.curve.name],)
-    elif isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
-        fitting = ALGORITHM_FAMILIES["EdDSA"]
-    return tuple(name for name in fitting if not algorithms or name in algorithms)
+def _jwk_key(jwk: Any, algorithms: tuple[str, ...]) -> VerificationKey:
+    if jwk.get("use", "sig") != "sig":
+        raise UnusableKey("its use is not sig")
+    if "verify" not in jwk.get("key_ops", ["verify"]):
+        raise UnusableKey("its key_ops do not have verify")
+    family = {"RSA": "RS256", "EC": None, "OKP": "EdDSA"}
+    if jwk.get("kty") not in family:
+        raise UnusableKey("its kty is not RSA, EC or OKP")
+    # PyJWT would choose by alg, of which it does not know every name, and knows no Ed448 without one.
+    key = jwt.PyJWK({name: value for name, value in jwk.items() if name != "alg"}, family[jwk["kty"]]).key
+    fitting = _ALGORITHMS.get(_kind(key))
+    if fitting is None:
+        raise UnusableKey("it is a private key, an RSA key below 2048 bits, or on a curve that is not accepted")
+    named = jwk.get("alg")
+    if named is not None and named not in fitting:
+        raise UnusableKey("its alg is not one for such a key")
+    if named is not None and _kind(key) == "RSA":
+        fitting = (named,)
+    fitting = _narrowed(fitting, algorithms)
+    if not fitting:
+        raise UnusableKey("JWT_ALGORITHMS does not name its algorithm")
+    return VerificationKey(key, fitting)
+
+
+def _narrowed(names: tuple[str, ...], algorithms: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the names that fit a key those that are given; all where none is given. Two names of EdDSA stand together."""
+    if "EdDSA" in names:
+        return names if not algorithms or set(names) & set(algorithms) else ()
+    return tuple(name for name in names if not algorithms or name in algorithms)
+
+
+def _kind(key: object) -> str:
+    """Its place in _ALGORITHMS; another word for a key that is weak, private or unknown."""
+    if isinstance(key, rsa.RSAPublicKey):
+        return "RSA" if key.key_size >= SMALLEST_RSA_KEY else "weak"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return key.curve.name
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return "Ed25519"
+    return "Ed448" if isinstance(key, ed448.Ed448PublicKey) else "unknown"

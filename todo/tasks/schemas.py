@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from marshmallow import RAISE, ValidationError, fields, validate, validates_schema
+from marshmallow import ValidationError, fields, validate, validates_schema
 
-from todo.schemas import STORABLE, Input, NaturalNumber, NoQuerySchema, RowSchema, instant_field, storable
+from todo.schemas import STORABLE, Input, NaturalNumber, NoQuerySchema, RowSchema, instant_field, output_only, storable
 
-# What str.isspace() is true for, in the words of a pattern, which has other ideas of \s.
-_WHITE_SPACE = r"\t-\r\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-#: A title that is not blank, and storable.
-TITLE = rf"^[^\u0000]*[^\u0000{_WHITE_SPACE}][^\u0000]*$"
+#: A title that is not blank, and storable. ECMA-262's \s is not str.isspace(): it lacks \x1c to \x1f and \x85, and has
+#: U+FEFF.
+TITLE = r"^[^\x00]*(?:[^\s\x00\x1c-\x1f\x85]|\ufeff)[^\x00]*$"
 
 STATUSES = ("incomplete", "complete")
 TITLE_LIMIT = 255
@@ -66,33 +65,37 @@ def status_field(*, required: bool = False) -> fields.String:
         required=required,
         validate=validate.OneOf(STATUSES, error=INVALID_STATUS),
         error_messages={"required": INVALID_STATUS, "null": INVALID_STATUS, "invalid": INVALID_STATUS},
-        metadata={"examples": ["complete"]},
+        metadata={"component": "TaskStatus", "examples": ["complete"]},
     )
 
 
 class TaskSchema(RowSchema):
-    """A task, as every answer shows it."""
-
-    class Meta:
-        unknown = RAISE
+    """A task, as every answer shows it; what is output-only (dump_only) the service itself sets."""
 
     id = fields.Integer(
-        required=True, metadata={"format": "int64", "minimum": 1, "maximum": LARGEST_ID, "examples": [1]}
+        required=True,
+        dump_only=True,
+        metadata={"format": "int64", "minimum": 1, "maximum": LARGEST_ID, "examples": [1]},
     )
-    user_id = fields.String(required=True, metadata={"minLength": 1, "maxLength": 255, "examples": ["alice"]})
+    user_id = fields.String(
+        required=True, dump_only=True, metadata={"minLength": 1, "maxLength": 255, "examples": ["alice"]}
+    )
     title = title_field(required=True)
     description = fields.String(
         required=True, allow_none=True, metadata={"maxLength": DESCRIPTION_LIMIT, "examples": ["Two litres, whole"]}
     )
-    status = fields.String(required=True, validate=validate.OneOf(STATUSES), metadata={"examples": ["incomplete"]})
+    status = status_field(required=True)
     created_at = instant_field()
     updated_at = instant_field()
 
 
 class NewTaskSchema(Input):
-    """The body that makes a task. It starts as incomplete: `status` is read-only here."""
+    """The body that makes a task, which starts as incomplete."""
 
-    read_only = frozenset(TaskSchema().fields) - {"title", "description"}
+    class Meta(Input.Meta):
+        include = output_only(TaskSchema)
+
+    refusals: ClassVar = {"status": "Status cannot be set on create"}
 
     title = title_field(required=True)
     description = description_field()
@@ -101,9 +104,11 @@ class NewTaskSchema(Input):
 class TaskChangesSchema(Input):
     """The body that changes a task: an omitted field is kept, a null description is cleared."""
 
+    class Meta(Input.Meta):
+        include = output_only(TaskSchema)
+
     #: What require_change holds, for the document.
     json_schema: ClassVar = {"minProperties": 1}
-    read_only = frozenset(TaskSchema().fields) - {"title", "description", "status"}
 
     title = title_field(required=False)
     description = description_field()
@@ -121,7 +126,6 @@ class TaskCompletionSchema(Input):
 
     #: Only a body of zero bytes is none: {} is an object that lacks its status.
     is_body_optional = True
-    read_only = frozenset(TaskSchema().fields) - {"status"}
 
     status = status_field(required=True)
 

@@ -11,6 +11,8 @@ import { forgetToken, todo } from "./lib/todo";
 import type { components, operations } from "./lib/todo-api";
 
 type Task = components["schemas"]["Task"];
+type OutputOnly = "id" | "user_id" | "created_at" | "updated_at";
+type Ignored = { readonly [name in OutputOnly]?: unknown };
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
 
 /** What the types must come out as, exactly: this holds or does not compile. */
@@ -19,13 +21,15 @@ const typesAreTrue: [
   Same<Task["status"], "incomplete" | "complete">,
   Same<Task["description"], string | null>,
   Same<Task, Required<Task>>,
-  Same<components["schemas"]["NewTask"], { title: string; description?: string | null }>,
-  Same<components["schemas"]["TaskChanges"], Partial<Pick<Task, "title" | "description" | "status">>>,
+  Same<Omit<components["schemas"]["NewTask"], OutputOnly>, { title: string; description?: string | null }>,
+  Same<Pick<components["schemas"]["NewTask"], OutputOnly>, Ignored>,
+  Same<Omit<components["schemas"]["TaskChanges"], OutputOnly>, Partial<Omit<Task, OutputOnly>>>,
+  Same<Pick<components["schemas"]["TaskChanges"], OutputOnly>, Ignored>,
   Same<components["schemas"]["TaskCompletion"], Pick<Task, "status">>,
-  Same<components["schemas"]["Error"], { error: string }>,
+  Same<components["schemas"]["ApiError"], { error: string }>,
   Same<components["schemas"]["Readiness"]["status"], "ok">,
   Same<operations["getTask"]["parameters"]["path"], { user_id: string; task_id: number }>,
-] = [true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true];
 
 async function signUp(name: string): Promise<string> {
   cookies.clear();
@@ -72,6 +76,15 @@ test("a task goes through the six calls", async () => {
   const { data: nothing, response } = await todo.DELETE("/api/{user_id}/tasks/{task_id}", { params });
   assert.deepEqual([nothing, response.status], [undefined, 204]);
   await assert.rejects(granted(todo.GET("/api/{user_id}/tasks/{task_id}", { params })), refused(404, "Task not found"));
+});
+
+test("a task that was read can be sent back whole", async () => {
+  const { data: task, etag } = await create(alice, crypto.randomUUID(), { title: "Buy milk" });
+  const edited: Task = { ...task, title: "Buy bread" };
+  const { data: changed } = await change(task, etag, edited);
+  assert.deepEqual(changed, { ...edited, updated_at: changed.updated_at });
+  const params = { path: { user_id: alice, task_id: task.id } };
+  await granted(todo.DELETE("/api/{user_id}/tasks/{task_id}", { params }));
 });
 
 test("an error is typed, and says what is wrong", async () => {

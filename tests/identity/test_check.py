@@ -1,0 +1,215 @@
+"""`flask token check`: whether the token on stdin would be accepted, and why not."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from click.testing import Result
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from flask import Flask
+from sqlalchemy import URL
+
+from config import JwtSettings
+from tests.identity.test_jwks import Issuer, body, join_fetches, jwk
+from tests.identity.test_jwt import ISSUER, base64url, handmade, header, payload, pem
+from tests.support import ROOT, SECRET, Make, token
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+STRICT = {"issuer": ISSUER, "audience": "todo"}
+Check = Callable[..., Result]
+
+
+@pytest.fixture
+def check(make: Make, database: URL) -> Check:
+    """Runs the command with those JwtSettings, SECRET being the key if none is named."""
+
+    def run(text: str, **changes: Any) -> Result:
+        app = make(database, jwt=JwtSettings(**(changes if changes.keys() & KEYS else {"secret": SECRET} | changes)))
+        return app.test_cli_runner().invoke(args=["token", "check"], input=text)
+
+    return run
+
+
+KEYS = {"secret", "public_key", "jwks_url"}
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    """An issuer with two keys."""
+    issuer = Issuer()
+    issuer.serve(jwk(KEY, "a"), jwk(rsa.generate_private_key(public_exponent=65537, key_size=2048), "b", alg="RS256"))
+    yield issuer
+    join_fetches()
+    issuer.close()
+
+
+def assert_refused(result: Result, line: str) -> None:
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert result.stdout == f"Refused: {line}\n"
+
+
+@pytest.mark.parametrize("form", ["{}", "{}\n", "  {}\r\n", "Bearer {}", "bearer  {}\n"])
+def test_a_good_token_is_accepted(check: Check, form: str) -> None:
+    result = check(form.format(token(exp=4102444800)))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == 'Accepted: user "alice", until 2100-01-01T00:00:00Z\n'
+
+
+def test_a_token_of_the_key_set_is_accepted(check: Check, issuer: Issuer) -> None:
+    signed = token("jos\xe9", key=KEY, algorithm="ES256", headers={"kid": "a"}, exp=4102444800)
+    result = check(signed, jwks_url=issuer.url)
+    assert (result.exit_code, result.stdout) == (0, 'Accepted: user "jos\\u00e9", until 2100-01-01T00:00:00Z\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "no token: there is nothing to check"),
+        ("Bearer \n", "no token: there is nothing to check"),
+        ("a.b", "malformed: a token is three parts of base64url with dots between, in one line"),
+        (f"{token()} {token()}", "malformed: a token is three parts of base64url with dots between, in one line"),
+        ("a.b.c", "malformed: Invalid header padding"),
+        (token(exp=None), 'malformed: Token is missing the "exp" claim'),
+        (handmade(payload(exp='"4102444800"')), "malformed: exp is not a date, in seconds since 1970"),
+        (handmade(payload(), header('"jku": "x"')), "malformed: jku is not accepted in the header of a token"),
+        (
+            handmade(payload(), header('"crit": ["\\u001b[31m"]')),
+            "malformed: Unsupported critical extension: \\x1b[31m",
+        ),
+        (token(headers={"typ": "x"}), 'token type: expected typ JWT, at+jwt or none, the token has typ "x"'),
+        (handmade(payload(), header(algorithm="none")), 'algorithm: expected alg HS256, the token has alg "none"'),
+        (
+            token(key=f"{SECRET}!"),
+            'signature: expected one by JWT_SECRET, the token has another, with alg "HS256" and no kid',
+        ),
+        (token(aud="x"), 'audience unexpected: expected no aud, since JWT_AUDIENCE is not set, the token has aud "x"'),
+        (
+            token("a/b"),
+            "subject: expected a sub of 1 to 255 characters, no '/', no control characters, not . or .., "
+            'the token has sub "a/b"',
+        ),
+    ],
+)
+def test_the_reason_is_said_with_what_was_expected_beside_what_came(check: Check, text: str, line: str) -> None:
+    assert_refused(check(text), line)
+
+
+@pytest.mark.parametrize(
+    ("claims", "line"),
+    [
+        ({"iss": f"{ISSUER}/"}, f'issuer: expected iss "{ISSUER}" (JWT_ISSUER), the token has iss "{ISSUER}/"'),
+        ({"iss": None}, f'issuer: expected iss "{ISSUER}" (JWT_ISSUER), the token has no iss'),
+        ({"aud": None}, 'audience missing: expected aud "todo" (JWT_AUDIENCE), the token has no aud'),
+        ({"aud": ["x", "y"]}, 'audience wrong: expected aud "todo" (JWT_AUDIENCE), the token has aud ["x", "y"]'),
+    ],
+)
+def test_an_issuer_and_an_audience_that_are_expected_are_named(
+    check: Check, claims: dict[str, object], line: str
+) -> None:
+    assert_refused(check(token(**{"iss": ISSUER, "aud": "todo"} | claims), **STRICT), line)
+
+
+def test_dates_are_told_beside_the_clock(check: Check) -> None:
+    result = check(token(exp=1000000000))
+    assert result.stdout.startswith(f"Refused: expired: expected exp after {time.gmtime().tm_year}-")
+    assert result.stdout.endswith("Z, the token has exp 1000000000 (2001-09-09T01:46:40Z)\n")
+    result = check(token(nbf=4102444800, exp=4102444900, iat=0))
+    assert result.stdout.startswith("Refused: not yet valid: expected nbf and iat up to 20")
+    assert result.stdout.endswith(
+        "the token has nbf 4102444800 (2100-01-01T00:00:00Z) and iat 0 (1970-01-01T00:00:00Z)\n"
+    )
+    assert "the token has exp -1\n" in check(token(exp=-1)).stdout
+
+
+@pytest.mark.parametrize(
+    ("kid", "algorithm", "line"),
+    [
+        ("c", "ES256", 'unknown key: expected kid "a" or "b" (JWT_JWKS_URL), the token has kid "c"'),
+        (None, "ES256", 'unknown key: expected kid "a" or "b" (JWT_JWKS_URL), the token has no kid'),
+        ("b", "ES256", 'algorithm: expected alg RS256, the token has alg "ES256"'),
+    ],
+)
+def test_the_keys_of_the_set_are_named(
+    check: Check, issuer: Issuer, kid: str | None, algorithm: str, line: str
+) -> None:
+    signed = token(key=KEY, algorithm=algorithm, headers={"kid": kid} if kid else {})
+    assert_refused(check(signed, jwks_url=issuer.url), line)
+
+
+def test_of_many_keys_some_are_named(check: Check, issuer: Issuer) -> None:
+    issuer.serve(*(jwk(KEY, f"{number}") for number in range(11)))
+    result = check(token(key=KEY, algorithm="ES256", headers={"kid": "x" * 300}), jwks_url=issuer.url)
+    shown = " or ".join(f'"{number}"' for number in range(10))
+    assert_refused(
+        result, f'unknown key: expected kid {shown} or another (JWT_JWKS_URL), the token has kid "{"x" * 199}...'
+    )
+
+
+def test_a_shared_secret_where_a_key_set_is_expected_is_told_by_its_algorithm(check: Check, issuer: Issuer) -> None:
+    line = 'algorithm: expected alg ES256 or ES384, the token has alg "HS256"'
+    signed = token(headers={"kid": "theirs"})
+    assert_refused(check(signed, jwks_url=issuer.url, algorithms=("ES256", "ES384")), line)
+
+
+def test_a_set_without_a_usable_key_is_named(check: Check, issuer: Issuer) -> None:
+    issuer.serve()
+    line = "unknown key: expected a key in the set of JWT_JWKS_URL, which has no usable one, the token has no kid"
+    result = check(token(key=KEY, algorithm="ES256"), jwks_url=issuer.url)
+    assert (result.exit_code, result.stdout) == (1, f"Refused: {line}\n")
+
+
+@pytest.mark.parametrize("kind", ["public_key", "jwks_url"])
+def test_a_signature_by_another_key_is_told(check: Check, issuer: Issuer, kind: str) -> None:
+    signed = token(key=ec.generate_private_key(ec.SECP256R1()), algorithm="ES256", headers={"kid": "a"})
+    changes = {"public_key": pem(KEY)} if kind == "public_key" else {"jwks_url": issuer.url}
+    name = "JWT_PUBLIC_KEY" if kind == "public_key" else "that key of JWT_JWKS_URL"
+    result = check(signed, **changes)
+    assert_refused(result, f'signature: expected one by {name}, the token has another, with alg "ES256" and kid "a"')
+    assert signed.rpartition(".")[2] not in result.output
+
+
+def test_a_key_set_that_cannot_be_fetched_decides_nothing(check: Check, issuer: Issuer) -> None:
+    issuer.answer = body("", 500)
+    result = check(token(key=KEY, algorithm="ES256"), jwks_url=issuer.url)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == "Error: the key set of JWT_JWKS_URL cannot be fetched"
+
+
+def test_a_provider_that_takes_no_tokens_decides_nothing(make: Make, database: URL) -> None:
+    app = make(database, identity_provider="development", jwt=None)
+    result = app.test_cli_runner().invoke(args=["token", "check"], input=token())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "IDENTITY_PROVIDER=development takes no tokens of this service" in result.stderr
+
+
+def test_the_command_says_what_the_service_does(make: Make, database: URL) -> None:
+    app = make(database)
+    for bearer_token in (token(), token(key=SECRET * 2), token(exp=1), token(""), handmade("{"), base64url("x")):
+        headers = {"Authorization": f"Bearer {bearer_token}"}
+        status = app.test_client().get("/api/alice/tasks", headers=headers).status_code
+        result = app.test_cli_runner().invoke(args=["token", "check"], input=bearer_token)
+        assert (result.exit_code, status) in {(0, 200), (1, 401)}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["mint", "check"], ["mint", "mint"], ["--", "check"], ["--minutes", "5", "check"]]
+)
+def test_a_user_may_be_called_like_a_command(make: Make, database: URL, arguments: list[str]) -> None:
+    app: Flask = make(database)
+    minted = app.test_cli_runner().invoke(args=["token", *arguments]).stdout
+    claims = json.loads(app.test_cli_runner().invoke(args=["token", "check"], input=minted).stdout.split()[2][:-1])
+    assert claims == arguments[-1]
+
+
+def test_it_reads_stdin_and_the_settings_of_the_environment() -> None:
+    environ = {"PATH": os.environ["PATH"], "IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET, "JWT_AUDIENCE": "todo"}
+    command = [sys.executable, "-m", "flask", "token", "check"]
+    options: dict[str, Any] = {"cwd": ROOT, "env": environ, "capture_output": True, "text": True}
+    for aud, status in (("todo", 0), ("x", 1)):
+        result = subprocess.run(command, input=f"Bearer {token(aud=aud)}\n", check=False, **options)
+        assert (result.returncode, len(result.stdout.splitlines()), result.stderr) == (status, 1, "")
