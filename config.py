@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from limits import RateLimitItem, parse_many
 from psycopg2 import ProgrammingError
@@ -209,7 +209,7 @@ class _Reader:
                 self._faults.append("DATABASE_URL is not set: name a PostgreSQL database, or sqlite:///FILE")
             return url
         try:
-            url = make_url(value)
+            url = _with_hosts(value)
         except (ArgumentError, ValueError):
             self._faults.append("DATABASE_URL is not a database URL")
             return url
@@ -222,6 +222,11 @@ class _Reader:
             url = url.set(drivername="postgresql+psycopg2")
             if not _is_known_to_libpq(url):
                 self._faults.append("DATABASE_URL has a parameter that PostgreSQL's client library does not know")
+            elif not _are_ports_fit(url):
+                self._faults.append(
+                    "DATABASE_URL must name several hosts like postgresql://USER@HOST1:5432,HOST2:5432/DATABASE, "
+                    f"with ports from 1 to {LARGEST_PORT}"
+                )
             return url
         if url.drivername != "sqlite" or not url.database or ":memory:" in url.database:
             self._faults.append("DATABASE_URL must begin with postgresql:// or postgres://, or be sqlite:///FILE")
@@ -348,6 +353,24 @@ class _Reader:
         return None
 
 
+def _with_hosts(value: str) -> URL:
+    """The URL; several hosts, as libpq writes them, stand in its query, since SQLAlchemy reads one host and port.
+
+    Raises ArgumentError or ValueError where it is none.
+    """
+    several = re.fullmatch(r"(postgres[^:]*://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(.*)", value, re.DOTALL)
+    if several is None:
+        return make_url(value)
+    before, hosts, after = several.groups()
+    pairs = [re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::([0-9]*))?", host) for host in hosts.split(",")]
+    if None in pairs:
+        raise ValueError(hosts)
+    names = [unquote(pair[1].strip("[]")) for pair in pairs if pair]
+    ports = [pair[2] or "" for pair in pairs if pair]
+    address = {"host": ",".join(names)} | ({"port": ",".join(ports)} if any(ports) else {})
+    return make_url(before + after).update_query_dict(address)
+
+
 def _is_http_url(value: str) -> bool:
     try:
         parts = urlsplit(value)
@@ -375,6 +398,16 @@ def _is_known_to_libpq(url: URL) -> bool:
     except (ProgrammingError, TypeError):
         return False
     return url.query.get("sslmode", "prefer") in SSL_MODES
+
+
+def _are_ports_fit(url: URL) -> bool:
+    """Whether SQLAlchemy can tell libpq which host has which port, and each is one."""
+    try:
+        _, parameters = url.get_dialect()().create_connect_args(url)
+    except (ArgumentError, ValueError):
+        return False
+    ports = [port for port in str(parameters.get("port", "")).split(",") if port]
+    return all(1 <= int(port) <= LARGEST_PORT for port in ports)
 
 
 def _is_origin(value: str) -> bool:

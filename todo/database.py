@@ -249,6 +249,9 @@ def engine_options(settings: Settings) -> dict[str, Any]:
     if settings.database_url.get_backend_name() == "sqlite":
         # Named parameters, like PostgreSQL's driver (todo/statements.py).
         return options | {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT}, "paramstyle": "named"}
+    url = settings.database_url
+    # Where the URL names a host, no PGHOSTADDR of the environment leads elsewhere.
+    address = {"hostaddr": ""} if (url.host or "host" in url.query) and "hostaddr" not in url.query else {}
     return options | {
         "pool_use_lifo": True,
         # A look-up on every new connection for a type that is not used.
@@ -257,7 +260,10 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         # connection pooler between never sees it.
         "connect_args": {
             "cursor_factory": LimitedCursor,
+            **address,
             "application_name": "todo",
+            # Else PGCLIENTENCODING, the role or the database may say another, which has not all letters.
+            "client_encoding": "utf8",
             "keepalives_idle": 30,
             "keepalives_interval": 10,
             "keepalives_count": 3,
@@ -275,7 +281,7 @@ def init_app(app: Flask, engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
     else:
-        event.listen(engine, "do_connect", _resolve_host)
+        event.listen(engine, "do_connect", _resolve_hosts)
         event.listen(engine, "connect", _note_age)
         event.listen(engine, "checkout", _replace_if_lost)
         # psycopg2 knows one callback for the whole process. Without it a connection gone silent blocks its thread.
@@ -291,34 +297,54 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.create_function("fold_case", 1, fold_case, deterministic=True)
 
 
-def _resolve_host(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
+def _resolve_hosts(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
     """Look the server's addresses up within the request's budget: libpq would block in that, beyond any callback.
 
-    The name stays beside the addresses, for TLS to check.
+    The names stay beside the addresses, for TLS to check. Of several hosts, one without an address is left out.
     """
-    host = parameters.get("host", "")
+    hosts = parameters.get("host", "").split(",")
     deadline = _deadline.get()
-    if deadline is None or not host or host.startswith("/") or "," in host or "hostaddr" in parameters:
+    if deadline is None or parameters.get("hostaddr") or all(map(_is_local, hosts)):
         return
+    ports = str(parameters.get("port", "")).split(",")
+    look_ups = [_look_up(host) for host in hosts]
+    found, failures = [], []
+    for host, port, look_up in zip(hosts, ports * (len(hosts) // len(ports)), look_ups, strict=True):
+        try:
+            found += [(host, address, port) for address in look_up.result(timeout=max(0.0, deadline - monotonic()))]
+        except (OSError, UnicodeError) as error:
+            # TimeoutError is an OSError too. UnicodeError: a label that is too long, or empty.
+            kind = getattr(error, "strerror", None) or type(error).__name__
+            failures.append(f"could not find the address of {host}: {kind}")
+    if not found:
+        # libpq must not try again, without a bound.
+        raise psycopg2.OperationalError("; ".join(failures))
+    parameters["host"] = ",".join(host for host, *_ in found)
+    parameters["hostaddr"] = ",".join(address for _, address, _ in found)
+    if len(ports) > 1:
+        parameters["port"] = ",".join(port for *_, port in found)
+
+
+def _is_local(host: str) -> bool:
+    """Whether libpq takes that for a socket of this machine."""
+    return not host or host.startswith(("/", "@"))
+
+
+def _look_up(host: str) -> "Future[list[str]]":
     look_up: Future[list[str]] = Future()
+
+    def find() -> None:
+        try:
+            if _is_local(host):
+                look_up.set_result([""])
+            else:
+                look_up.set_result([str(address[0]) for *_, address in getaddrinfo(host, None, type=SOCK_STREAM)])
+        except (OSError, UnicodeError) as error:
+            look_up.set_exception(error)
+
     # A daemon: a look-up that never ends holds up neither the request nor the end of the process.
-    Thread(target=_look_up, args=(host, look_up), daemon=True).start()
-    try:
-        addresses = look_up.result(timeout=max(0.0, deadline - monotonic()))
-    except (OSError, UnicodeError) as error:
-        # TimeoutError is an OSError too. libpq must not try again, without a bound.
-        kind = getattr(error, "strerror", None) or type(error).__name__
-        raise psycopg2.OperationalError(f"could not find the address of {host}: {kind}") from error
-    parameters["host"] = ",".join([host] * len(addresses))
-    parameters["hostaddr"] = ",".join(addresses)
-
-
-def _look_up(host: str, look_up: "Future[list[str]]") -> None:
-    try:
-        look_up.set_result([str(address[0]) for *_, address in getaddrinfo(host, None, type=SOCK_STREAM)])
-    except (OSError, UnicodeError) as error:
-        # UnicodeError: a label that is too long, or empty.
-        look_up.set_exception(error)
+    Thread(target=find, daemon=True).start()
+    return look_up
 
 
 def _note_age(_connection: object, record: Any) -> None:
