@@ -33,6 +33,10 @@ LOG_FORMATS = ("text", "json")
 ON_OR_OFF = ("on", "off")
 #: What a scraper's token consists of (RFC 9110 section 11.4: no white space).
 METRICS_TOKEN = re.compile("[!-~]{16,}")
+#: A path that is the same percent-encoded and decoded: gunicorn compares it with the path of the request as sent.
+SCRIPT_NAME = re.compile("(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+#: What the service's own paths begin with. Under such a name, a path with the prefix would look like one without it.
+OWN_PATHS = ("api", "docs", "health", "metrics", "openapi.json")
 DEFAULT_THREADS = 8
 LARGEST_NUMBER = 1000
 LONGEST_WINDOW = 366 * 24 * 60 * 60
@@ -75,6 +79,7 @@ class Settings:
     trusted_proxies: int = 0
     metrics_token: str | None = None
     metrics_folder: str | None = None
+    script_name: str = ""
     is_flask_command: bool = False
 
 
@@ -145,6 +150,7 @@ class _Reader:
         rate_limit_storage = self._rate_limit_storage()
         trusted_proxies = self._number("TRUSTED_PROXIES", least=0)
         metrics_token = self._metrics_token()
+        script_name = self._script_name()
         if self._faults:
             raise ConfigurationError("; ".join(self._faults))
         return Settings(
@@ -163,6 +169,7 @@ class _Reader:
             metrics_token=metrics_token,
             # prometheus_client reads this too; gunicorn.conf.py sets it, for the workers to add up their figures.
             metrics_folder=self._environ.get("PROMETHEUS_MULTIPROC_DIR"),
+            script_name=script_name or "",
             is_flask_command=is_flask_command,
         )
 
@@ -287,6 +294,14 @@ class _Reader:
         value = self._text("METRICS_TOKEN")
         if value is not None and not METRICS_TOKEN.fullmatch(value):
             self._faults.append("METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces")
+        return value
+
+    def _script_name(self) -> str | None:
+        value = self._text("SCRIPT_NAME")
+        if value is not None and not SCRIPT_NAME.fullmatch(value):
+            self._faults.append("SCRIPT_NAME must be a path like /todo: letters, digits, - . _ ~, and no / at its end")
+        elif value is not None and value.split("/")[1] in OWN_PATHS:
+            self._faults.append(f"SCRIPT_NAME must not begin with a path of the service: /{', /'.join(OWN_PATHS)}")
         return value
 
     def _number(self, name: str, *, least: int = 1) -> int | None:
