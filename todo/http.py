@@ -302,6 +302,11 @@ class Api(flask_smorest.Api):
         # Of flask-smorest's pagination, which this service does not use.
         del self.spec.components.schemas["PaginationMetadata"]
 
+    def _openapi_json(self) -> Response:
+        # flask-smorest's, with the path that the service is mounted at: WSGI says it with each request.
+        document = {**self.spec.to_dict(), "servers": [{"url": request.script_root or "/"}]}
+        return Response(flask.json.dumps(document, indent=2, sort_keys=False), mimetype="application/json")
+
     def handle_http_exception(self, error: HTTPException) -> Response:
         """The answer to a failure that Werkzeug or Flask found, with the headers that belong to it (Allow, say)."""
         status = error.code or 500
