@@ -134,6 +134,25 @@ def test_every_setting_is_documented() -> None:
     assert rows == read
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *ROOT.glob("docs/**/*.md"),
+        ROOT / "README.md",
+        ROOT / "compose.yaml",
+        ROOT / "specs/001-backend-api/quickstart.md",
+    ],
+    ids=lambda path: path.name,
+)
+def test_whoever_is_told_to_set_the_key_sets_url_is_told_the_issuer_and_the_audience(path: Path) -> None:
+    """Every token of Better Auth has an aud, and is refused without JWT_AUDIENCE."""
+    for match in re.finditer(
+        "(JWT_JWKS_URL=https:|put `JWT_JWKS_URL`|have public keys: JWT_JWKS_URL)", path.read_text()
+    ):
+        rest = path.read_text()[match.start() :][:250]
+        assert {"JWT_ISSUER", "JWT_AUDIENCE"} <= set(re.findall("JWT_[A-Z]+", rest)), rest
+
+
 def test_every_decision_is_linked() -> None:
     linked = set(re.findall(r"\(docs/decisions/([\w-]+\.md)\)", README))
     assert linked == {path.name for path in (ROOT / "docs/decisions").glob("*.md")}
