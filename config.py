@@ -75,6 +75,7 @@ class Settings:
     trusted_proxies: int = 0
     metrics_token: str | None = None
     metrics_folder: str | None = None
+    metrics_process: str | None = None
     is_flask_command: bool = False
 
 
@@ -163,6 +164,7 @@ class _Reader:
             metrics_token=metrics_token,
             # prometheus_client reads this too; gunicorn.conf.py sets it, for the workers to add up their figures.
             metrics_folder=self._environ.get("PROMETHEUS_MULTIPROC_DIR"),
+            metrics_process=self._environ.get("TODO_METRICS_PROCESS"),
             is_flask_command=is_flask_command,
         )
 

@@ -7,6 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -25,6 +28,7 @@ except ConfigurationError as error:
 environ = os.environ | {"LOG_LEVEL": "CRITICAL"}
 # Set by on_starting(), when this file is read again for a HUP: what the trial counts is not to be added.
 environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+environ.pop("TODO_METRICS_PROCESS", None)
 trial = subprocess.run([sys.executable, "-c", "import wsgi"], env=environ, check=False)
 if trial.returncode:
     sys.exit(trial.returncode)
@@ -40,6 +44,9 @@ preload_app = False
 # A worker that shows no life for this long is replaced. What a request may take is bounded by the database
 # deadline (todo/database.py), far below.
 timeout = 30
+# Where the workers touch a file to show life, and keep their figures: in memory where there is such a folder. gunicorn
+# itself ends when it cannot make that file.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 (by names that nobody can guess)
 graceful_timeout = 30
 keepalive = 5
 # Room for a cursor and a long ?q= ; gunicorn itself answers 414 beyond.
@@ -62,8 +69,13 @@ def on_starting(server: Any) -> None:
     """
     if settings.metrics_token is None:
         return
-    folder = tempfile.mkdtemp(prefix="todo-metrics-")
-    os.chown(folder, server.cfg.uid, server.cfg.gid)
+    try:
+        folder = tempfile.mkdtemp(prefix="todo-metrics-", dir=server.cfg.worker_tmp_dir)
+        os.chown(folder, server.cfg.uid, server.cfg.gid)
+    except OSError as error:
+        server.log.error("metrics: no folder can be made for the figures (%s)", error.strerror)
+        # Where no file can be: each worker counts in memory, and says so.
+        folder = os.devnull
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     atexit.register(_remove, folder, os.getpid())
 
@@ -74,13 +86,25 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def child_exit(_server: Any, worker: Any) -> None:
-    """Take a worker's connections out of the figures; what it has counted stays."""
-    if settings.metrics_token is not None:
-        # Not before on_starting(): when imported, it looks whether there are several processes.
-        from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
+def pre_fork(server: Any, worker: Any) -> None:
+    """Name a worker for its figures: by the lowest number that no living worker has."""
+    taken = {other.metrics_process for other in server.WORKERS.values()}
+    worker.metrics_process = next(name for name in map(str, count(1)) if name not in taken)
+    os.environ["TODO_METRICS_PROCESS"] = worker.metrics_process
 
-        mark_process_dead(worker.pid)
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """Take a worker's connections out of the figures; what it has counted stays, and its successor goes on with it."""
+    if settings.metrics_token is None:
+        return
+    # Not before on_starting(): when imported, it looks whether there are several processes.
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
+
+    # gunicorn would end with an OSError.
+    with suppress(OSError):
+        mark_process_dead(worker.metrics_process)
+        # todo/figures.py; not to be imported here, where a HUP would not load it anew.
+        Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"unseen_{worker.metrics_process}").unlink(missing_ok=True)
 
 
 def post_worker_init(worker: Any) -> None:

@@ -1,6 +1,10 @@
 """The figures for Prometheus: who may see them, what they count, and that they are those of all workers."""
 
+import inspect
 import os
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,20 +12,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 from flask import Flask
+from prometheus_client import CollectorRegistry, mmap_dict, values
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import URL, create_engine, text
 from werkzeug.test import TestResponse
 
 from tests.live import Server, gunicorn
 from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql, token
+from todo import figures as figures_module
 from todo.extensions import db
 
 TOKEN = "a-token-for-Prometheus"
+UNSEEN = "todo_metrics_unseen_workers"
 LIST, ONE = "/api/<user_id>/tasks", "/api/<user_id>/tasks/<task_id>"
 
 #: A figure by the name of its series, or by (method, route, status).
@@ -290,13 +299,103 @@ def test_what_other_processes_have_counted_is_shown(make: Make, url: URL, tmp_pa
         environ = {"PATH": os.environ["PATH"], "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
         subprocess.run([sys.executable, "-c", code], env=environ, check=True)
     app = make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))
-    assert now(app) == {"seen_total": 3}
+    assert now(app) == {"seen_total": 3, UNSEEN: 0}
 
 
 def test_a_process_that_has_only_begun_or_just_ended_stops_nobody(make: Make, url: URL, tmp_path: Path) -> None:
     (tmp_path / "histogram_1.db").touch()
     (tmp_path / "gauge_livesum_2.db").symlink_to("gone")
-    assert now(make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))) == {}
+    assert now(make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))) == {UNSEEN: 0}
+
+
+@pytest.fixture
+def count_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], Figures]:
+    """Counts to 2,001 as a worker does, all but the first when no file may become larger; what is shown of it."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(values, "MmapedDict", values.MmapedDict)
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+
+    def count(limit: int) -> Figures:
+        monkeypatch.setattr(figures_module, "_files", [])
+        figures_module.keep("1")
+        counter = prometheus_client.Counter("seen", "How often.", ["number"], registry=CollectorRegistry())
+        counter.labels("first").inc()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # What would become larger is refused, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            for number in range(2000):
+                counter.labels(number).inc()
+            counter.labels("first").inc()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        families = figures_module.FiguresOfAll(tmp_path).collect()
+        samples = [sample for family in families for sample in family.samples]
+        return {sample.labels.get("number", sample.name): sample.value for sample in samples}
+
+    return count
+
+
+def test_every_page_of_a_file_is_there_before_it_is_used(
+    count_in_files: Callable[[int], Figures], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = count_in_files(2**30)
+    assert (len(shown), shown["first"], shown["1999"], shown[UNSEEN], caplog.messages) == (2002, 2, 1, 0, [])
+    (file,) = tmp_path.iterdir()
+    # Or the file would have holes, and a disk that is full then would end the process.
+    assert file.stat().st_blocks * 512 >= file.stat().st_size > 65536
+
+
+def test_a_file_that_cannot_grow_stays_as_it_was_and_the_process_counts_in_memory(
+    count_in_files: Callable[[int], Figures], caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = count_in_files(65536)
+    assert (shown["first"], shown["0"], shown[UNSEEN]) == (1, 1, 1)
+    assert "1999" not in shown
+    (line,) = caplog.messages
+    assert "cannot be written (File too large)" in line
+    caplog.clear()
+    # The next process of that name goes on with what is there.
+    shown = count_in_files(2**30)
+    assert (shown["first"], shown["0"], shown["1999"], caplog.messages) == (3, 2, 1, [])
+
+
+def test_a_file_that_cannot_be_made_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(figures_module, "_files", [])
+    for kind in ("counter", "histogram"):
+        file = figures_module.FiguresFile(str(tmp_path / "nowhere" / f"{kind}_7.db"))
+        file.write_value("a", 1.0, 0.0)
+        assert (file.read_value("a"), file.is_seen) == ((1.0, 0.0), False)
+    assert len(caplog.messages) == 1
+    (family,) = figures_module.FiguresOfAll(tmp_path / "nowhere").collect()
+    assert [(sample.name, sample.value) for sample in family.samples] == [(UNSEEN, 1)]
+
+
+def test_a_worker_keeps_its_figures_under_the_name_that_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, make: Make, url: URL, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(values, "MmapedDict", values.MmapedDict)
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    monkeypatch.setattr(figures_module, "_files", [])
+    for times in (1, 2):
+        app = make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path), metrics_process="7")
+        app.test_client().get("/nowhere")
+        assert now(app)["GET", "unmatched", "404"] == times
+    assert {path.stem for path in tmp_path.iterdir()} == {"counter_7", "histogram_7", "gauge_livesum_7"}
+
+
+def test_what_is_private_of_prometheus_client_is_as_we_use_it() -> None:
+    assert values.MmapedDict is mmap_dict.MmapedDict
+    assert "MmapedDict(filename)" in inspect.getsource(values.MultiProcessValue)
+    assert "values.ValueClass(" in inspect.getsource(prometheus_client.metrics)
+    source = inspect.getsource(mmap_dict.MmapedDict)
+    assert {"_f", "_m", "_used", "_capacity", "_positions"} <= set(re.findall(r"self\.(_\w+)", source))
+    assert "_init_value" in vars(mmap_dict.MmapedDict)
+    # Whoever was given a value in place of a file of its own would never be asked for more room.
+    assert "while self._used + len(value) > self._capacity:" in source
 
 
 def live_figures(live: Server) -> Figures:
@@ -323,17 +422,25 @@ def counters(found: Figures) -> Figures:
     return {key: value for key, value in found.items() if "connections" not in key}
 
 
-@pytest.fixture
-def live(server: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, URL, Path]]:
+@contextmanager
+def serving(server: URL, tmp_path: Path) -> Iterator[tuple[Server, URL, Path]]:
     """A gunicorn of two workers with /metrics, its database, and where it keeps the figures."""
     with postgresql_database(server) as url:
         close(migrated_app(url))
-        with gunicorn(url, tmp_path / "log", METRICS_TOKEN=TOKEN, TMPDIR=str(tmp_path)) as live:
+        environ = {"METRICS_TOKEN": TOKEN, "GUNICORN_CMD_ARGS": f"--worker-tmp-dir {tmp_path}"}
+        with gunicorn(url, tmp_path / "log", **environ) as live:
             (folder,) = tmp_path.glob("todo-metrics-*")
             # One worker may answer before the other has started.
             wait_for(lambda: len(live.workers()) == 2 and live_figures(live)["todo_database_connections_size"] == 16)
             yield live, url, folder
         assert not folder.exists()
+
+
+@pytest.fixture
+def live(server: URL, tmp_path: Path) -> Iterator[tuple[Server, URL, Path]]:
+    """A service whose figures can be kept."""
+    with serving(server, tmp_path) as live:
+        yield live
 
 
 def test_two_workers_have_one_sum_through_kills_and_hangups(live: tuple[Server, URL, Path]) -> None:
@@ -390,8 +497,61 @@ def test_two_workers_have_one_sum_through_kills_and_hangups(live: tuple[Server, 
     send_all(range(40, 60))
     assert_all_counted(found)
     wait_for(lambda: live_figures(gunicorn)["todo_database_connections_size"] == 16)
-    # Of nobody else, the trial of a start among them.
-    assert {int(path.stem.rsplit("_", 1)[1]) for path in folder.iterdir()} == seen
+    # Of nobody else, the trial of a start among them: five workers so far, of whom no more than four at a time.
+    assert len(seen) == 5
+    assert {path.stem.rsplit("_", 1)[1] for path in folder.iterdir()} <= {"1", "2", "3", "4"}
+
+
+def test_the_files_are_as_many_as_the_workers_at_a_time_however_often_one_ends(live: tuple[Server, URL, Path]) -> None:
+    gunicorn, _, folder = live
+    assert gunicorn.request("GET", "/api/alice/tasks")[0] == 200
+    ended: set[int] = set()
+    while len(ended) < 6:
+        victim = gunicorn.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        ended.add(victim)
+        wait_for(lambda: not ended & set(gunicorn.workers()) and len(gunicorn.workers()) == 2)
+    gunicorn.wait_until("/health/live")
+    wait_for(lambda: live_figures(gunicorn)["todo_database_connections_size"] == 16)
+    assert live_figures(gunicorn)["GET", LIST, "200"] == 1
+    kinds = ("counter", "histogram", "gauge_livesum")
+    assert {path.name for path in folder.iterdir()} == {f"{kind}_{number}.db" for kind in kinds for number in (1, 2)}
+
+
+def gone(folder: Path, _: Server) -> None:
+    """The folder is removed."""
+    shutil.rmtree(folder)
+
+
+def no_room(folder: Path, server: Server) -> None:
+    """New files may not become as large as they have to; what is there may."""
+    for path in folder.iterdir():
+        path.unlink()
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+
+@pytest.mark.parametrize("spoil", [gone, no_room])
+def test_without_a_place_for_the_figures_every_request_is_answered_and_they_say_so(
+    server: URL, tmp_path: Path, spoil: Callable[[Path, Server], None]
+) -> None:
+    with serving(server, tmp_path) as (gunicorn, _, folder):
+        old = set(gunicorn.workers())
+        assert live_figures(gunicorn)[UNSEEN] == 0
+        spoil(folder, gunicorn)
+        assert live_figures(gunicorn)[UNSEEN] >= 1
+        os.kill(gunicorn.process.pid, signal.SIGHUP)
+        wait_for(lambda: not old & set(gunicorn.workers()) and len(gunicorn.workers()) == 2)
+        workers = gunicorn.workers()
+        # Each in one line.
+        wait_for(lambda: gunicorn.log.read_text().count("This worker counts in memory") == 2)
+        for number in range(20):
+            assert gunicorn.request("GET", f"/{number}")[0] == 404
+            assert gunicorn.request("POST", "/api/alice/tasks", json={"title": "x"})[0] == 201
+        assert gunicorn.workers() == workers
+        found = live_figures(gunicorn)
+        assert found[UNSEEN] >= 1
+        assert ("POST", LIST, "201") not in found
+        assert gunicorn.log.read_text().count("This worker counts in memory") == 2
 
 
 def test_the_connections_of_a_killed_worker_are_not_in_use_for_ever(live: tuple[Server, URL, Path]) -> None:
@@ -416,7 +576,12 @@ def test_two_services_on_one_machine_count_for_themselves(live: tuple[Server, UR
     first, url, folder = live
     other_log = tmp_path / "other"
     # As where one is started from within the other.
-    environ = {"METRICS_TOKEN": TOKEN, "TMPDIR": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    environ = {
+        "METRICS_TOKEN": TOKEN,
+        "GUNICORN_CMD_ARGS": f"--worker-tmp-dir {tmp_path}",
+        "PROMETHEUS_MULTIPROC_DIR": str(folder),
+        "TODO_METRICS_PROCESS": "1",
+    }
     with gunicorn(url, other_log, **environ) as second:
         assert second.request("GET", "/api/alice/tasks") == (200, [])
         assert live_figures(second)["GET", LIST, "200"] == 1

@@ -4,53 +4,27 @@ Must not tell of a single request or user: each label has few values. Without ME
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hmac import compare_digest
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 from flask import Flask, Response, request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
 from sqlalchemy import Engine, event
 
 from config import Settings
 from todo.database import LimitedCursor
 from todo.errors import NotAuthenticated
+from todo.figures import FiguresOfAll, keep
 from todo.requests import method_and_route, on_answer
 
 #: The endpoint as Flask names it.
 ENDPOINT = "metrics"
 #: Seconds. A call takes a few milliseconds, and none waits for the database longer than 10 s.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-class FiguresOfAll(Collector):
-    """The sums over what each process has written into a folder: prometheus_client's MultiProcessCollector.
-
-    But it passes over files that are empty, as each is for a moment. That one fails there, and for ever where a process
-    was killed at that moment (github.com/prometheus/client_python/issues/1199).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def collect(self) -> Iterable[Metric]:
-        """The sums as they are now."""
-        files = [str(path) for path in self._folder.glob("*.db") if _has_begun(path)]
-        return cast(Iterable[Metric], MultiProcessCollector.merge(files))
-
-
-def _has_begun(path: Path) -> bool:
-    try:
-        return path.stat().st_size > 0
-    except FileNotFoundError:
-        # That of a process that ended meanwhile.
-        return False
 
 
 def init_app(app: Flask, settings: Settings, engine: Engine) -> None:
@@ -61,6 +35,8 @@ def init_app(app: Flask, settings: Settings, engine: Engine) -> None:
     disable_created_metrics()
     own = shown = CollectorRegistry()
     if settings.metrics_folder is not None:
+        if settings.metrics_process is not None:
+            keep(settings.metrics_process)
         shown = CollectorRegistry()
         shown.register(FiguresOfAll(Path(settings.metrics_folder)))
     _count_requests(app, own)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError
 
 from tests.faults.conftest import Judge
@@ -19,6 +21,8 @@ from tests.live import gunicorn
 from tests.support import close, migrated_app, postgresql_database, sql
 
 pytestmark = pytest.mark.faults
+
+TOKEN = "a-token-for-Prometheus"
 
 
 class Disk:
@@ -109,3 +113,59 @@ def test_a_full_disk_that_ends_postgresql_loses_no_write(judge: Judge, tmp_path:
                 writers.fault_ended(server.start())
                 time.sleep(3)
             assert judge(writers).answers.statuses["503"]
+
+
+def test_a_disk_full_of_anything_costs_no_request_its_metrics(
+    own_postgresql: PostgreSql, judge: Judge, tmp_path: Path
+) -> None:
+    """Workers that start then keep their figures in memory, and none is ended by what cannot be written."""
+    with small_disk(1) as disk, postgresql_database(own_postgresql.url) as url:
+        close(migrated_app(url))
+        keep_journal(url)
+        environ = {"METRICS_TOKEN": TOKEN, "GUNICORN_CMD_ARGS": f"--worker-tmp-dir {disk.folder}"}
+        with gunicorn(url, tmp_path / "log", **environ) as live:
+            disk.fill()
+            old = set(live.workers())
+            with load(live, url) as writers:
+                time.sleep(2)
+                assert set(live.workers()) == old, live.log.read_text()
+                os.kill(live.process.pid, signal.SIGHUP)
+                deadline = time.monotonic() + 60
+                while old & set(live.workers()) or live.log.read_text().count("counts in memory") < 2:
+                    assert time.monotonic() < deadline, live.log.read_text()
+                    time.sleep(0.1)
+                writers.fault_ended()
+                time.sleep(2)
+            status, _ = live.request("GET", "/health/ready")
+            metrics = live.raw(f"GET /metrics HTTP/1.0\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+            assert not judge(writers).answers.failures
+    log = (tmp_path / "log").read_text()
+    assert status == 200
+    assert b"todo_metrics_unseen_workers 2.0" in metrics
+    assert (log.count("This worker counts in memory"), log.count("SIGBUS")) == (2, 0)
+
+
+def test_a_disk_full_of_sqlite_is_503_to_writes_alone_and_ends_no_worker(tmp_path: Path) -> None:
+    """Its shared memory is a mapped file, too, which SQLite writes before it maps it."""
+    with small_disk(4) as disk:
+        url = URL.create("sqlite", database=f"{disk.folder}/todo.db")
+        close(migrated_app(url))
+        with gunicorn(url, tmp_path / "log") as live:
+            workers = live.workers()
+            disk.fill()
+            task = {"title": "x", "description": "x" * 5000}
+            for _ in range(100):
+                assert live.request("POST", "/api/alice/tasks", json=task)[0] == 503
+                assert live.request("GET", "/api/alice/tasks") == (200, [])
+            assert live.workers() == workers
+            disk.free()
+            assert live.request("POST", "/api/alice/tasks", json={"title": "x"})[0] == 201
+
+
+def test_a_disk_full_of_the_log_loses_lines_and_costs_no_request(database: URL) -> None:
+    with small_disk(1) as disk, gunicorn(database, disk.folder / "log") as live:
+        workers = live.workers()
+        disk.fill()
+        for _ in range(100):
+            assert live.request("POST", "/api/alice/tasks", json={"title": "x"})[0] == 201
+        assert live.workers() == workers
