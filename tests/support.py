@@ -144,7 +144,7 @@ def sqlite_database() -> Iterator[URL]:
 
 
 @contextmanager
-def postgresql_database(server: URL) -> Iterator[URL]:
+def postgresql_database(server: URL, encoding: str = "UTF8") -> Iterator[URL]:
     """An empty database of ROLE's on that server, dropped afterwards."""
     name = f"todo_test_{uuid.uuid4().hex[:12]}"
     # A connection each time: in between the server may be stopped.
@@ -155,7 +155,10 @@ def postgresql_database(server: URL) -> Iterator[URL]:
             f"DO $$ BEGIN CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}';"
             " EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
         )
-        connection.exec_driver_sql(f"CREATE DATABASE {name} OWNER {ROLE} TEMPLATE template0 ENCODING 'UTF8'")
+        # Without a locale of its own the server's goes with UTF8 alone.
+        locale = "" if encoding == "UTF8" else "LOCALE_PROVIDER libc LOCALE 'C'"
+        options = f"OWNER {ROLE} TEMPLATE template0 ENCODING '{encoding}' {locale}"
+        connection.exec_driver_sql(f"CREATE DATABASE {name} {options}")
     _makers[name] = server.set(database=name)
     try:
         yield _poolers.get(server, server).set(database=name, username=ROLE, password=PASSWORD)

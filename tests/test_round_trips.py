@@ -79,3 +79,10 @@ def test_a_refused_request_costs_none(wired: tuple[Flask, Wire]) -> None:
     assert alice("POST", json={}).status_code == 400
     assert app.test_client().options("/api/alice/tasks").status_code == 200
     assert (wire.round_trips, wire.connections) == (0, 0)
+
+
+def test_a_look_at_all_that_the_database_must_have_costs_one(wired: tuple[Flask, Wire]) -> None:
+    app, wire = wired
+    wire.reset()
+    assert app.test_client().get("/health/ready").status_code == 200
+    assert (wire.round_trips, wire.connections) == (1, 0)

@@ -13,10 +13,10 @@ import click
 from sqlalchemy import Connection
 
 from todo.database import act_for
-from todo.errors import SchemaMissing
+from todo.errors import DatabaseUnfit
 from todo.extensions import db
 from todo.faults import DATABASE_ERRORS, describe
-from todo.health import check_database
+from todo.readiness import check_database
 
 #: How many rows a command reads, makes or deletes at a time: no statement takes long, and no memory grows.
 BATCH = 5000
@@ -33,8 +33,8 @@ def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, Non
             check_database()
             db.session.remove()
             command(*arguments, **options)
-        except SchemaMissing as error:
-            raise click.ClickException(error.message) from error
+        except DatabaseUnfit as error:
+            raise click.ClickException(str(error.__cause__ or error)) from error
         except DATABASE_ERRORS as error:
             raise click.ClickException(f"The database failed: {describe(error)}") from error
         except OSError as error:

@@ -68,10 +68,8 @@ class Unavailable(TodoError):
     message = "Service unavailable"
 
 
-class SchemaMissing(Unavailable):
-    """The database answers, but its tables are not there."""
-
-    message = "The database has no tables yet: run flask db upgrade"
+class DatabaseUnfit(Unavailable):
+    """The database answers, but lacks what the service needs; the cause names it in detail, for the log alone."""
 
 
 class OwnershipViolated(Exception):

@@ -71,6 +71,11 @@ def is_unique_violation(error: Exception) -> bool:
     return getattr(_cause(error), "pgcode", None) == "23505"
 
 
+def is_denied(error: Exception) -> bool:
+    """Whether the database refused a right."""
+    return getattr(_cause(error), "pgcode", None) == "42501"
+
+
 def _cause(error: Exception) -> BaseException:
     return (error.orig or error) if isinstance(error, DBAPIError) else error
 

@@ -3,20 +3,20 @@
 import logging
 from functools import cache
 
+import click
 from flask.views import MethodView
 from marshmallow import RAISE, Schema, fields
 from marshmallow.validate import OneOf
-from sqlalchemy import inspect, text
 
-from todo.errors import SchemaMissing
-from todo.extensions import db
+from todo.commands import on_database
 from todo.http import Blueprint
+from todo.readiness import ROW_LEVEL_SECURITY, check_database
 
 logger = logging.getLogger(__name__)
 
-ROW_LEVEL_SECURITY = ("enforced", "bypassed", "none")
-
-blp = Blueprint("health", __name__, url_prefix="/health", description="For load balancers; no identity needed.")
+blp = Blueprint(
+    "health", __name__, url_prefix="/health", description="For load balancers; no identity needed.", cli_group=None
+)
 
 
 class HealthSchema(Schema):
@@ -36,7 +36,7 @@ class ReadinessSchema(HealthSchema):
         validate=OneOf(ROW_LEVEL_SECURITY),
         metadata={
             "description": "Whether the database itself keeps users apart: not where its role bypasses the policies "
-            "(a superuser, BYPASSRLS) or a table has none, and not on SQLite.",
+            "(a superuser, BYPASSRLS), a table has none or one that lets everybody in, and not on SQLite.",
             "examples": ["enforced"],
         },
     )
@@ -64,36 +64,28 @@ class Ready(MethodView):
     @blp.response(200, ReadinessSchema, example={"status": "ok", "row_level_security": "enforced"})
     @blp.fails_with(500, 503)
     def get(self) -> dict[str, str]:
-        """Check that the database answers and has its tables
+        """Check that the database answers and has what the service needs
 
-        A process that fails here wants no requests for now: its database is away, or has no tables yet.
+        Tables, columns, rights, functions, policies and encoding are tried. A process that fails here wants no requests
+        for now: its database is away, or lacks one of them.
         """
-        row_level_security = check_database()
-        if row_level_security == "bypassed":
-            _warn_of_bypass()
-        return {"status": "ok", "row_level_security": row_level_security}
+        readiness = check_database()
+        for warning in readiness.warnings:
+            _warn(warning)
+        return {"status": "ok", "row_level_security": readiness.row_level_security}
 
 
-def check_database() -> str:
-    """One of ROW_LEVEL_SECURITY.
-
-    Raises SQLAlchemyError where the database does not answer, SchemaMissing where it has not all the tables.
-    """
-    connection = db.session.connection()
-    connection.execute(text("SELECT 1"))
-    if not set(db.metadata.tables) <= set(inspect(connection).get_table_names()):
-        raise SchemaMissing
-    if connection.dialect.name == "sqlite":
-        return "none"
-    owned = [name for name, table in db.metadata.tables.items() if "user_id" in table.columns]
-    are_enforced = text("SELECT bool_and(row_security_active(name)) FROM unnest(:owned) AS name")
-    return "enforced" if connection.scalar(are_enforced, {"owned": owned}) else "bypassed"
+@blp.cli.command("ready")
+@on_database
+def ready() -> None:
+    """Say whether the database has what the service needs, as GET /health/ready does"""
+    readiness = check_database()
+    for warning in readiness.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    click.echo(f"The database has what the service needs; row-level security: {readiness.row_level_security}")
 
 
 @cache
-def _warn_of_bypass() -> None:
+def _warn(warning: str) -> None:
     # Once in the life of a process: load balancers ask every few seconds.
-    logger.warning(
-        "row-level security is bypassed: the database role is a superuser or has BYPASSRLS, or a table has no policy. "
-        "The queries and the service still keep users apart, the database itself does not"
-    )
+    logger.warning(warning)

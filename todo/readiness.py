@@ -1,0 +1,249 @@
+"""Whether the database has what the service needs: each need is tried, all of them in one round trip.
+
+Must not know any table: what is needed follows from the models. Knows no HTTP.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    column,
+    exists,
+    false,
+    func,
+    literal_column,
+    not_,
+    select,
+    table,
+    text,
+)
+
+from todo.errors import DatabaseUnfit
+from todo.extensions import db
+from todo.faults import DATABASE_ERRORS, describe, is_denied, is_outage
+
+ROW_LEVEL_SECURITY = ("enforced", "bypassed", "none")
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+# What may be said of the database to whoever asks.
+EMPTY = "has no tables yet"
+SCHEMA = "lacks tables or columns"
+RIGHTS = "denies rights that the service needs"
+POLICIES = "hides all rows from the service"
+FUNCTIONS = "lacks a function, or has one that fails"
+ENCODING = "is not encoded in UTF8"
+
+BYPASSED = (
+    "row-level security is bypassed: the database role is a superuser or has BYPASSRLS, or a table has no policy, or "
+    "one that lets everybody in. The queries and the service still keep users apart, the database itself does not"
+)
+
+# The ways back.
+UPGRADE = "run flask db upgrade"
+RESTORE = "all its migrations have been run, so that this takes a backup"
+REDEPLOY = "its migrations are newer than this code: deploy the code that belongs to them"
+#: The command that gives the rights.
+GRANT = text(
+    "SELECT format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO %I', current_schema(), "
+    "current_user)"
+)
+
+#: Whether a new row gets a number: from an identity column, or from a sequence that may be used.
+NUMBERED = """
+    (SELECT attidentity <> '' OR has_sequence_privilege(pg_get_serial_sequence('{table}', '{column}'), 'USAGE')
+     FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attname = '{column}')
+"""
+#: The policies that widen what the current role sees and does, of a table.
+POLICIES_OF_ROLE = """
+    SELECT FROM pg_policy WHERE polpermissive AND polrelid = {table}::regclass
+    AND EXISTS (SELECT FROM unnest(polroles) AS role WHERE role = 0 OR pg_has_role(role, 'USAGE'))
+"""
+#: With row-level security and no policy, a table looks empty and takes no row.
+LET_THROUGH = f"""
+    (NOT row_security_active('{{table}}') OR EXISTS ({POLICIES_OF_ROLE.format(table="'{table}'")}))
+"""
+#: Whether each policy asks who is acting: one that does not opens the table to everybody.
+ISOLATED = f"""
+    (SELECT bool_and(row_security_active(name) AND NOT EXISTS (
+        {POLICIES_OF_ROLE.format(table="name")}
+        AND (strpos(pg_get_expr(polqual, polrelid), 'app.user_id') = 0
+             OR strpos(pg_get_expr(polwithcheck, polrelid), 'app.user_id') = 0)
+     )) FROM unnest(ARRAY[{{owned}}]) AS name)
+"""  # noqa: S608 (of constants)
+
+_version_number: ColumnElement[str] = column("version_num")
+#: The revisions that the migrations have brought the database to: one, but for branches.
+REVISIONS = select(func.aggregate_strings(_version_number, ",")).select_from(table("alembic_version")).scalar_subquery()
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Something that the service cannot do without. It is met where `is_met` is true: not false, NULL or an error."""
+
+    #: What it is about, for the log. Of one subject the first need that is unmet is enough.
+    subject: str
+    is_met: ColumnElement[Any]
+    #: What is wrong where it is not met.
+    otherwise: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What is worth knowing of a database that has all that is needed."""
+
+    #: One of ROW_LEVEL_SECURITY.
+    row_level_security: str
+    #: What is to be told to the operator, each in a sentence.
+    warnings: Sequence[str]
+
+
+def check_database() -> Readiness:
+    """Try what the service needs of the database.
+
+    Raises DatabaseUnfit where it lacks something, whose cause names every need that is not met and the way back. Raises
+    one of DATABASE_ERRORS (todo/faults.py) where it does not answer.
+    """
+    connection = db.session.connection()
+    backend = connection.dialect.name
+    wanted = needs(backend)
+    facts = (isolation(backend), REVISIONS)
+    try:
+        *met, is_isolated, revisions = connection.execute(select(*(need.is_met for need in wanted), *facts)).one()
+    except DATABASE_ERRORS as error:
+        if is_outage(error):
+            raise
+        met = [False]
+    if not all(met):
+        # One at a time, to tell what is wrong. The revision alone is not needed.
+        is_isolated, revisions = (attempt(connection, fact)[0] for fact in facts)
+        if unmet := list(find_unmet(connection, wanted)):
+            raise unfit(connection, unmet, revisions)
+    return Readiness(
+        row_level_security="none" if backend == "sqlite" else "enforced" if is_isolated else "bypassed",
+        warnings=list(warn(backend, revisions, is_isolated=is_isolated)),
+    )
+
+
+def warn(backend: str, revisions: str | None, *, is_isolated: bool | None) -> Iterator[str]:
+    """What is to be told of a database that will do."""
+    if backend == "postgresql" and not is_isolated:
+        yield BYPASSED
+    where, (_, newest) = compare(revisions), known_revisions()
+    if where in ("behind", "ahead"):
+        way_back = UPGRADE if where == "behind" else "it has all that this code needs"
+        yield f"the database stands at migration {revisions}, this code at {','.join(sorted(newest))}: {way_back}"
+
+
+@cache
+def needs(backend: str) -> list[Need]:
+    """All that is needed of a database of that kind. A further one is a further line here."""
+    wanted = [need for model in db.metadata.sorted_tables for need in needs_of_table(model, backend)]
+    # By their numbers: in another encoding than UTF8 the driver could not even send the letters.
+    char = "char" if backend == "sqlite" else "chr"
+    wanted.append(Need("fold_case()", literal_column(f"fold_case({char}(201)) = fold_case({char}(233))"), FUNCTIONS))
+    if backend == "postgresql":
+        wanted.append(Need("encoding", literal_column("current_setting('server_encoding') = 'UTF8'"), ENCODING))
+    return wanted
+
+
+def needs_of_table(model: Table, backend: str) -> Iterator[Need]:
+    """What is needed of a table: its mapped columns, the rights to them, ids, and policies that let rows through."""
+    subject = f"table {model.name}"
+    # It reads no row, and yet every column has to be there and may be read.
+    yield Need(subject, not_(exists(select(*model.columns).where(false()))), SCHEMA)
+    if backend == "sqlite":
+        return
+    # A right to some columns is a right: which of them a statement names is its own affair.
+    rights = " AND ".join(
+        [
+            *(f"has_any_column_privilege('{model.name}', '{right}')" for right in ("INSERT", "UPDATE")),
+            f"has_table_privilege('{model.name}', 'DELETE')",
+        ]
+    )
+    yield Need(subject, literal_column(rights), RIGHTS)
+    for identity in (each.name for each in model.columns if each.identity is not None):
+        yield Need(subject, literal_column(NUMBERED.format(table=model.name, column=identity)), SCHEMA)
+    yield Need(subject, literal_column(LET_THROUGH.format(table=model.name)), POLICIES)
+
+
+@cache
+def isolation(backend: str) -> ColumnElement[Any]:
+    """SQL: whether the database itself keeps users apart."""
+    if backend == "sqlite":
+        return false()
+    owned = ", ".join(f"'{name}'" for name, model in db.metadata.tables.items() if "user_id" in model.columns)
+    return literal_column(ISOLATED.format(owned=owned))
+
+
+def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple[str, str]]:
+    """What is wrong for whoever asks, and in detail, of each subject of which something is not met."""
+    failed: set[str] = set()
+    for need in wanted:
+        if need.subject in failed:
+            continue
+        is_met, error = attempt(connection, need.is_met)
+        if not is_met:
+            failed.add(need.subject)
+            wrong = RIGHTS if error is not None and is_denied(error) else need.otherwise
+            yield wrong, f"{need.subject}: {wrong if error is None else describe(error)}"
+
+
+def attempt(connection: Connection, expression: ColumnElement[Any]) -> tuple[Any, Exception | None]:
+    """The value of an expression, or why it has none. Raises one of DATABASE_ERRORS where the database is away."""
+    try:
+        return connection.scalar(select(expression)), None
+    except DATABASE_ERRORS as error:
+        if is_outage(error):
+            raise
+        return None, error
+
+
+def unfit(connection: Connection, unmet: Sequence[tuple[str, str]], revisions: str | None) -> DatabaseUnfit:
+    """The failure that says so: to the caller in general, to the log in detail and with the way back."""
+    wrong = [kind for kind, _ in unmet]
+    if wrong.count(SCHEMA) == len(db.metadata.tables) and revisions is None and ENCODING not in wrong:
+        return DatabaseUnfit(f"The database {EMPTY}: {UPGRADE}")
+    wrong = list(dict.fromkeys(wrong))
+    ways_back: list[str] = []
+    if SCHEMA in wrong:
+        ways_back.append({"current": RESTORE, "ahead": REDEPLOY}.get(compare(revisions), UPGRADE))
+    if FUNCTIONS in wrong and UPGRADE not in ways_back:
+        ways_back.append(UPGRADE)
+    if ENCODING in wrong:
+        ways_back.append("move to a database made with ENCODING 'UTF8'")
+    if RIGHTS in wrong:
+        ways_back.append(f"as the owner of the tables: {connection.scalar(GRANT)}")
+    says = f"The database {' and '.join(wrong)}"
+    failure = DatabaseUnfit(f"{says}: {UPGRADE if ways_back == [UPGRADE] else 'the log of the service says more'}")
+    failure.__cause__ = LookupError(f"{says}: {'; '.join([*(detail for _, detail in unmet), *ways_back])}")
+    return failure
+
+
+@cache
+def known_revisions() -> tuple[frozenset[str], frozenset[str]]:
+    """All revisions of the migrations that this code comes with, and the newest; none where it comes without."""
+    try:
+        scripts = ScriptDirectory(str(MIGRATIONS))
+    except CommandError:
+        return frozenset(), frozenset()
+    return frozenset(script.revision for script in scripts.walk_revisions()), frozenset(scripts.get_heads())
+
+
+def compare(revisions: str | None) -> str:
+    """Where the database stands against this code: behind, current, ahead or, without a word of it, unknown."""
+    known, newest = known_revisions()
+    found = frozenset(filter(None, (revisions or "").split(",")))
+    if not found or not known:
+        return "unknown"
+    if found == newest:
+        return "current"
+    return "behind" if found <= known else "ahead"
