@@ -6,6 +6,7 @@ Each migration is a transaction of its own there. Why, and how a table is change
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from time import sleep
 
 import psycopg2
@@ -13,7 +14,7 @@ from alembic import context
 from alembic.util import CommandError
 from flask import current_app
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from todo.faults import DATABASE_ERRORS, describe, is_outage
 
@@ -45,6 +46,9 @@ HOLDER = """
     ORDER BY xact_start NULLS LAST LIMIT 1
 """
 
+#: The function that searches use, as the newest migration of it makes it.
+FOLD_CASE = Path(__file__).with_name("fold_case.sql")
+
 
 def run_migrations() -> None:
     """Run what the command asks for; a failure leaves the database as the last whole migration made it.
@@ -63,6 +67,8 @@ def run_migrations() -> None:
             begin = "BEGIN IMMEDIATE" if is_sqlite else limits(connection, LIMITS)
             event.listen(connection, "begin", lambda connection: connection.exec_driver_sql(begin))
             migrate_patiently(connection)
+            if not is_sqlite and context.get_context().opts["fn"].__name__ == "upgrade":
+                mend_fold_case(connection)
     except DATABASE_ERRORS as error:
         if not is_outage(error):
             raise
@@ -132,6 +138,26 @@ def migrate(connection: Connection) -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+
+
+def mend_fold_case(connection: Connection) -> None:
+    """Make fold_case() again where it names a collation that this server does not have: after a restore, for instance.
+
+    Without fold_case(), as before the first migration, there is nothing to mend.
+    """
+    # Ends what a look at the revision has begun.
+    connection.commit()
+    with connection.begin():
+        if connection.exec_driver_sql("SELECT to_regprocedure('fold_case(text)')").scalar_one() is None:
+            return
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql("SELECT fold_case('x')")
+        except ProgrammingError as error:
+            if not isinstance(error.orig, psycopg2.errors.UndefinedObject):
+                raise
+            connection.exec_driver_sql(FOLD_CASE.read_text())
+            logger.info("Made fold_case() again: it was of a server with other collations")
 
 
 def held_up(connection: Connection, attempts: int) -> str:

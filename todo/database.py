@@ -14,6 +14,7 @@ from socket import SOCK_STREAM, getaddrinfo
 from threading import Thread
 from time import monotonic
 from typing import Any
+from unicodedata import normalize
 
 import psycopg2
 from flask import Flask
@@ -121,10 +122,10 @@ class later_instant(FunctionElement[str]):  # noqa: N801
 
 
 class contains_ignoring_case(FunctionElement[bool]):  # noqa: N801
-    """SQL: whether the first argument contains the second, the case of all letters ignored, nothing being a wildcard.
+    """SQL: whether the first argument contains the second, as fold_case() compares; nothing is a wildcard.
 
-    NULL where the first argument is NULL. fold_case() is made by migration 0001 on PostgreSQL and by every connection
-    on SQLite.
+    NULL where the first argument is NULL. fold_case() is made by migrations/fold_case.sql on PostgreSQL and by every
+    connection on SQLite.
     """
 
     type = Boolean()
@@ -199,12 +200,15 @@ def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def fold_case(text: str | None) -> str | None:
-    """Text with the case of every letter gone; equal for texts that differ in case alone.
+    """Make texts equal that differ only in letter case, or in composed and decomposed letters (Unicode D145).
 
-    Lower case first brings together letters that share one (K and the Kelvin sign), upper case then does away with
-    what lower case makes of a letter's place in its word (the final sigma), so that a part folds like the whole.
+    Lower case brings together letters that share one (ẞ and ß). Upper case then removes what lower case makes of a
+    letter's place in its word (the final sigma), so that a part folds like the whole. Text is decomposed first, since
+    an iota subscript becomes a letter of its own, and composed last, so that `e` is no part of `é`.
     """
-    return None if text is None else text.lower().upper()
+    if text is None or text.isascii():
+        return text and text.upper()
+    return normalize("NFC", normalize("NFD", text).lower().upper())
 
 
 class LimitedCursor(extensions.cursor):

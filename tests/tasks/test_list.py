@@ -67,6 +67,18 @@ def test_the_status_narrows_the_list(alice: Caller) -> None:
         ("straße", "STRASSE"),
         ("ǅungla", "ǆ"),
         ("\u212aelvin", "kelvin"),
+        ("Cafe\u0301", "CAFÉ"),
+        ("café", "cafe\u0301"),
+        ("Vie\u0323\u0302t Nam", "việt"),
+        ("a\u0323\u0308", "Ä\u0323"),
+        ("ΐ", "Ϊ\u0301"),
+        ("\u1fb3", "\u0391\u0399"),
+        ("İzmir", "i\u0307zmir"),
+        ("\u0131s\u0131", "ISI"),
+        ("ᲛᲗᲐ", "მთა"),
+        ("ꭰꮴ", "ᎠᏤ"),
+        ("ﬃ", "FFI"),
+        ("한글", "\u1112\u1161\u11ab"),
         ("100%", "%"),
         ("snake_case", "_"),
         ("back\\slash", "\\"),
@@ -82,9 +94,9 @@ def test_q_finds_a_part_in_any_letter_case_and_nothing_is_a_wildcard(alice: Call
     assert [task["title"] for task in response.get_json()] == ["in the description", title]
 
 
-@pytest.mark.parametrize("q", ["M_lk", "M%", "milk.", "cheese"])
+@pytest.mark.parametrize("q", ["M_lk", "M%", "milk.", "cheese", "cafe", "CAFÈ"])
 def test_q_finds_nothing_else(alice: Caller, q: str) -> None:
-    alice.create("Milk")
+    alice.create("Milk", description="Cafe\u0301")
     response = alice.open("GET", "/api/alice/tasks", query_string={"q": q})
     assert response.get_json() == []
 
