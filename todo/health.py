@@ -62,7 +62,7 @@ class Ready(MethodView):
 
     @blp.doc(operationId="checkReady", security=[])
     @blp.response(200, ReadinessSchema, example={"status": "ok", "row_level_security": "enforced"})
-    @blp.fails_with(500, 503)
+    @blp.fails_with(429, 500, 503)
     def get(self) -> dict[str, str]:
         """Check that the database answers and has its tables
 

@@ -1,5 +1,6 @@
 """Identity providers as somebody else would write them, for IDENTITY_PROVIDER=tests.identity.providers:..."""
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,3 +64,14 @@ def broken(_request: Request) -> Identity:
 
 def away(_request: Request) -> Identity:
     raise Unavailable
+
+
+def slow_nobody(_request: Request) -> None:
+    """No identity, after a while."""
+    time.sleep(0.6)
+
+
+def slow_somebody(request: Request) -> Identity | None:
+    """Whom the header names, after a while: as when the signing keys are fetched."""
+    time.sleep(0.6)
+    return by_header(request)
