@@ -94,6 +94,18 @@ class TooManyRequests(TodoError):
     message = "Too many requests"
 
 
+class TooManyAtOnce(TooManyRequests):
+    """The caller's slow requests hold as many of the service's places as one caller may; nothing was looked at."""
+
+    message = "Too many slow requests at once: wait for those that are running"
+
+
+class SearchTooSlow(TodoError):
+    """The search took longer than one may: the same search would do so again, a narrower one may not."""
+
+    message = "The search takes too long: narrow it by status, or search for something else"
+
+
 class Unavailable(TodoError):
     """Something outside the service is away; the same request may succeed in a while."""
 

@@ -52,6 +52,14 @@ def is_outage(error: Exception) -> bool:
     return False
 
 
+def is_stopped(error: Exception) -> bool:
+    """Whether the statement took too long, and the database or the service stopped it."""
+    cause = _cause(error)
+    if isinstance(cause, sqlite3.Error):
+        return _sqlite_code(cause) == sqlite3.SQLITE_INTERRUPT
+    return getattr(cause, "pgcode", None) == "57014"
+
+
 def describe(error: Exception) -> str:
     """What went wrong in one line, for the log, without a value that a user or the environment wrote.
 

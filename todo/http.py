@@ -34,7 +34,9 @@ from todo.errors import (
     NotFound,
     NotOwner,
     OwnershipViolated,
+    SearchTooSlow,
     TodoError,
+    TooManyAtOnce,
     TooManyRequests,
     Unavailable,
 )
@@ -64,6 +66,8 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
     KeyReused: (422, {}),
     # Its headers are those of every limited answer (todo/rate_limits.py).
     TooManyRequests: (429, {}),
+    TooManyAtOnce: (429, RETRY_AFTER),
+    SearchTooSlow: (422, {}),
     Unavailable: (503, RETRY_AFTER),
 }
 
@@ -266,13 +270,13 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
     422: ("UnprocessableContent", "The key was used for another request.", KeyReused.message, {}),
     429: (
         "TooManyRequests",
-        "More requests than the service allows. Where it has a limit, good answers bear the `RateLimit-…` headers too.",
+        "More requests, or slow ones at once, than one caller may have. `RateLimit-…`: where they are counted.",
         TooManyRequests.message,
         {
             "Retry-After": header("Seconds to wait before the next try.", "30"),
-            "RateLimit-Limit": header("Requests that a window of time allows.", "600"),
-            "RateLimit-Remaining": header("Requests that are left in this window.", "0"),
-            "RateLimit-Reset": header("Seconds until the next window begins.", "30"),
+            "RateLimit-Limit": header("Requests that a window of time allows.", "600", required=False),
+            "RateLimit-Remaining": header("Requests that are left in this window.", "0", required=False),
+            "RateLimit-Reset": header("Seconds until the next window begins.", "30", required=False),
         },
     ),
     500: ("InternalServerError", "A fault of the service.", MESSAGES[500], {}),

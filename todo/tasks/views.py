@@ -7,7 +7,7 @@ from flask import url_for
 from flask.views import MethodView
 
 from todo.conditional import entity_tag
-from todo.errors import TaskNotFound
+from todo.errors import SearchTooSlow, TaskNotFound
 from todo.http import ETAG, Blueprint, View, error_response, header, next_link, replayed
 from todo.idempotency.schemas import KEY_LIMIT, idempotency_key_field
 from todo.identity import current_identity
@@ -91,6 +91,7 @@ class Tasks(MethodView):
     @blp.arguments(TaskListQuerySchema(), location="query")
     @blp.conditional_get
     @blp.response(200, TaskSchema(many=True), example=[EXAMPLE], headers=LINK | ETAG)
+    @blp.alt_response(422, **error_response("The search took too long.", SearchTooSlow.message))
     @blp.fails_with(400, 401, 403, 429, 500, 503)
     def get(self, query: Mapping[str, Any]) -> tuple[Sequence[TaskRow], dict[str, str]]:
         """List the tasks, newest first
