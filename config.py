@@ -40,6 +40,10 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 HEADER_NAME = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")
 #: What a scraper's token consists of (RFC 9110 section 11.4: no white space).
 METRICS_TOKEN = re.compile("[!-~]{16,}")
+#: A path that is the same percent-encoded and decoded: gunicorn compares it with the path of the request as sent.
+SCRIPT_NAME = re.compile("(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+#: What the service's own paths begin with. Under such a name, a path with the prefix would look like one without it.
+OWN_PATHS = ("api", "docs", "health", "metrics", "openapi.json")
 DEFAULT_THREADS = 8
 LARGEST_NUMBER = 1000
 LARGEST_PORT = 65535
@@ -85,6 +89,7 @@ class Settings:
     metrics_token: str | None = None
     metrics_folder: str | None = None
     metrics_process: str | None = None
+    script_name: str = ""
     is_flask_command: bool = False
 
 
@@ -159,6 +164,7 @@ class _Reader:
         # For `make run` and gunicorn, which read it by themselves and do not name it when it is wrong.
         self._number("PORT", most=LARGEST_PORT)
         self._check_gunicorn()
+        script_name = self._script_name()
         if self._faults:
             raise ConfigurationError("; ".join(self._faults))
         return Settings(
@@ -179,6 +185,7 @@ class _Reader:
             # prometheus_client reads this too; gunicorn.conf.py sets it, for the workers to add up their figures.
             metrics_folder=self._environ.get("PROMETHEUS_MULTIPROC_DIR"),
             metrics_process=self._environ.get("TODO_METRICS_PROCESS"),
+            script_name=script_name or "",
             is_flask_command=is_flask_command,
         )
 
@@ -342,6 +349,14 @@ class _Reader:
             self._faults.append(
                 "gunicorn has not read gunicorn.conf.py: start it in the project folder, or name the file with --config"
             )
+
+    def _script_name(self) -> str | None:
+        value = self._text("SCRIPT_NAME")
+        if value is not None and not SCRIPT_NAME.fullmatch(value):
+            self._faults.append("SCRIPT_NAME must be a path like /todo: letters, digits, - . _ ~, and no / at its end")
+        elif value is not None and value.split("/")[1] in OWN_PATHS:
+            self._faults.append(f"SCRIPT_NAME must not begin with a path of the service: /{', /'.join(OWN_PATHS)}")
+        return value
 
     def _number(self, name: str, *, least: int = 1, most: int = LARGEST_NUMBER) -> int | None:
         value = self._text(name)

@@ -51,7 +51,7 @@ graceful_timeout = 30
 keepalive = 5
 # Room for a cursor and a long ?q= ; gunicorn itself answers 414 beyond.
 limit_request_line = 8190
-# By default a request may say SCRIPT_NAME in a header, and so where links lead.
+# By default a request may say SCRIPT_NAME in a header, and so where links lead. Only the environment says it.
 forwarder_headers = ""
 
 # On by default at a path per user, where two instances collide.
@@ -210,6 +210,13 @@ def post_worker_init(worker: Any) -> None:
     """
     worker.wsgi.extensions["fetch_keys"]()
     Thread(target=worker.wsgi.test_client().get, args=("/health/ready",), daemon=True).start()
+
+
+def pre_request(_worker: Any, request: Any) -> None:
+    """Put SCRIPT_NAME before the path if the proxy has removed it: gunicorn answers 500 to a path without it."""
+    prefix = settings.script_name
+    if prefix and not f"{request.path}/".startswith(f"{prefix}/"):
+        request.path = prefix + request.path
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn bears no types

@@ -24,9 +24,8 @@ from tests.support import ROOT
 
 DOCKERFILE, IGNORED, COMPOSE = ROOT / "Dockerfile", ROOT / ".dockerignore", ROOT / "compose.yaml"
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-#: Where the base image has its Python, and where that of the tests is to be found in a container.
-VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
-PYTHON, PACKAGES = f"/usr/local/bin/{VERSION}", f"/usr/local/lib/{VERSION}/site-packages"
+#: Where the base image has its Python; a container finds that of the tests there.
+PYTHON = f"/usr/local/bin/python{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:
@@ -95,21 +94,25 @@ def copy_pip(packages: Path) -> None:
     (packages / described.name / "entry_points.txt").unlink()
 
 
+def write_python(path: Path, packages: Path) -> None:
+    """Write the `python` of a base image: that of the tests, with no packages but these."""
+    path.parent.mkdir()
+    # No link, to which a virtual environment would link on. -S: without the packages of Debian.
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {PYTHON} -S "$@"\n')
+    path.chmod(0o755)
+
+
 def build(context: Path, folder: Path) -> Image:  # noqa: C901, PLR0912 (a case for each instruction)
     """Carry the Dockerfile out, all but what the base image does. Raises where an instruction fails or is not known."""
-    # As `python`, that of the tests; no link, to which an environment would link on.
-    python = folder / "bin/python"
-    python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec {PYTHON} "$@"\n')
-    python.chmod(0o755)
     stages: dict[str, Image] = {}
     for name, rest in instructions(DOCKERFILE.read_text()):
         match name, shlex.split(rest):
             case "FROM", [_, *label]:
                 stage = folder / f"stage{len(stages)}"
-                srv, packages = stage / "srv", stage / "packages"
+                srv, packages, python = stage / "srv", stage / "packages", stage / "bin/python"
                 srv.mkdir(parents=True)
                 copy_pip(packages)
+                write_python(python, packages)
                 # The base image's loader knows its library by itself.
                 known = {"LD_LIBRARY_PATH": "/usr/local/lib", "HOME": "/"}
                 image = Image(srv, {"PATH": f"{python.parent}:{SYSTEM_PATH}"} | known, packages)
@@ -126,12 +129,14 @@ def build(context: Path, folder: Path) -> Image:  # noqa: C901, PLR0912 (a case 
                 for source in sources:
                     copy(context / source, image.at(target) / ("" if target == f"./{source}" else source))
             case "RUN", _:
-                # Of this machine's Python nothing is to be taken away.
-                own = f"mount -o remount,bind,ro /usr/local\nmount --bind {image.packages} {PACKAGES}"
+                # A step of the build must not change the Python of this machine.
+                own = "mount -o remount,bind,ro /usr/local"
                 command = in_container(image, ["sh", "-c", rest], read_only=False, setup=own)
                 # Where pip finds its packages is this machine's affair.
                 names = [name for name in os.environ if re.match("(?i)HOME$|PIP_|.*_PROXY$", name)]
                 affairs = {name: os.environ[name] for name in names}
+                # Debian's Python says that it is Debian's affair, which that of the image does not.
+                affairs["PIP_BREAK_SYSTEM_PACKAGES"] = "1"
                 subprocess.run(command, env=image.environ | affairs, cwd="/", check=True, stdout=subprocess.DEVNULL)
             case "USER", [user]:
                 image.user = user

@@ -63,6 +63,7 @@ def test_everything_can_be_set() -> None:
             "TRUSTED_PROXIES": "2",
             "METRICS_TOKEN": "!bcdefghijklmno~",
             "PROMETHEUS_MULTIPROC_DIR": "/tmp/figures",
+            "SCRIPT_NAME": "/apps/todo-2.0",
         }
     )
     assert settings.jwt == JwtSettings(
@@ -80,6 +81,7 @@ def test_everything_can_be_set() -> None:
     assert settings.rate_limit_storage == "rediss://todo:secret@redis.example:6380/1"
     assert settings.trusted_proxies == 2
     assert (settings.metrics_token, settings.metrics_folder) == ("!bcdefghijklmno~", "/tmp/figures")
+    assert settings.script_name == "/apps/todo-2.0"
 
 
 @pytest.mark.parametrize(
@@ -141,12 +143,33 @@ PROXIES_FAULT = "TRUSTED_PROXIES must be a number from 0 to 1000"
 METRICS_FAULT = "METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces"
 PORT_FAULT = "PORT must be a number from 1 to 65535"
 UNREAD_FAULT = "gunicorn has not read gunicorn.conf.py: start it in the project folder, or name the file with --config"
+PREFIX_FAULT = "SCRIPT_NAME must be a path like /todo: letters, digits, - . _ ~, and no / at its end"
+OWN_PATH_FAULT = "SCRIPT_NAME must not begin with a path of the service: /api, /docs, /health, /metrics, /openapi.json"
 WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"SCRIPT_NAME": ""}, "SCRIPT_NAME is set but empty"),
+        *[
+            ({"SCRIPT_NAME": value}, PREFIX_FAULT)
+            for value in (
+                "/",
+                "todo",
+                "/todo/",
+                "//todo",
+                "/a//b",
+                "/..",
+                "/.x",
+                "/to do",
+                "/t%6fdo",
+                "/tödo",
+                "/todo\n",
+                "/x?y",
+            )
+        ],
+        *[({"SCRIPT_NAME": value}, OWN_PATH_FAULT) for value in ("/api", "/docs/todo", "/openapi.json")],
         ({"DATABASE_URL": None}, "DATABASE_URL is not set: name a PostgreSQL database, or sqlite:///FILE"),
         ({"DATABASE_URL": ""}, "DATABASE_URL is set but empty"),
         ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is not a database URL"),

@@ -58,9 +58,19 @@ def test_no_other_answer_may(nobody: FlaskClient, path: str) -> None:
 
 def test_all_that_the_page_asks_for_is_there(nobody: FlaskClient) -> None:
     page = nobody.get("/docs").text
-    assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) == {"/openapi.json", *FILES}
+    assert set(re.findall(r'(?:src|href|data-document)="([^"]+)"', page)) == {"/openapi.json", *FILES}
     # Nothing that the policy would forbid.
     assert not re.findall(r"<script>|<style|style=|\son\w+=", page)
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/"])
+def test_under_a_path_the_page_asks_there(nobody: FlaskClient, path: str) -> None:
+    page = nobody.get(path, base_url="http://localhost/apps/todo")
+    asked = set(re.findall(r'(?:src|href|data-document)="([^"]+)"', page.text))
+    assert asked == {f"/apps/todo{path}" for path in ("/openapi.json", *FILES)}
+    assert page.headers["ETag"] != nobody.get(path).headers["ETag"]
+    root = nobody.get("/", base_url="http://localhost/apps/todo")
+    assert (root.status_code, root.headers["Location"]) == (302, "/apps/todo/docs")
 
 
 @pytest.mark.parametrize("path", FILES)

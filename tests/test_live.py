@@ -160,6 +160,25 @@ def test_a_killed_worker_is_replaced(live: Server) -> None:
     live.wait_until("/health/ready")
 
 
+def test_a_killed_worker_is_replaced_without_the_folder_for_temporary_files(tmp_path: Path) -> None:
+    """Where gunicorn cannot make a file for a new worker it ends."""
+    (tmp_path / "tmp").mkdir()
+    with sqlite_database() as url:
+        close(migrated_app(url))
+        with gunicorn(
+            url, tmp_path / "log", TMPDIR=str(tmp_path / "tmp"), METRICS_TOKEN="a-token-for-Prometheus"
+        ) as live:
+            (tmp_path / "tmp").rmdir()
+            workers = live.workers()
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 15
+            while set(workers) & set(live.workers()) or len(live.workers()) < 2:
+                assert time.monotonic() < deadline, live.log.read_text()
+                time.sleep(0.05)
+            live.wait_until("/health/ready")
+
+
 def test_two_instances_stand_side_by_side_and_the_data_outlives_them(
     live: Server, database: URL, tmp_path: Path
 ) -> None:

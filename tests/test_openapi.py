@@ -112,21 +112,22 @@ def test_every_call_names_its_parameters_in_the_order_path_query_header(document
 
 
 def test_no_text_holds_or_means_a_character_that_generated_code_cannot(document: dict[str, Any]) -> None:
-    """No control character or line separator, also not as an escape, since some generators decode it."""
+    """No control character or line separator; in patterns also not as an escape, since some generators decode it."""
     for name, value in walk(document):
         for text in (name, value) if isinstance(value, str) else (name,):
             decoded = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
-            assert not {character for character in decoded if category(character) in ("Cc", "Cs", "Zl", "Zp")}, text
+            found = {character for character in decoded if category(character) in ("Cc", "Cs", "Zl", "Zp")}
+            # A description may have lines.
+            assert found <= ({"\n"} if name == "description" else set()), text
 
 
 def test_no_list_of_choices_is_written_twice(document: dict[str, Any]) -> None:
     """Or generators make a type of each, under names such as Status2."""
     choices = [tuple(value) for name, value in walk(document) if name == "enum"]
     assert len(choices) == len(set(choices)) > 0
-    reference = {"$ref": "#/components/schemas/TaskStatus"}
-    assert [value for name, value in walk(document) if name in ("status", "schema") and value == reference] == [
-        reference
-    ] * 4
+    references = [value for name, value in walk(document) if name == "$ref"]
+    # A task, its changes, its completion, and the filter of the list.
+    assert references.count("#/components/schemas/TaskStatus") == 4
 
 
 def test_no_schema_hides_a_name_of_javascript(document: dict[str, Any]) -> None:

@@ -101,7 +101,11 @@ class Unavailable(TodoError):
 
 
 class DatabaseUnfit(Unavailable):
-    """The database answers, but lacks what the service needs; the cause names it in detail, for the log alone."""
+    """The database lacks what the service needs. `detail`, for the log alone, names it and the way back."""
+
+    def __init__(self, message: str, detail: str) -> None:
+        super().__init__(message)
+        self.detail = detail
 
 
 class OwnershipViolated(Exception):

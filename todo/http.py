@@ -25,6 +25,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from todo.conditional import expected_of, revalidated
 from todo.errors import (
+    DatabaseUnfit,
     InvalidCredentials,
     InvalidInput,
     KeyReused,
@@ -187,8 +188,10 @@ def answer_failure(failure: TodoError) -> Response:
     if isinstance(failure, NotAuthenticated):
         # For the request's line in the log.
         g.refusal = failure.reason
-    if status == 503:
-        # Of what it rose from the kind alone: an identity provider's message may quote the token.
+    if isinstance(failure, DatabaseUnfit):
+        logger.warning("%s %s: %s", request.method, request.url_rule, failure.detail)
+    elif status == 503:
+        # Of the cause the class alone: an identity provider's message may quote the token.
         cause = f" ({type(failure.__cause__).__name__})" if failure.__cause__ else ""
         logger.warning("%s %s: %s%s", request.method, request.url_rule, failure.message, cause)
     return _error(status, _sentence(failure.message), headers)
@@ -226,7 +229,7 @@ def _trace(error: BaseException) -> str:
 
 
 class ApiErrorSchema(Output):
-    """The body of every error. Not called Error: a client in JavaScript would hide its own by importing it."""
+    """The body of every error. Its name is not Error, since that would hide JavaScript's own in generated clients."""
 
     error = fields.String(required=True, metadata={"description": "One sentence on what went wrong."})
 
@@ -298,6 +301,11 @@ class Api(flask_smorest.Api):
             self.spec.components.response(name, {"description": description, "content": content, "headers": headers})
         # Of flask-smorest's pagination, which this service does not use.
         del self.spec.components.schemas["PaginationMetadata"]
+
+    def _openapi_json(self) -> Response:
+        # flask-smorest's, with the path that the service is mounted at: WSGI says it with each request.
+        document = {**self.spec.to_dict(), "servers": [{"url": request.script_root or "/"}]}
+        return Response(flask.json.dumps(document, indent=2, sort_keys=False), mimetype="application/json")
 
     def handle_http_exception(self, error: HTTPException) -> Response:
         """The answer to a failure that Werkzeug or Flask found, with the headers that belong to it (Allow, say)."""

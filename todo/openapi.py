@@ -1,4 +1,4 @@
-"""What apispec writes into the OpenAPI document, where that is not what flask-smorest and marshmallow make of it."""
+"""Changes to what apispec writes into the OpenAPI document."""
 
 from copy import deepcopy
 from typing import Any
@@ -12,8 +12,8 @@ PARAMETER_ORDER = ("path", "query", "header")
 class SchemaConverter(OpenAPIConverter):
     """apispec's converter of schemas and fields, with two additions.
 
-    A schema's `json_schema` adds to what is said of the whole object. A field whose metadata names a `component` is
-    described once, in that component, and referred to everywhere.
+    A schema's `json_schema` adds keywords to the object. A field whose metadata names a `component` is described once,
+    in that component, and referenced everywhere.
     """
 
     def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
@@ -33,9 +33,9 @@ class SchemaConverter(OpenAPIConverter):
 
 
 class SchemaPlugin(MarshmallowPlugin):
-    """apispec's plugin with that converter, and each operation with all its parameters in one order.
+    """apispec's plugin with that converter. Each operation lists all its parameters, in one order.
 
-    Generators of code make arguments of them in the order in which they come, those of the path item last.
+    Code generators turn parameters into arguments in that order, and put those of a path item last.
     """
 
     Converter = SchemaConverter

@@ -131,8 +131,8 @@ class Readiness:
 def check_database() -> Readiness:
     """Try what the service needs of the database.
 
-    Raises DatabaseUnfit where it lacks something, whose cause names every need that is not met and the way back. Raises
-    one of DATABASE_ERRORS (todo/faults.py) where it does not answer.
+    Raises DatabaseUnfit if it lacks something: the detail names every need that is not met, and the way back.
+    Raises one of DATABASE_ERRORS (todo/faults.py) if it does not answer.
     """
     connection = db.session.connection()
     backend = connection.dialect.name
@@ -242,7 +242,8 @@ def unfit(connection: Connection, unmet: Sequence[tuple[str, str]], revisions: s
     """The failure that says so: to the caller in general, to the log in detail and with the way back."""
     wrong = [kind for kind, _ in unmet]
     if wrong.count(SCHEMA) == len(db.metadata.tables) and revisions is None and ENCODING not in wrong:
-        return DatabaseUnfit(f"The database {EMPTY}: {UPGRADE}")
+        says = f"The database {EMPTY}: {UPGRADE}"
+        return DatabaseUnfit(says, says)
     wrong = list(dict.fromkeys(wrong))
     ways_back: list[str] = []
     if SETTING in wrong:
@@ -256,9 +257,10 @@ def unfit(connection: Connection, unmet: Sequence[tuple[str, str]], revisions: s
     if RIGHTS in wrong:
         ways_back.append(f"as the owner of the tables: {connection.scalar(GRANT)}")
     says = f"The database {' and '.join(wrong)}"
-    failure = DatabaseUnfit(f"{says}: {UPGRADE if ways_back == [UPGRADE] else 'the log of the service says more'}")
-    failure.__cause__ = LookupError(f"{says}: {'; '.join([*(detail for _, detail in unmet), *ways_back])}")
-    return failure
+    return DatabaseUnfit(
+        f"{says}: {UPGRADE if ways_back == [UPGRADE] else 'the log of the service says more'}",
+        f"{says}: {'; '.join([*(detail for _, detail in unmet), *ways_back])}",
+    )
 
 
 @cache

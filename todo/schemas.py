@@ -6,8 +6,8 @@ from typing import Any, ClassVar, cast
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, pre_load
 
-# Patterns of the OpenAPI document say `\x00`, and not `\u0000`: generators of code write the character that is meant by
-# the latter into what they generate, where a NUL or a line separator is none that a compiler takes.
+# Patterns of the OpenAPI document say \x00, not \u0000: some generators decode \uXXXX, and a NUL or a line separator in
+# generated code does not compile.
 #: What `storable` lets pass, as a pattern of JSON Schema: there are no lone surrogates in JSON that is UTF-8.
 STORABLE = r"^[^\x00]*$"
 INSTANT = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$"
@@ -18,7 +18,7 @@ _NATURAL_NUMBER = re.compile("[1-9][0-9]{0,18}")
 
 
 class Input(Schema):
-    """A schema for what comes in: output-only fields are ignored, and other fields that it does not know are refused.
+    """A schema for what comes in: output-only (dump_only) fields are ignored, unknown fields are refused by name.
 
     Its ValidationError has a list of sentences in order: on its fields as they are declared, on the whole, then on
     the refused fields in the order they came.
@@ -28,12 +28,12 @@ class Input(Schema):
         unknown = RAISE
 
     unknown_message = "Unknown field: {}"
-    #: Sentences that serve better, by the name of the unknown field.
+    #: Sentences for unknown fields that the resource has, but this call does not take.
     refusals: ClassVar[Mapping[str, str]] = {}
 
     @pre_load
     def drop_output_only(self, data: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
-        """The input without its output-only fields, whatever their values (Google AIP-203)."""
+        """Drop the output-only fields without a look at their values (Google AIP-203)."""
         output_only = self.fields.keys() - self.load_fields.keys()
         return {name: value for name, value in data.items() if name not in output_only} if output_only else data
 
@@ -64,7 +64,7 @@ class NaturalNumber(fields.Integer):
 
 
 class Output(Schema):
-    """A schema for what goes out. In the document it may have more members: a generated client survives a new field."""
+    """A schema for answers. The document allows more members in them: a generated client must survive a new field."""
 
     class Meta:
         unknown = EXCLUDE
@@ -99,7 +99,7 @@ class RowSchema(Output):
 
 
 def output_only(row: type[RowSchema]) -> dict[str, fields.Field[Any]]:
-    """The row's output-only (dump_only) fields, for `Meta.include` of an Input that ignores them."""
+    """The row's output-only fields, for `Meta.include` of an Input that ignores them."""
     metadata = {"description": "Ignored: the service sets it."}
     names = [name for name, field in row().fields.items() if field.dump_only]
     return {name: fields.Raw(dump_only=True, metadata=metadata) for name in names}

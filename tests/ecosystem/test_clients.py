@@ -15,7 +15,7 @@ from sqlalchemy import URL
 
 from tests.live import Server, free_port, running
 from tests.programs import program
-from tests.support import ROOT, SECRET
+from tests.support import ROOT, SECRET, direct, postgresql_database
 from todo.tasks.schemas import TITLE
 
 pytestmark = pytest.mark.ecosystem
@@ -23,6 +23,10 @@ pytestmark = pytest.mark.ecosystem
 HERE = ROOT / "tests/ecosystem/typescript"
 DOCUMENT = ROOT / "docs/openapi.json"
 PAGE = (ROOT / "docs/front-ends.md").read_text()
+#: The files that the page shows, each with the last path before it, and the lines of lib/auth.ts for PostgreSQL.
+PATH = r"`((?:app|lib)/[^\s`]+)`"
+FILES = dict(re.findall(rf"{PATH}(?:(?!```|`(?:app|lib)/).)*\n\n```tsx?\n(.*?)```", PAGE, re.DOTALL))
+POSTGRESQL = re.findall(r"```ts\n(import \{ Pool \}.*\n)(  database: .*\n)```", PAGE)
 LINTERS = {
     "redocly": ["lint", "--config", str(HERE / "redocly.yaml")],
     "spectral": ["lint", "--ruleset", str(HERE / ".spectral.yaml"), "--fail-severity", "hint"],
@@ -57,12 +61,10 @@ def succeed(name: str, *arguments: str | Path, cwd: Path = ROOT) -> None:
 
 def front_end(folder: Path, document: Path) -> Path:
     """What docs/front-ends.md has a front end consist of, and the end-to-end script: not compiled yet."""
-    blocks = re.findall(r"`(lib/[\w-]+\.ts)`(?:(?!```).)*\n\n```ts\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == PAGE.count("```ts") == 3
-    (folder / "lib").mkdir()
-    for path, text in blocks:
+    for path, text in FILES.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
-    for name in ("tsconfig.json", "issuer.ts", "browser.ts", "e2e.ts"):
+    for name in ("tsconfig.json", "next.d.ts", "issuer.ts", "browser.ts", "e2e.ts"):
         shutil.copy(HERE / name, folder)
     (folder / "node_modules").symlink_to(HERE / "node_modules")
     succeed("openapi-typescript", document, "--output", "lib/todo-api.ts", cwd=folder)
@@ -71,19 +73,36 @@ def front_end(folder: Path, document: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The front end, compiled."""
+    """The front end, compiled; its accounts are in PostgreSQL."""
     folder = front_end(tmp_path_factory.mktemp("front-end"), DOCUMENT)
+    auth = folder / "lib/auth.ts"
+    for line in POSTGRESQL[0]:
+        (sqlite_line,) = re.findall(rf"^ *{line.split()[0]} .*DatabaseSync.*\n", auth.read_text(), re.MULTILINE)
+        auth.write_text(auth.read_text().replace(sqlite_line, line))
     succeed("tsc", "--project", ".", cwd=folder)
+    # Where Node.js finds "@/lib/auth", as a bundler would by the paths of tsconfig.json.
+    (folder / "built/node_modules").mkdir()
+    (folder / "built/node_modules/@").symlink_to(folder / "built")
     return folder
 
 
 @pytest.fixture
-def better_auth(compiled: Path, tmp_path: Path) -> Iterator[str]:
-    """The origin of a front end's Better Auth."""
+def environ(server: URL) -> Iterator[dict[str, str]]:
+    """The environment of the front end's server, with an empty database for its accounts."""
     port = free_port()
-    origin = f"http://127.0.0.1:{port}"
-    environ = {"PATH": os.environ["PATH"], "BETTER_AUTH_URL": origin, "BETTER_AUTH_SECRET": SECRET}
+    with postgresql_database(server) as database:
+        url = direct(database).set(drivername="postgresql").render_as_string(hide_password=False)
+        origin = f"http://127.0.0.1:{port}"
+        environ = {"PATH": os.environ["PATH"], "BETTER_AUTH_URL": origin, "BETTER_AUTH_SECRET": SECRET}
+        yield {**environ, "DATABASE_URL": url}
+
+
+@pytest.fixture
+def better_auth(compiled: Path, environ: dict[str, str], tmp_path: Path) -> Iterator[str]:
+    """The origin of a front end's Better Auth."""
+    origin = environ["BETTER_AUTH_URL"]
     command = [program("node"), "built/issuer.js"]
+    port = int(origin.rpartition(":")[2])
     with running(command, port, environ, tmp_path / "issuer.log", cwd=compiled, ready="/api/auth/ok"):
         yield origin
 
@@ -106,16 +125,20 @@ def service(url: URL, better_auth: str, tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def test_a_front_end_does_what_its_page_says(compiled: Path, better_auth: str, service: Server) -> None:
-    environ = {
-        "PATH": os.environ["PATH"],
-        "BETTER_AUTH_URL": better_auth,
-        "NEXT_PUBLIC_TODO_URL": f"http://127.0.0.1:{service.port}",
-    }
+def test_every_block_of_the_page_is_compiled() -> None:
+    assert len(POSTGRESQL) == 1
+    assert len(FILES) + len(POSTGRESQL) == PAGE.count("```ts") == 10
+
+
+def test_the_page_compiles_as_it_stands(tmp_path: Path) -> None:
+    succeed("tsc", "--project", ".", "--noEmit", cwd=front_end(tmp_path, DOCUMENT))
+
+
+def test_a_front_end_does_what_its_page_says(compiled: Path, environ: dict[str, str], service: Server) -> None:
     result = subprocess.run(
-        [program("node"), "built/e2e.js"],
+        [program("node"), "--test-force-exit", "built/e2e.js"],
         cwd=compiled,
-        env=environ,
+        env={**environ, "NEXT_PUBLIC_TODO_URL": f"http://127.0.0.1:{service.port}"},
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,7 +1,7 @@
 """nginx as deploy/nginx.conf has it, before a live service; only the ports and the folders are others."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,8 +13,8 @@ CONFIGURATION = ROOT / "deploy/nginx.conf"
 
 
 @contextmanager
-def nginx(live: Server, folder: Path) -> Iterator[Server]:
-    """The proxy before that service; its logs are in the folder."""
+def nginx(live: Server, folder: Path, changes: Mapping[str, str] | None = None, prefix: str = "") -> Iterator[Server]:
+    """The proxy before that service, with other changes of its file if given; its logs are in the folder."""
     port = free_port()
     text = CONFIGURATION.read_text()
     for mine, theirs in {
@@ -23,6 +23,7 @@ def nginx(live: Server, folder: Path) -> Iterator[Server]:
         "/run/nginx.pid": f"{folder}/pid",
         "/var/log/nginx/": f"{folder}/",
         "/var/lib/nginx/": f"{folder}/",
+        **(changes or {}),
     }.items():
         assert mine in text
         text = text.replace(mine, theirs)
@@ -32,5 +33,5 @@ def nginx(live: Server, folder: Path) -> Iterator[Server]:
     options = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
     command = [program("nginx"), "-c", str(configuration), "-g", options]
     environ = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
-    with running(command, port, environ, folder / "log", ready="/health/live") as server:
+    with running(command, port, environ, folder / "log", ready=f"{prefix}/health/live") as server:
         yield server

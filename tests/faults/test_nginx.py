@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -144,7 +146,7 @@ def test_the_answer_of_the_service_comes_through_unchanged(live: Server, proxy: 
     own = {"Server", "Date", "Connection"}
     answers = []
     for server in (live, proxy):
-        status, headers, content = ask(server, line, "Accept-Encoding: gzip, br")
+        status, headers, content = ask(server, line, "Accept-Encoding: gzip, br", "X-Request-ID: mine")
         answers.append((status, {name: value for name, value in headers.items() if name not in own}, content))
     assert answers[0] == answers[1]
 
@@ -193,7 +195,41 @@ def test_the_logs_of_nginx_bear_no_query_and_no_header(proxy: Server, folder: Pa
     ):
         headers = [f"Referer: http://x/?{canary}", f"User-Agent: {canary}", f"X-{canary}: {canary}"]
         ask(proxy, line, *headers, f"Content-Length: {MEBIBYTE * 2}" if line.startswith("POST") else "X: x")
-    logs = {path.name: path.read_text() for path in folder.iterdir() if path.is_file() and path.name != "nginx.conf"}
+    assert_silent(folder, canary)
+    assert re.search(r'"GET /api/alice/tasks HTTP/1\.1" 400 ', (folder / "access.log").read_text())
+
+
+def test_the_logs_of_nginx_bear_no_query_when_its_disk_or_its_connections_give_out(
+    live: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It calls the one critical, and the other an alert."""
+    canary = "kanarienvogel"
+    few = CONFIGURATION.read_text().replace("worker_processes auto;", "worker_processes 1;")
+    few = few.replace("worker_connections 8192;", "worker_connections 16;").replace("keepalive 32;", "")
+    (tmp_path / "few.conf").write_text(few)
+    monkeypatch.setattr("tests.faults.proxy.CONFIGURATION", tmp_path / "few.conf")
+    with nginx(live, tmp_path) as proxy, ExitStack() as stack:
+        (tmp_path / "body").rename(tmp_path / "elsewhere")
+        headers = [f"Content-Length: {MEBIBYTE // 2}"]
+        line = f"POST /api/alice/tasks?q={canary} HTTP/1.1"
+        assert ask(proxy, line, *headers, body=b"x" * (MEBIBYTE // 2))[0] == 503
+        # Clients begin requests, until one gets the last place, and there is none for its way to gunicorn.
+        status = 200
+        for _ in range(16):
+            if status != 200:
+                break
+            begun = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port)))
+            begun.sendall(b"GET / HTTP/1.1\r\n")
+            # One that nginx has not read from yet, it closes for the sake of others.
+            time.sleep(0.2)
+            status = ask(proxy, f"GET /api/alice/tasks?q={canary} HTTP/1.1")[0]
+        assert status == 503
+    assert_silent(tmp_path, canary)
+    assert " 503 " in (tmp_path / "access.log").read_text()
+
+
+def assert_silent(folder: Path, canary: str) -> None:
+    """The canary is in no log of that folder."""
+    logs = {path.name: path.read_text() for path in folder.iterdir() if path.is_file() and "conf" not in path.name}
     assert {"access.log", "error.log", "log"} <= logs.keys()
     assert [text for text in logs.values() if canary in text] == []
-    assert re.search(r'"GET /api/alice/tasks HTTP/1\.1" 400 ', logs["access.log"])

@@ -5,7 +5,17 @@ Knows nothing of the API: the page reads /openapi.json and calls the service lik
 
 from importlib.resources import files
 
-from flask import Blueprint, Flask, Response, redirect, send_from_directory, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    send_from_directory,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import PreconditionFailed
 
@@ -30,12 +40,11 @@ def init_app(app: Flask, settings: Settings) -> None:
     """Serve the page and its files, and lead / there, where the settings say so."""
     if not settings.is_docs_on:
         return
-    docs = Blueprint("docs", __name__)
+    docs = Blueprint("docs", __name__, template_folder=".")
     swagger_ui = str(files("flask_swagger_ui") / "dist")
     folders = dict.fromkeys(OURS, docs.root_path) | dict.fromkeys(SWAGGER_UI, swagger_ui)
 
-    def send(folder: str, name: str) -> Response:
-        response = send_from_directory(folder, name)
+    def checked(response: Response) -> Response:
         if response.status_code == PreconditionFailed.code:
             # With the file all the same.
             response.close()
@@ -49,12 +58,15 @@ def init_app(app: Flask, settings: Settings) -> None:
     @docs.get("/docs")
     def page() -> Response:
         # Kept by browsers and asked for again by its entity tag, like its files: an update shows at once.
-        response = send(docs.root_path, "index.html")
+        response = make_response(render_template("index.html"))
+        response.cache_control.no_cache = True
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-        return response
+        response.add_etag()
+        response.make_conditional(request)
+        return checked(response)
 
     def file(name: str) -> Response:
-        return send(folders[name], name)
+        return checked(send_from_directory(folders[name], name))
 
     # These and no others: whatever else is asked for is an unknown route.
     for name in folders:

@@ -7,8 +7,8 @@ from marshmallow import ValidationError, fields, validate, validates_schema
 
 from todo.schemas import STORABLE, Input, NaturalNumber, NoQuerySchema, RowSchema, instant_field, output_only, storable
 
-#: A title that is not blank, and storable. ECMA-262's \s is not str.isspace(): it lacks \x1c to \x1f and \x85, and has
-#: U+FEFF.
+#: A title that is not blank, and storable. ECMA-262's \s differs from str.isspace(): it lacks \x1c to \x1f and \x85,
+#: and includes U+FEFF.
 TITLE = r"^[^\x00]*(?:[^\s\x00\x1c-\x1f\x85]|\ufeff)[^\x00]*$"
 
 STATUSES = ("incomplete", "complete")
@@ -70,7 +70,7 @@ def status_field(*, required: bool = False) -> fields.String:
 
 
 class TaskSchema(RowSchema):
-    """A task, as every answer shows it; what is output-only (dump_only) the service itself sets."""
+    """A task, as every answer shows it. The service alone sets the fields that are dump_only."""
 
     id = fields.Integer(
         required=True,

@@ -2,14 +2,26 @@
 
 export const cookies = new Map<string, string>();
 
+/** What was sent: the method and the last part of the path of each request. */
+export const sent: string[] = [];
+
+/** How many requests to the service are yet to be sent with a token that does not hold. */
+export const spoiled = { requests: 0 };
+
 const origin = process.env["BETTER_AUTH_URL"] ?? "";
 const fetchWithoutCookies = globalThis.fetch;
 
+export const cookieHeader = () => [...cookies].map(([name, value]) => `${name}=${value}`).join("; ");
+
 globalThis.fetch = async (input, init) => {
   const request = new Request(input, init);
-  if (!request.url.startsWith(origin)) return fetchWithoutCookies(request);
+  sent.push(`${request.method} ${new URL(request.url).pathname.split("/").pop()}`);
+  if (!request.url.startsWith(origin)) {
+    if (spoiled.requests-- > 0) request.headers.set("Authorization", "Bearer outlived");
+    return fetchWithoutCookies(request);
+  }
   request.headers.set("Origin", origin);
-  request.headers.set("Cookie", [...cookies].map(([name, value]) => `${name}=${value}`).join("; "));
+  request.headers.set("Cookie", cookieHeader());
   const response = await fetchWithoutCookies(request);
   for (const cookie of response.headers.getSetCookie()) {
     const [, name, value] = /^([^=]+)=([^;]*)/.exec(cookie) ?? [];

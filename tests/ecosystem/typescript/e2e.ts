@@ -4,9 +4,10 @@ import assert from "node:assert/strict";
 import { before, test } from "node:test";
 
 // First: what comes after takes fetch as it finds it.
-import { cookies } from "./browser";
+import { cookieHeader, cookies, sent, spoiled } from "./browser";
+import { GET as tasksOnTheServer } from "./app/api/tasks/route";
 import { authClient } from "./lib/auth-client";
-import { allTasks, change, create, granted, Refused } from "./lib/tasks";
+import { allTasks, change, create, granted, Refused, remove, toggle } from "./lib/tasks";
 import { forgetToken, todo } from "./lib/todo";
 import type { components, operations } from "./lib/todo-api";
 
@@ -65,7 +66,7 @@ test("a task goes through the six calls", async () => {
   assert.equal(described.description, "Two litres");
   const { data: cleared } = await change(task, "*", { description: null });
   assert.equal(cleared.description, null);
-  const { data: turned } = await granted(todo.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params }));
+  const { data: turned } = await toggle(task);
   assert.equal(turned.status, "complete");
   const body = { status: "complete" as const };
   const { data: set } = await granted(todo.PATCH("/api/{user_id}/tasks/{task_id}/complete", { params, body }));
@@ -73,8 +74,7 @@ test("a task goes through the six calls", async () => {
   const path = { user_id: alice };
   const { data: listed } = await granted(todo.GET("/api/{user_id}/tasks", { params: { path, query: { q: "MILK" } } }));
   assert.deepEqual(listed, [set]);
-  const { data: nothing, response } = await todo.DELETE("/api/{user_id}/tasks/{task_id}", { params });
-  assert.deepEqual([nothing, response.status], [undefined, 204]);
+  assert.equal((await remove(task)).data, undefined);
   await assert.rejects(granted(todo.GET("/api/{user_id}/tasks/{task_id}", { params })), refused(404, "Task not found"));
 });
 
@@ -161,4 +161,86 @@ test("whoever has no token may ask how the service is", async () => {
   const { data } = await granted(todo.GET("/health/ready"));
   assert.equal(data.status, "ok");
   assert.ok(["enforced", "none"].includes(data.row_level_security));
+});
+
+test("a toggle turns the status over, each time", async () => {
+  const judy = await signUp("judy");
+  const { data: task } = await create(judy, crypto.randomUUID(), { title: "Buy milk" });
+  assert.deepEqual([(await toggle(task)).data.status, (await toggle(task)).data.status], ["complete", "incomplete"]);
+  await remove(task);
+  await assert.rejects(remove(task), refused(404, "Task not found"));
+});
+
+test("calls that start together share one request for a token", async () => {
+  const kate = await signUp("kate");
+  sent.length = 0;
+  await Promise.all([1, 2, 3, 4, 5].map(() => collected(allTasks(kate))));
+  assert.deepEqual(sent, ["GET token", ...Array<string>(5).fill("GET tasks")]);
+});
+
+test("a token that is refused is replaced, and the call sent again with its body", async () => {
+  const leo = await signUp("leo");
+  await collected(allTasks(leo));
+  sent.length = 0;
+  spoiled.requests = 1;
+  const { data: task } = await create(leo, crypto.randomUUID(), { title: "Buy milk" });
+  assert.equal(task.title, "Buy milk");
+  assert.deepEqual(sent, ["POST tasks", "GET token", "POST tasks"]);
+  await remove(task);
+});
+
+test("calls that are refused together share the new token", async () => {
+  const mary = await signUp("mary");
+  await collected(allTasks(mary));
+  sent.length = 0;
+  spoiled.requests = 3;
+  await Promise.all([1, 2, 3].map(() => collected(allTasks(mary))));
+  assert.equal(sent.filter((request) => request === "GET token").length, 1);
+  assert.equal(sent.filter((request) => request === "GET tasks").length, 6);
+});
+
+test("a call that is refused again is not sent a third time", async () => {
+  const nick = await signUp("nick");
+  await collected(allTasks(nick));
+  sent.length = 0;
+  spoiled.requests = 2;
+  await assert.rejects(collected(allTasks(nick)), refused(401, "Unauthorized"));
+  assert.deepEqual(sent, ["GET tasks", "GET token", "GET tasks"]);
+  await collected(allTasks(nick));
+});
+
+test("whoever is signed out is refused at once, and not for longer than that", async () => {
+  const olga = await signUp("olga");
+  const kept = [...cookies];
+  cookies.clear();
+  sent.length = 0;
+  await assert.rejects(collected(allTasks(olga)), refused(401, "Unauthorized"));
+  assert.deepEqual(sent, ["GET token", "GET tasks"]);
+  for (const [name, value] of kept) cookies.set(name, value);
+  await collected(allTasks(olga));
+});
+
+test("a request for a token that fails is not kept", async () => {
+  const paul = await signUp("paul");
+  const working = globalThis.fetch;
+  globalThis.fetch = () => Promise.reject(new TypeError("fetch failed"));
+  await assert.rejects(collected(allTasks(paul)), TypeError);
+  globalThis.fetch = working;
+  await collected(allTasks(paul));
+});
+
+test("the server calls as the user whose request it serves", async () => {
+  const heidi = await signUp("heidi");
+  await create(heidi, "key", { title: "Heidi's" });
+  const asHeidi = { headers: { Cookie: cookieHeader() } };
+  const ivan = await signUp("ivan");
+  await create(ivan, "key", { title: "Ivan's" });
+  const asIvan = { headers: { Cookie: cookieHeader() } };
+  const answers = [asHeidi, asIvan, asHeidi, {}].map(async (init) => {
+    const response = await tasksOnTheServer(new Request("http://app.example/api/tasks", init));
+    const body: Task[] | { error: string } = await response.json();
+    return [response.status, ...(Array.isArray(body) ? body.map((task) => task.title) : [body.error])];
+  });
+  const heidis = [200, "Heidi's"];
+  assert.deepEqual(await Promise.all(answers), [heidis, [200, "Ivan's"], heidis, [401, "Unauthorized"]]);
 });
