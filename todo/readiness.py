@@ -21,6 +21,7 @@ from sqlalchemy import (
     func,
     literal_column,
     not_,
+    null,
     select,
     table,
     text,
@@ -41,11 +42,14 @@ RIGHTS = "denies rights that the service needs"
 POLICIES = "hides all rows from the service"
 FUNCTIONS = "lacks a function, or has one that fails"
 ENCODING = "is not encoded in UTF8"
+SETTING = "has a setting under which calls fail, or users are not kept apart"
 
 BYPASSED = (
     "row-level security is bypassed: the database role is a superuser or has BYPASSRLS, or a table has no policy, or "
     "one that lets everybody in. The queries and the service still keep users apart, the database itself does not"
 )
+
+UNWISE = "calls may be answered with 503, because of the database's settings: {settings}"
 
 # The ways back.
 UPGRADE = "run flask db upgrade"
@@ -56,6 +60,24 @@ GRANT = text(
     "SELECT format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO %I', current_schema(), "
     "current_user)"
 )
+
+RESET = "ALTER ROLE and ALTER DATABASE … RESET take a setting back, unless PGOPTIONS has it"
+
+#: The settings of a session that a role, a database or PGOPTIONS may have changed, and what they must be. To set them
+#: in each transaction would cost each request. Without row_security every statement fails on a table with policies;
+#: with the other role PostgreSQL does not enforce foreign keys; and who acts is said by each request alone.
+SETTINGS = {
+    "row_security": "current_setting('row_security') = 'on'",
+    "session_replication_role": "current_setting('session_replication_role') <> 'replica'",
+    "app.user_id": "coalesce(current_setting('app.user_id', true), '') = ''",
+}
+#: Those with which single calls work: of calls at the same time some fail, or all writes do.
+UNWISE_SETTINGS = """
+    nullif(concat_ws(', ',
+        CASE WHEN current_setting('transaction_isolation') <> 'read committed' THEN 'default_transaction_isolation' END,
+        CASE WHEN current_setting('transaction_read_only') = 'on' THEN 'default_transaction_read_only, or a standby' END
+    ), '')
+"""
 
 #: Whether a new row gets a number: from an identity column, or from a sequence that may be used.
 NUMBERED = """
@@ -115,28 +137,32 @@ def check_database() -> Readiness:
     connection = db.session.connection()
     backend = connection.dialect.name
     wanted = needs(backend)
-    facts = (isolation(backend), REVISIONS)
+    facts = (isolation(backend), REVISIONS, null() if backend == "sqlite" else literal_column(UNWISE_SETTINGS))
     try:
-        *met, is_isolated, revisions = connection.execute(select(*(need.is_met for need in wanted), *facts)).one()
+        *met, is_isolated, revisions, unwise = connection.execute(
+            select(*(need.is_met for need in wanted), *facts)
+        ).one()
     except DATABASE_ERRORS as error:
         if is_outage(error):
             raise
         met = [False]
     if not all(met):
         # One at a time, to tell what is wrong. The revision alone is not needed.
-        is_isolated, revisions = (attempt(connection, fact)[0] for fact in facts)
+        is_isolated, revisions, unwise = (attempt(connection, fact)[0] for fact in facts)
         if unmet := list(find_unmet(connection, wanted)):
             raise unfit(connection, unmet, revisions)
     return Readiness(
         row_level_security="none" if backend == "sqlite" else "enforced" if is_isolated else "bypassed",
-        warnings=list(warn(backend, revisions, is_isolated=is_isolated)),
+        warnings=list(warn(backend, revisions, unwise, is_isolated=is_isolated)),
     )
 
 
-def warn(backend: str, revisions: str | None, *, is_isolated: bool | None) -> Iterator[str]:
+def warn(backend: str, revisions: str | None, unwise: str | None, *, is_isolated: bool | None) -> Iterator[str]:
     """What is to be told of a database that will do."""
     if backend == "postgresql" and not is_isolated:
         yield BYPASSED
+    if unwise:
+        yield UNWISE.format(settings=unwise)
     where, (_, newest) = compare(revisions), known_revisions()
     if where in ("behind", "ahead"):
         way_back = UPGRADE if where == "behind" else "it has all that this code needs"
@@ -146,7 +172,10 @@ def warn(backend: str, revisions: str | None, *, is_isolated: bool | None) -> It
 @cache
 def needs(backend: str) -> list[Need]:
     """All that is needed of a database of that kind. A further one is a further line here."""
-    wanted = [need for model in db.metadata.sorted_tables for need in needs_of_table(model, backend)]
+    # First, since under one of these the others cannot be judged.
+    settings = {} if backend == "sqlite" else SETTINGS
+    wanted = [Need(f"setting {name}", literal_column(is_fit), SETTING) for name, is_fit in settings.items()]
+    wanted += [need for model in db.metadata.sorted_tables for need in needs_of_table(model, backend)]
     # By their numbers: in another encoding than UTF8 the driver could not even send the letters.
     char = "char" if backend == "sqlite" else "chr"
     wanted.append(Need("fold_case()", literal_column(f"fold_case({char}(201)) = fold_case({char}(233))"), FUNCTIONS))
@@ -190,6 +219,8 @@ def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple
     for need in wanted:
         if need.subject in failed:
             continue
+        if need.otherwise != SETTING and any(subject.startswith("setting ") for subject in failed):
+            return
         is_met, error = attempt(connection, need.is_met)
         if not is_met:
             failed.add(need.subject)
@@ -215,6 +246,8 @@ def unfit(connection: Connection, unmet: Sequence[tuple[str, str]], revisions: s
         return DatabaseUnfit(says, says)
     wrong = list(dict.fromkeys(wrong))
     ways_back: list[str] = []
+    if SETTING in wrong:
+        ways_back.append(RESET)
     if SCHEMA in wrong:
         ways_back.append({"current": RESTORE, "ahead": REDEPLOY}.get(compare(revisions), UPGRADE))
     if FUNCTIONS in wrong and UPGRADE not in ways_back:

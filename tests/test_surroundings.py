@@ -1,0 +1,272 @@
+"""Settings of the role, of the database and of the environment (PG…): no answer changes, or readiness names them."""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from urllib.parse import quote
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+from werkzeug.test import TestResponse
+
+from tests.support import ROLE, Caller, Make, close, migrate, migrated_app, postgresql_database, settings, sql
+from tests.test_migrations import everything
+from tests.wire import wire_to
+from todo import create_app
+
+ODD = ["a\\b", "it's", 'quo"te', "%s %(x)s", "ß Größe", "日本 🥛", "\\'; DROP TABLE tasks; --", "E'\\n'", ":q", "$$"]
+SEARCHED = ["\\", "GRÖSSE", "'", "%", "🥛", "$$"]
+COMMANDS = [
+    ["seed", "dave", "--count", "3"],
+    ["users", "export", "carol"],
+    ["idempotency-keys", "prune"],
+    ["users", "delete", "dave", "--yes"],
+]
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+Answer = tuple[object, ...]
+
+
+def round_of_calls(app: Flask) -> list[Answer]:
+    """Each call and each command, for a user whose name is hard to quote and for others; what comes of them."""
+    answers: list[Answer] = []
+    alice, bob, carol = Caller(app, "alice\\'é", "a\\'@é"), Caller(app, "bob"), Caller(app, "carol")
+
+    def keep(response: TestResponse) -> TestResponse:
+        names = ("ETag", "Location", "Idempotency-Replayed")
+        headers = {name: value for name, value in response.headers.items() if name in names and "W/" not in value}
+        answers.append((response.status_code, INSTANT.sub("", response.get_data(as_text=True)), headers))
+        return response
+
+    keep(app.test_client().get("/health/ready"))
+    keep(alice("GET"))
+    first, *_ = [keep(alice("POST", json={"title": title, "description": title * 2})) for title in ODD]
+    keep(bob("POST", json={"title": "of bob"}))
+    keep(alice("GET"))
+    for q in SEARCHED:
+        keep(alice("GET", query=f"?q={quote(q)}"))
+    page = keep(alice("GET", query="?limit=2"))
+    keep(alice.open("GET", re.findall("<(.+?)>", page.headers.get("Link", "<>"))[0] or "/"))
+    task = f"/{(first.get_json() or {}).get('id', 1)}"
+    keep(alice("PUT", task, json={"title": "new\\ti'tle"}))
+    keep(alice("PUT", task, json={"title": "x"}, headers={"If-Match": first.headers.get("ETag", '"1-1"')}))
+    keep(alice("PATCH", f"{task}/complete"))
+    keep(alice("PATCH", f"{task}/complete", json={"status": "complete"}))
+    keep(alice("GET", query="?status=complete"))
+    for method in ("GET", "PUT", "DELETE"):
+        keep(bob(method, task, json={"title": "x"}))
+    for title in ("k\\ey'é", "k\\ey'é", "another"):
+        keep(alice("POST", json={"title": title}, headers={"Idempotency-Key": "k'\\1"}))
+    keep(carol("POST", json={"title": "c"}, headers={"Idempotency-Key": "c"}))
+    keep(alice("DELETE", task))
+    keep(alice("GET", task))
+    for command in COMMANDS:
+        result = app.test_cli_runner().invoke(args=command)
+        answers.append((result.exit_code, INSTANT.sub("", result.output)))
+    return answers
+
+
+@pytest.fixture(scope="module")
+def url(server: URL) -> Iterator[URL]:
+    """A migrated database."""
+    with postgresql_database(server) as url:
+        close(migrated_app(url))
+        sql(url, "CREATE SCHEMA other")
+        yield url
+
+
+def answers_of(url: URL) -> list[Answer]:
+    """What comes of a round of calls to a new app, on the emptied database."""
+    app = create_app(settings(url))
+    try:
+        return round_of_calls(app)
+    finally:
+        close(app)
+
+
+def empty(url: URL) -> None:
+    """Take everything out of the database, and let ids begin anew."""
+    sql(url, "TRUNCATE users, tasks, idempotency_keys RESTART IDENTITY")
+
+
+@pytest.fixture(scope="module")
+def plain(url: URL) -> list[Answer]:
+    """What comes of a round of calls without any such setting."""
+    empty(url)
+    answers = answers_of(url)
+    assert {answer[0] for answer in answers} == {0, 200, 201, 204, 404, 412, 422}
+    return answers
+
+
+@contextmanager
+def setting(url: URL, name: str, value: str) -> Iterator[None]:
+    """While a setting holds for the sessions of the app's role in that database."""
+    role = f"ALTER ROLE {ROLE} IN DATABASE {url.database}"
+    sql(url, f"{role} SET {name} = {value}")
+    try:
+        yield
+    finally:
+        sql(url, f"{role} RESET {name}")
+
+
+HARMLESS = [
+    ("client_encoding", "LATIN1"),
+    ("client_encoding", "SQL_ASCII"),
+    ("client_encoding", "EUC_JP"),
+    ("standard_conforming_strings", "off"),
+    ("escape_string_warning", "on"),
+    ("backslash_quote", "off"),
+    ("search_path", "other, public"),
+    ("search_path", '"$user", public'),
+    ("DateStyle", "German"),
+    ("IntervalStyle", "sql_standard"),
+    ("TimeZone", "'Asia/Kathmandu'"),
+    ("extra_float_digits", "-15"),
+    ("bytea_output", "escape"),
+    ("client_min_messages", "debug5"),
+    ("transform_null_equals", "on"),
+    ("array_nulls", "off"),
+    ("quote_all_identifiers", "on"),
+    ("xmloption", "document"),
+    ("default_transaction_deferrable", "on"),
+    ("statement_timeout", "'1s'"),
+    ("lock_timeout", "1"),
+    ("idle_in_transaction_session_timeout", "'2s'"),
+    ("exit_on_error", "on"),
+    ("synchronous_commit", "off"),
+    ("row_security", "on"),
+    ("session_replication_role", "local"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("debug_parallel_query", "regress"),
+    ("enable_indexscan", "off"),
+    ("jit_above_cost", "0"),
+    ("default_tablespace", "nowhere"),
+    ("plpgsql.extra_errors", "'all'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), HARMLESS)
+def test_a_setting_of_the_role_changes_no_answer(url: URL, plain: list[Answer], name: str, value: str) -> None:
+    empty(url)
+    with setting(url, name, value):
+        assert answers_of(url) == plain
+
+
+ENVIRONMENT = [
+    ("PGCLIENTENCODING", "LATIN1"),
+    ("PGCLIENTENCODING", "SQL_ASCII"),
+    ("PGOPTIONS", "-c client_encoding=LATIN1 -c standard_conforming_strings=off -c TimeZone=Asia/Kathmandu"),
+    ("PGHOSTADDR", "127.0.0.9"),
+    ("PGHOST", "nowhere.invalid"),
+    ("PGPORT", "1"),
+    ("PGDATABASE", "nothing"),
+    ("PGUSER", "nobody"),
+    ("PGPASSWORD", "wrong"),
+    ("PGPASSFILE", "/nowhere"),
+    ("PGAPPNAME", "another"),
+    ("PGTZ", "Asia/Kathmandu"),
+    ("PGDATESTYLE", "German"),
+    ("PGGEQO", "off"),
+    ("PGTARGETSESSIONATTRS", "read-write"),
+    ("PGLOADBALANCEHOSTS", "random"),
+    ("PGSSLMODE", "require"),
+    ("PGSSLROOTCERT", "/nowhere"),
+    ("PGSYSCONFDIR", "/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ENVIRONMENT)
+def test_a_setting_of_the_environment_changes_no_answer(
+    url: URL, plain: list[Answer], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Commands included, which look no host up by themselves."""
+    empty(url)
+    with wire_to(url) as (_, wired):
+        monkeypatch.setenv(name, value)
+        assert answers_of(wired) == plain
+
+
+BREAKING = [
+    ("row_security", "off"),
+    ("session_replication_role", "replica"),
+    ("app.user_id", "bob"),
+]
+
+
+@pytest.mark.parametrize("by", ["role", "environment"])
+@pytest.mark.parametrize(("name", "value"), BREAKING)
+def test_a_setting_that_breaks_calls_is_named(
+    url: URL,
+    make: Make,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    by: str,
+) -> None:
+    """By readiness, which is 503, and by the commands, which do nothing."""
+    if by == "environment":
+        if name == "session_replication_role":
+            sql(url, f"GRANT SET ON PARAMETER {name} TO {ROLE}")
+        monkeypatch.setenv("PGOPTIONS", f"-c {name}={value}")
+    with setting(url, *((name, value) if by == "role" else ("array_nulls", "on"))):
+        app = make(url)
+        response = app.test_client().get("/health/ready")
+        result = app.test_cli_runner().invoke(args=["users", "delete", "alice", "--yes"])
+    monkeypatch.undo()
+    wrong = "The database has a setting under which calls fail, or users are not kept apart"
+    assert response.status_code == 503
+    assert response.get_json() == {"error": f"{wrong}: the log of the service says more"}
+    named = f"{wrong}: setting {name}: "
+    assert named in capsys.readouterr().err
+    assert result.exit_code == 1
+    assert f"Error: {named}" in result.output
+    assert "GRANT" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "called"),
+    [
+        ("default_transaction_isolation", "'serializable'", "default_transaction_isolation"),
+        ("default_transaction_isolation", "'repeatable read'", "default_transaction_isolation"),
+        ("default_transaction_read_only", "on", "default_transaction_read_only, or a standby"),
+    ],
+)
+def test_a_setting_that_fails_some_calls_is_named_in_the_log(
+    url: URL, make: Make, capsys: pytest.CaptureFixture[str], name: str, value: str, called: str
+) -> None:
+    """And those are 503: writes to a read-only database, or changes at the same time."""
+    empty(url)
+    task = Caller(make(url), "alice").create()["id"]
+    with setting(url, name, value), ThreadPoolExecutor(8) as pool:
+        app = make(url, threads=8)
+        assert app.test_client().get("/health/ready").status_code == 200
+        result = app.test_cli_runner().invoke(args=["ready"])
+        toggle = lambda _: Caller(app, "alice")("PATCH", f"/{task}/complete").status_code  # noqa: E731
+        statuses = set(pool.map(toggle, range(200)))
+    warning = f"calls may be answered with 503, because of the database's settings: {called}"
+    assert f"WARNING todo.health: {warning}\n" in capsys.readouterr().err
+    assert (result.exit_code, f"Warning: {warning}\n" in result.output) == (0, True)
+    assert statuses - {200} == {503}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *HARMLESS[:7],
+        ("plpgsql.extra_errors", "'all'"),
+        ("check_function_bodies", "off"),
+        ("default_transaction_isolation", "'serializable'"),
+        ("row_security", "off"),
+        ("statement_timeout", "'1s'"),
+        ("session_replication_role", "replica"),
+        ("app.user_id", "bob"),
+    ],
+)
+def test_migrations_make_the_same_under_any_setting(server: URL, url: URL, make: Make, name: str, value: str) -> None:
+    with postgresql_database(server) as other:
+        with setting(other, name, value):
+            migrate(make(other))
+        assert everything(other) == everything(url)
