@@ -35,6 +35,7 @@ ON_OR_OFF = ("on", "off")
 METRICS_TOKEN = re.compile("[!-~]{16,}")
 DEFAULT_THREADS = 8
 LARGEST_NUMBER = 1000
+LARGEST_QUOTA = 1_000_000
 LONGEST_WINDOW = 366 * 24 * 60 * 60
 
 
@@ -73,6 +74,7 @@ class Settings:
     rate_limits: tuple[RateLimitItem, ...] = ()
     rate_limit_storage: str | None = None
     trusted_proxies: int = 0
+    max_tasks: int | None = None
     metrics_token: str | None = None
     metrics_folder: str | None = None
     is_flask_command: bool = False
@@ -144,6 +146,7 @@ class _Reader:
         rate_limits = self._rate_limits()
         rate_limit_storage = self._rate_limit_storage()
         trusted_proxies = self._number("TRUSTED_PROXIES", least=0)
+        max_tasks = self._number("MAX_TASKS_PER_USER", most=LARGEST_QUOTA)
         metrics_token = self._metrics_token()
         if self._faults:
             raise ConfigurationError("; ".join(self._faults))
@@ -160,6 +163,7 @@ class _Reader:
             rate_limits=rate_limits,
             rate_limit_storage=rate_limit_storage,
             trusted_proxies=trusted_proxies or 0,
+            max_tasks=max_tasks,
             metrics_token=metrics_token,
             # prometheus_client reads this too; gunicorn.conf.py sets it, for the workers to add up their figures.
             metrics_folder=self._environ.get("PROMETHEUS_MULTIPROC_DIR"),
@@ -289,13 +293,13 @@ class _Reader:
             self._faults.append("METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces")
         return value
 
-    def _number(self, name: str, *, least: int = 1) -> int | None:
+    def _number(self, name: str, *, least: int = 1, most: int = LARGEST_NUMBER) -> int | None:
         value = self._text(name)
         if value is None:
             return None
-        if re.fullmatch("0|[1-9][0-9]{0,3}", value) and least <= int(value) <= LARGEST_NUMBER:
+        if re.fullmatch("0|[1-9][0-9]{0,7}", value) and least <= int(value) <= most:
             return int(value)
-        self._faults.append(f"{name} must be a number from {least} to {LARGEST_NUMBER}")
+        self._faults.append(f"{name} must be a number from {least} to {most}")
         return None
 
 

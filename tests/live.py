@@ -133,7 +133,7 @@ def running(
 
 
 @contextmanager
-def gunicorn(url: URL, log: Path, ready: str = "/health/ready", **environ: str) -> Iterator[Server]:
+def gunicorn(url: URL, log: Path, ready: str = "/health/ready", cwd: Path = ROOT, **environ: str) -> Iterator[Server]:
     """`gunicorn wsgi:app`, with bearer tokens."""
     port = free_port()
     settings = {
@@ -145,5 +145,5 @@ def gunicorn(url: URL, log: Path, ready: str = "/health/ready", **environ: str) 
         "WEB_CONCURRENCY": "2",
     }
     command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
-    with running(command, port, settings | environ, log, ready=ready) as server:
+    with running(command, port, settings | environ, log, cwd, ready=ready) as server:
         yield server

@@ -36,7 +36,7 @@ def is_outage(error: Exception) -> bool:
     """Whether the database is away, full, read-only or too slow, as opposed to a statement being at fault."""
     if isinstance(error, PoolTimeout):
         return True
-    cause = _cause(error)
+    cause = cause_of(error)
     if isinstance(cause, sqlite3.Error):
         return _sqlite_code(cause) & 0xFF in _SQLITE_OUTAGES
     if isinstance(cause, psycopg2.Error):
@@ -49,7 +49,7 @@ def is_outage(error: Exception) -> bool:
 
 def describe(error: Exception) -> str:
     """What went wrong in one line, for the log: the server's own sentence, without the values that it quotes."""
-    cause = _cause(error)
+    cause = cause_of(error)
     if isinstance(cause, psycopg2.Error) and cause.pgcode is not None:
         # A data exception (class 22) quotes the value in its very sentence, and so may what a trigger raises (P0); the
         # others do in their details.
@@ -60,18 +60,14 @@ def describe(error: Exception) -> str:
 
 def is_foreign_key_violation(error: Exception) -> bool:
     """Whether the statement named a row that is not there."""
-    cause = _cause(error)
+    cause = cause_of(error)
     if isinstance(cause, sqlite3.Error):
         return _sqlite_code(cause) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
     return getattr(cause, "pgcode", None) == "23503"
 
 
-def is_unique_violation(error: Exception) -> bool:
-    """Whether the statement would have made a row that is there already; on PostgreSQL, where that can be."""
-    return getattr(_cause(error), "pgcode", None) == "23505"
-
-
-def _cause(error: Exception) -> BaseException:
+def cause_of(error: Exception) -> BaseException:
+    """The driver's own error, or the error itself where no driver raised it."""
     return (error.orig or error) if isinstance(error, DBAPIError) else error
 
 
