@@ -128,7 +128,7 @@ def test_every_call_of_the_service_is_shown(page: str) -> None:
 def test_every_setting_is_documented() -> None:
     """What config.py and gunicorn.conf.py read, each in a row of the table; and nothing else."""
     code = (ROOT / "config.py").read_text() + (ROOT / "gunicorn.conf.py").read_text()
-    prefixes = "API|JWT|LOG|WEB|CORS|DATABASE|IDENTITY|METRICS|RATE|SCRIPT|TRUSTED"
+    prefixes = "API|JWT|LOG|WEB|CORS|DATABASE|IDENTITY|MAX|METRICS|RATE|SCRIPT|TRUSTED"
     read = set(re.findall(rf'"((?:{prefixes})_[A-Z_]+)"', code)) | {"PORT"}
     rows = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert rows == read

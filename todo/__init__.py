@@ -41,6 +41,7 @@ def _build(settings: Settings) -> Flask:
     app.config.from_mapping(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings),
+        ROWS_PER_USER={"tasks": settings.max_tasks} if settings.max_tasks else {},
         API_TITLE="Todo API",
         API_VERSION="1.1.0",
         OPENAPI_VERSION="3.1.0",

@@ -117,6 +117,13 @@ class current_instant(FunctionElement[str]):  # noqa: N801
     inherit_cache = True
 
 
+class hours_ago(FunctionElement[str]):  # noqa: N801
+    """SQL: the instant that is so many hours before the database's clock."""
+
+    type = UtcInstant()
+    inherit_cache = True
+
+
 class later_instant(FunctionElement[str]):  # noqa: N801
     """SQL: now, or one microsecond after the argument where the clock does not yet read more than that."""
 
@@ -160,6 +167,16 @@ def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(current_instant, "sqlite")
 def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
     return _SQLITE_NOW
+
+
+@compiles(hours_ago, "postgresql")
+def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"(now() - make_interval(hours => {compiler.process(element.clauses, **kw)}))"
+
+
+@compiles(hours_ago, "sqlite")
+def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({_SQLITE_NOW} - {compiler.process(element.clauses, **kw)} * 3600000000)"
 
 
 @compiles(later_instant, "postgresql")

@@ -82,6 +82,26 @@ class NotAsExpected(TodoError):
     message = "Precondition failed: the resource has been changed since, get it again"
 
 
+class Conflict(TodoError):
+    """The request is in conflict with what the user already has; nothing was written, and the user can resolve it."""
+
+
+class LimitReached(Conflict):
+    """The user has as many rows of that name as a user may have; nothing was written."""
+
+    def __init__(self, limit: int | None, name: str) -> None:
+        super().__init__(f"A user may have {limit} {name} at most: delete some first")
+
+
+class KeyLimitReached(Conflict):
+    """The user has used as many idempotency keys as a user may use in a day; nothing was written."""
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__(
+            f"A user may use {limit} idempotency keys a day at most: send the request later, or without one"
+        )
+
+
 class KeyReused(TodoError):
     """The idempotency key was used before, for something else; nothing was written."""
 

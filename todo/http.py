@@ -25,6 +25,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from todo.conditional import expected_of, revalidated
 from todo.errors import (
+    Conflict,
     DatabaseUnfit,
     InvalidCredentials,
     InvalidInput,
@@ -62,6 +63,7 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
     InvalidCredentials: (401, {"WWW-Authenticate": 'Bearer error="invalid_token"'}),
     NotOwner: (403, {}),
     NotFound: (404, {}),
+    Conflict: (409, {}),
     NotAsExpected: (412, {}),
     KeyReused: (422, {}),
     # Its headers are those of every limited answer (todo/rate_limits.py).
@@ -263,6 +265,12 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
         {"WWW-Authenticate": header("The challenge of RFC 6750.", "Bearer")},
     ),
     403: ("Forbidden", "The path's user is not the one who asks.", MESSAGES[403], {}),
+    409: (
+        "Conflict",
+        "The user has as much as is allowed, or has such a thing already; nothing was written.",
+        "A user may have 1000 tasks at most: delete some first",
+        {},
+    ),
     411: ("LengthRequired", "The body is chunked.", MESSAGES[411], {}),
     412: ("PreconditionFailed", "It is there, but not as `If-Match` expects.", NotAsExpected.message, {}),
     413: ("ContentTooLarge", "The body is larger than 1 MiB.", MESSAGES[413], {}),

@@ -107,8 +107,9 @@ def _delete(*, is_conditional: bool) -> Statement[TaskOwner]:
 
 
 FIND = Statement(owned_by(Task, select(*COLUMNS)).where(IS_THE_TASK), VersionedTask)
-INSERT = OwnedInsert(Task, VersionedTask, "title", "description")
-INSERT_ONCE = InsertOnce(Task, VersionedTask)
+INSERT = OwnedInsert(Task, VersionedTask)
+# The first versions counted an omitted description as null, and keys of theirs may still be kept.
+INSERT_ONCE = InsertOnce(Task, VersionedTask, null_if_omitted=["description"])
 
 
 def list_tasks(
@@ -130,16 +131,19 @@ def find_task(user_id: str, task_id: int) -> VersionedTask | None:
     return FIND.first(user_id=user_id, task_id=task_id)
 
 
-def insert_task(user_id: str, email: str | None, *, title: str, description: str | None) -> VersionedTask:
-    """The new task, together with the user's own row where this is the first."""
-    return INSERT.one(user_id, email, title=title, description=description)
+def insert_task(user_id: str, email: str | None, values: Mapping[str, Any]) -> VersionedTask:
+    """The new task, together with the user's own row where this is the first. Raises LimitReached."""
+    return INSERT.one(user_id, email, values)
 
 
 def insert_task_once(
-    user_id: str, email: str | None, key: str, *, title: str, description: str | None
+    user_id: str, email: str | None, key: str, values: Mapping[str, Any]
 ) -> tuple[VersionedTask, bool]:
-    """The task that was inserted under the user's key, and whether that was before. Raises KeyReused."""
-    return INSERT_ONCE.one(user_id, email, key, title=title, description=description)
+    """The task that was inserted under the user's key, and whether that was before.
+
+    Raises KeyReused, LimitReached and KeyLimitReached.
+    """
+    return INSERT_ONCE.one(user_id, email, key, values)
 
 
 def update_task(

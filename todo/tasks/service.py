@@ -60,15 +60,16 @@ def _fitting(rows: Sequence[TaskRow]) -> int:
 
 
 def create_task(
-    user_id: str, email: str | None, key: str | None = None, *, title: str, description: str | None = None
+    user_id: str, email: str | None, values: Mapping[str, Any], key: str | None = None
 ) -> tuple[VersionedTask, bool]:
     """A new task of the user, incomplete; under a key, the task that was made under it, as it was when it was new.
 
-    Beside it, whether it was made before. Raises KeyReused where the key was used for another task.
+    Beside it, whether it was made before. Raises LimitReached where the user has as many tasks as allowed, and under a
+    key KeyReused where it was used for another task, and KeyLimitReached.
     """
     if key is None:
-        return _owned(user_id, queries.insert_task(user_id, email, title=title, description=description)), False
-    task, is_replayed = queries.insert_task_once(user_id, email, key, title=title, description=description)
+        return _owned(user_id, queries.insert_task(user_id, email, values)), False
+    task, is_replayed = queries.insert_task_once(user_id, email, key, values)
     return _owned(user_id, task), is_replayed
 
 

@@ -107,14 +107,14 @@ class Tasks(MethodView):
     @blp.header_argument("Idempotency-Key", idempotency_key_field(), "key", IDEMPOTENCY_KEY)
     @blp.arguments(NewTaskSchema(), example={"title": "Buy milk", "description": "Two litres, whole"})
     @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION | ETAG | REPLAYED)
-    @blp.fails_with(400, 401, 403, 411, 413, 415, 422, 429, 500, 503)
+    @blp.fails_with(400, 401, 403, 409, 411, 413, 415, 422, 429, 500, 503)
     def post(self, new_task: Mapping[str, Any], key: str | None) -> tuple[VersionedTask, dict[str, str]]:
         """Create a task
 
         It starts as incomplete. Sent again with the same `Idempotency-Key`, the first answer comes again.
         """
         identity = current_identity()
-        task, is_replayed = service.create_task(identity.user_id, identity.email, key, **new_task)
+        task, is_replayed = service.create_task(identity.user_id, identity.email, new_task, key)
         location = url_for(".TaskById", user_id=task.user_id, task_id=task.id)
         return task, {"Location": location, **entity_tag(task), **replayed(is_replayed)}
 
