@@ -144,7 +144,7 @@ def test_the_answer_of_the_service_comes_through_unchanged(live: Server, proxy: 
     own = {"Server", "Date", "Connection"}
     answers = []
     for server in (live, proxy):
-        status, headers, content = ask(server, line, "Accept-Encoding: gzip, br")
+        status, headers, content = ask(server, line, "Accept-Encoding: gzip, br", "X-Request-ID: the-same")
         answers.append((status, {name: value for name, value in headers.items() if name not in own}, content))
     assert answers[0] == answers[1]
 
