@@ -47,6 +47,7 @@ OWN_PATHS = ("api", "docs", "health", "metrics", "openapi.json")
 DEFAULT_THREADS = 8
 LARGEST_NUMBER = 1000
 LARGEST_PORT = 65535
+LARGEST_QUOTA = 1_000_000
 LONGEST_WINDOW = 366 * 24 * 60 * 60
 
 
@@ -86,6 +87,7 @@ class Settings:
     rate_limits: tuple[RateLimitItem, ...] = ()
     rate_limit_storage: str | None = None
     trusted_proxies: int = 0
+    max_tasks: int | None = None
     metrics_token: str | None = None
     metrics_folder: str | None = None
     metrics_process: str | None = None
@@ -160,6 +162,7 @@ class _Reader:
         rate_limits = self._rate_limits()
         rate_limit_storage = self._rate_limit_storage()
         trusted_proxies = self._number("TRUSTED_PROXIES", least=0)
+        max_tasks = self._number("MAX_TASKS_PER_USER", most=LARGEST_QUOTA)
         metrics_token = self._metrics_token()
         # For `make run` and gunicorn, which read it by themselves and do not name it when it is wrong.
         self._number("PORT", most=LARGEST_PORT)
@@ -181,6 +184,7 @@ class _Reader:
             rate_limits=rate_limits,
             rate_limit_storage=rate_limit_storage,
             trusted_proxies=trusted_proxies or 0,
+            max_tasks=max_tasks,
             metrics_token=metrics_token,
             # prometheus_client reads this too; gunicorn.conf.py sets it, for the workers to add up their figures.
             metrics_folder=self._environ.get("PROMETHEUS_MULTIPROC_DIR"),
@@ -362,7 +366,7 @@ class _Reader:
         value = self._text(name)
         if value is None:
             return None
-        if re.fullmatch("0|[1-9][0-9]{0,4}", value) and least <= int(value) <= most:
+        if re.fullmatch("0|[1-9][0-9]{0,7}", value) and least <= int(value) <= most:
             return int(value)
         self._faults.append(f"{name} must be a number from {least} to {most}")
         return None

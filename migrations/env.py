@@ -6,6 +6,7 @@ Each migration is a transaction of its own there. Why, and how a table is change
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from time import sleep
 
 import psycopg2
@@ -13,7 +14,7 @@ from alembic import context
 from alembic.util import CommandError
 from flask import current_app
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from todo.faults import DATABASE_ERRORS, describe, is_outage
 
@@ -56,6 +57,8 @@ BEGIN
         RAISE EXCEPTION 'This script is for a database {start}';
     END IF;
 END $$"""
+#: The function that searches use, as the newest migration of it makes it.
+FOLD_CASE = Path(__file__).with_name("fold_case.sql")
 
 
 def run_migrations() -> None:
@@ -76,6 +79,8 @@ def run_migrations() -> None:
             elif must_be_alone:
                 event.listen(connection, "begin", begin_on_sqlite)
             migrate_patiently(connection)
+            if not is_sqlite and context.get_context().opts["fn"].__name__ == "upgrade":
+                mend_fold_case(connection)
     except DATABASE_ERRORS as error:
         if is_outage(error):
             raise CommandError(f"The database failed: {describe(error)}") from error
@@ -220,6 +225,26 @@ def print_script() -> None:
             context.execute(f"SET LOCAL {name} = '{value}'")
         context.execute(GUARD.format(lock=LOCK, is_elsewhere=is_elsewhere, start=described))
         context.run_migrations()
+
+
+def mend_fold_case(connection: Connection) -> None:
+    """Make fold_case() again where it names a collation that this server does not have: after a restore, for instance.
+
+    Without fold_case(), as before the first migration, there is nothing to mend.
+    """
+    # Ends what a look at the revision has begun.
+    connection.commit()
+    with connection.begin():
+        if connection.exec_driver_sql("SELECT to_regprocedure('fold_case(text)')").scalar_one() is None:
+            return
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql("SELECT fold_case('x')")
+        except ProgrammingError as error:
+            if not isinstance(error.orig, psycopg2.errors.UndefinedObject):
+                raise
+            connection.exec_driver_sql(FOLD_CASE.read_text())
+            logger.info("Made fold_case() again: it was of a server with other collations")
 
 
 def held_up(connection: Connection, attempts: int) -> str:

@@ -39,6 +39,7 @@ def test_the_defaults_are_quiet_and_closed() -> None:
     assert settings.cors_headers == ()
     assert settings.is_docs_on
     assert (settings.rate_limits, settings.rate_limit_storage, settings.trusted_proxies) == ((), None, 0)
+    assert settings.max_tasks is None
     assert not settings.is_flask_command
     assert settings.metrics_token is None
 
@@ -61,6 +62,7 @@ def test_everything_can_be_set() -> None:
             "RATE_LIMIT": "600 per minute; 10/second;600 per minute",
             "RATE_LIMIT_STORAGE": "rediss://todo:secret@redis.example:6380/1",
             "TRUSTED_PROXIES": "2",
+            "MAX_TASKS_PER_USER": "1000000",
             "METRICS_TOKEN": "!bcdefghijklmno~",
             "PROMETHEUS_MULTIPROC_DIR": "/tmp/figures",
             "SCRIPT_NAME": "/apps/todo-2.0",
@@ -80,6 +82,7 @@ def test_everything_can_be_set() -> None:
     assert [str(limit) for limit in settings.rate_limits] == ["10 per 1 second", "600 per 1 minute"]
     assert settings.rate_limit_storage == "rediss://todo:secret@redis.example:6380/1"
     assert settings.trusted_proxies == 2
+    assert settings.max_tasks == 1_000_000
     assert (settings.metrics_token, settings.metrics_folder) == ("!bcdefghijklmno~", "/tmp/figures")
     assert settings.script_name == "/apps/todo-2.0"
 
@@ -140,6 +143,7 @@ THREADS_FAULT = "WEB_THREADS must be a number from 1 to 1000"
 LIMIT_FAULT = "RATE_LIMIT must be like 600 per minute, for at most a year; several are separated by ;"
 STORAGE_FAULT = "RATE_LIMIT_STORAGE must be redis://HOST or rediss://HOST, with :PORT and /NUMBER or without"
 PROXIES_FAULT = "TRUSTED_PROXIES must be a number from 0 to 1000"
+QUOTA_FAULT = "MAX_TASKS_PER_USER must be a number from 1 to 1000000"
 METRICS_FAULT = "METRICS_TOKEN must be at least 16 printable ASCII characters, without spaces"
 PORT_FAULT = "PORT must be a number from 1 to 65535"
 UNREAD_FAULT = "gunicorn has not read gunicorn.conf.py: start it in the project folder, or name the file with --config"
@@ -298,6 +302,10 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"RATE_LIMIT_STORAGE": "redis://redis.example/todo"}, STORAGE_FAULT),
         ({"RATE_LIMIT_STORAGE": "redis://redis.example?socket_timeout=60"}, STORAGE_FAULT),
         ({"RATE_LIMIT_STORAGE": "redis://redis .example"}, STORAGE_FAULT),
+        ({"MAX_TASKS_PER_USER": ""}, "MAX_TASKS_PER_USER is set but empty"),
+        ({"MAX_TASKS_PER_USER": "0"}, QUOTA_FAULT),
+        ({"MAX_TASKS_PER_USER": "1000001"}, QUOTA_FAULT),
+        ({"MAX_TASKS_PER_USER": "1e3"}, QUOTA_FAULT),
         ({"TRUSTED_PROXIES": "-1"}, PROXIES_FAULT),
         ({"TRUSTED_PROXIES": "1001"}, PROXIES_FAULT),
         ({"TRUSTED_PROXIES": "01"}, PROXIES_FAULT),

@@ -55,19 +55,6 @@ def is_unavailable(caller: Caller, method: str = "GET", **options: Any) -> bool:
 NEW = {"json": {"title": "x"}}
 
 
-def test_both_databases_fold_case_alike(apps: dict[str, Flask]) -> None:
-    """For every letter that Python's Unicode knows, but for those that got their other case only after it."""
-    letters = [chr(point) for point in range(1, 0x110000) if not 0xD800 <= point < 0xE000 and chr(point).isalpha()]
-    with apps["postgresql"].app_context():
-        rows = db.session.execute(
-            text("SELECT fold_case(letter) FROM unnest(:letters) AS letter"), {"letters": letters}
-        )
-        folded = list(rows.scalars())
-    unlike = [letter for letter, fold in zip(letters, folded, strict=True) if fold != database.fold_case(letter)]
-    assert len(letters) > 100_000
-    assert unlike == [letter for letter in unlike if letter in "ƛɤ"]
-
-
 def test_no_connection_is_opened_before_the_first_request(make: Make, postgresql: URL) -> None:
     app = make(postgresql)
     with app.app_context():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine
 
 from tests.conftest import url_of
 from tests.live import gunicorn
@@ -18,6 +18,7 @@ from tests.support import (
     Make,
     as_superuser,
     close,
+    direct,
     empty_database,
     migrated_app,
     partition,
@@ -330,6 +331,28 @@ def test_what_is_missing_because_the_code_is_behind_takes_other_code(
         response = make(url).test_client().get("/health/ready")
         assert response.get_json() == {"error": f"The database lacks tables or columns: {SAYS_MORE}"}
         assert "deploy the code that belongs to them" in capsys.readouterr().err
+
+
+@contextmanager
+def locked(app: Flask, table: str) -> Iterator[None]:
+    """While somebody else has that table for themselves."""
+    engine = create_engine(direct(as_superuser(url_of(app))))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"LOCK TABLE {table}")
+        yield
+    engine.dispose()
+
+
+def test_where_a_lock_is_in_the_way_it_is_an_outage(served: Flask) -> None:
+    with locked(served, "tasks"):
+        response = served.test_client().get("/health/ready")
+    assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
+    # Also where it has already been found that something is missing.
+    spoil, mend = (f"ALTER TABLE users RENAME COLUMN {names}" for names in ("email TO mail", "mail TO email"))
+    with spoilt(served, spoil, mend), locked(served, "alembic_version"):
+        response = served.test_client().get("/health/ready")
+    assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
+    assert served.test_client().get("/health/ready").status_code == 200
 
 
 def test_code_that_comes_without_its_migrations_is_ready(

@@ -1,7 +1,10 @@
 """Idempotency-Key: a create that is sent twice, or eight times at once, is carried out once."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -11,7 +14,20 @@ from sqlalchemy import URL, create_engine
 from werkzeug.test import TestResponse
 
 from tests.live import Server, gunicorn
-from tests.support import Call, Caller, as_superuser, close, empty_database, migrated_app, sql, sql_as_role
+from tests.support import (
+    ROOT,
+    Call,
+    Caller,
+    as_superuser,
+    close,
+    empty_database,
+    migrated_app,
+    plans_of_statements,
+    postgresql_database,
+    sql,
+    sql_as_role,
+    statements_of,
+)
 from todo.idempotency import once
 
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
@@ -136,27 +152,12 @@ def test_the_task_and_its_key_are_made_together_or_not_at_all(alice: Caller, url
     assert "Idempotency-Replayed" not in create(alice).headers
 
 
-def test_a_key_that_is_pruned_in_between_is_new_again(alice: Caller, url: URL) -> None:
-    first = create(alice)
-    find = once.find_key
-
-    def find_late(user_id: str, key: str) -> Any:
-        sql(url, "DELETE FROM idempotency_keys")
-        return find(user_id, key)
-
-    with mock.patch.object(once, "find_key", find_late):
-        second = create(alice)
-    assert "Idempotency-Replayed" not in second.headers
-    assert second.get_json()["id"] > first.get_json()["id"]
-
-
 @pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
 def test_a_create_under_a_key_is_one_statement(alice: Caller, statements: list[str]) -> None:
-    for is_repeated in (False, True):
+    for _ in range(2):
         statements.clear()
         create(alice)
-        executed = [statement.split()[0] for statement in statements]
-        assert executed == ["checkout", "WITH"] + ["checkout", "SELECT"] * is_repeated
+        assert [statement.split()[0] for statement in statements] == ["checkout", "WITH"]
 
 
 @pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
@@ -182,12 +183,12 @@ def test_a_create_waits_for_another_that_is_under_way(alice: Caller, url: URL, i
 
 
 def age(url: URL, key: str, hours: float) -> None:
-    """Let the key be that old."""
+    """Let the key be that much older; `%` is every key."""
     if url.get_backend_name() == "sqlite":
         created_at = f"created_at - {int(hours * 3600e6)}"
     else:
         created_at = f"created_at - make_interval(secs => {hours * 3600})"
-    sql(url, f"UPDATE idempotency_keys SET created_at = {created_at} WHERE key = :key", key=key)
+    sql(url, f"UPDATE idempotency_keys SET created_at = {created_at} WHERE key LIKE :key", key=key)
 
 
 def prune(app: Flask, *arguments: str) -> Any:
@@ -222,8 +223,9 @@ def test_prune_goes_on_in_short_transactions_until_all_are_gone(
     app: Flask, alice: Caller, url: URL, statements: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("todo.idempotency.commands.BATCH", 2)
-    for number in range(5):
+    for number in range(7):
         create(alice, str(number))
+    for number in range(5):
         age(url, str(number), 25)
     statements.clear()
     assert prune(app).output == "Forgot 5 idempotency keys\n"
@@ -247,6 +249,241 @@ def test_the_database_itself_keeps_young_keys_and_those_of_others(app: Flask, al
     assert sql_as_role(url, acting + engine_sql, user_id="bob") == []
     assert sql_as_role(url, engine_sql) == [("old",)]
     assert sql_as_role(url, acting + engine_sql, user_id="alice") == [("young",)]
+
+
+#: What version 1.0 kept of three creates, with its digests of "Buy milk" without a description, and with one.
+OLD_ANSWER = (
+    '{"id":1,"user_id":"alice","title":"Buy milk","description":null,"status":"incomplete",'
+    '"created_at":"2025-01-09T12:34:56.123456Z","updated_at":"2025-01-09T12:34:56.123456Z","version":1}'
+)
+OLD_DIGESTS = {
+    "3861aa8fec126a861635f6adba45dfddb91cebfd830448347f62cd276d118478": [
+        {"title": "Buy milk"},
+        {"description": None, "title": "Buy milk"},
+    ],
+    "a6be2f59d0ae1aa4fb0c8804a8dbb7dab5257c80e0306913e2f361bba0da41a5": [MILK],
+}
+KEEP = "INSERT INTO idempotency_keys (user_id, key, fingerprint, answer) VALUES ('alice', :key, :digest, :answer)"
+
+
+def test_a_key_that_version_1_0_kept_is_honoured(alice: Caller, url: URL) -> None:
+    alice.create()
+    for digest, bodies in OLD_DIGESTS.items():
+        sql(url, KEEP, key=digest, digest=digest, answer=OLD_ANSWER)
+        for body in bodies:
+            repeated = create(alice, digest, body)
+            assert (repeated.status_code, repeated.headers["Idempotency-Replayed"]) == (201, "true")
+            assert repeated.get_json()["created_at"] == "2025-01-09T12:34:56.123456Z"
+        assert create(alice, digest, {"title": "Buy bread"}).status_code == 422
+    assert len(alice.titles()) == 1
+
+
+def test_version_1_0_honours_a_key_that_this_one_kept(alice: Caller, url: URL) -> None:
+    """Both run at once while a new version is brought in."""
+    for number, (digest, bodies) in enumerate(OLD_DIGESTS.items()):
+        for position, body in enumerate(bodies):
+            key = f"{number} {position}"
+            create(alice, key, body)
+            ((kept, answer),) = sql(url, "SELECT fingerprint, answer FROM idempotency_keys WHERE key = :key", key=key)
+            assert kept == digest
+            assert list(json.loads(answer)) == list(json.loads(OLD_ANSWER))
+
+
+def test_a_field_that_an_answer_lacks_has_its_default(alice: Caller, url: URL) -> None:
+    first = create(alice, body={"title": "Buy milk"})
+    young = ("description", "status", "version")
+    answer = {name: value for name, value in json.loads(OLD_ANSWER).items() if name not in young}
+    sql(url, "UPDATE idempotency_keys SET answer = :answer", answer=json.dumps(answer))
+    repeated = create(alice, body={"title": "Buy milk"})
+    assert repeated.headers["ETag"] == '"1-1"'
+    assert {name: repeated.get_json()[name] for name in young[:2]} == {"description": None, "status": "incomplete"}
+    assert repeated.get_json().keys() == first.get_json().keys()
+
+
+def test_a_field_that_only_a_newer_version_knows_is_passed_over(alice: Caller, url: URL) -> None:
+    first = create(alice)
+    ((answer,),) = sql(url, "SELECT answer FROM idempotency_keys")
+    sql(url, "UPDATE idempotency_keys SET answer = :answer", answer=json.dumps(json.loads(answer) | {"priority": 1}))
+    assert create(alice).data == first.data
+
+
+#: What docs/migrations.md asks of the code when a field is added, and two columns more: one of numbers, one of nulls.
+NEW_FIELDS = {
+    "models.py": (
+        "    description: Mapped",
+        '    priority: Mapped[str] = mapped_column(Text, server_default="normal")\n'
+        '    stars: Mapped[int] = mapped_column(server_default=text("3"))\n'
+        "    place: Mapped[str | None] = mapped_column(Text)\n",
+    ),
+    "queries.py": ("    description: str", "    priority: str\n    stars: int\n    place: str | None\n"),
+    "schemas.py": (
+        "    description = ",
+        "    priority = fields.String()\n    stars = fields.Integer()\n    place = fields.String(allow_none=True)\n",
+    ),
+}
+
+
+@pytest.fixture
+def next_version(tmp_path: Path) -> Path:
+    """A copy of the service whose tasks have more fields."""
+    copy = tmp_path / "next"
+    shutil.copytree(ROOT / "todo", copy / "todo", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("config.py", "wsgi.py", "gunicorn.conf.py"):
+        shutil.copy(ROOT / name, copy)
+    for name, (before, added) in NEW_FIELDS.items():
+        path = copy / "todo/tasks" / name
+        path.write_text(path.read_text().replace(before, added + before).replace("Index, Text", "Index, Text, text"))
+    return copy
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+def test_a_key_outlives_a_deploy_that_adds_fields(
+    server: URL, next_version: Path, tmp_path: Path, backend: str
+) -> None:
+    """Also in the other direction, for as long as both versions run."""
+    with empty_database(backend, server) as url:
+        app = migrated_app(url)
+        alice = Caller(app, "alice")
+        first = create(alice, "before").get_json()
+        for column in ("priority TEXT DEFAULT 'normal' NOT NULL", "stars INT DEFAULT 3 NOT NULL", "place TEXT"):
+            sql(url, f"ALTER TABLE tasks ADD COLUMN {column}")
+        with gunicorn(url, tmp_path / "log", cwd=next_version, WEB_CONCURRENCY="1") as newer:
+
+            def send(key: str, **body: object) -> tuple[int, Any]:
+                return newer.request("POST", "/api/alice/tasks", json=body, **{"Idempotency-Key": key})
+
+            defaults = {"priority": "normal", "stars": 3, "place": None}
+            assert send("before", **MILK) == (201, first | defaults)
+            assert send("before", **MILK, place=None) == (201, first | defaults)
+            assert send("before", **MILK, priority="high")[0] == 422
+            status, task = send("meanwhile", **MILK)
+            assert (status, {name: task.pop(name) for name in defaults}) == (201, defaults)
+            assert create(alice, "meanwhile").get_json() == task
+            assert send("after", **MILK, priority="high")[1]["priority"] == "high"
+            assert send("after", **MILK, priority="high")[1]["priority"] == "high"
+            assert send("after", **MILK)[0] == 422
+        assert len(alice.titles()) == 3
+        close(app)
+
+
+def keys_of(url: URL, user_id: str = "alice") -> set[str]:
+    """The user's keys that are kept."""
+    return {key for (key,) in sql(url, "SELECT key FROM idempotency_keys WHERE user_id = :user_id", user_id=user_id)}
+
+
+def test_a_create_under_a_key_forgets_its_users_ten_oldest_outlived_keys(alice: Caller, bob: Caller, url: URL) -> None:
+    for caller in (alice, bob):
+        for number in range(13):
+            create(caller, f"{number}")
+    for number in range(12):
+        age(url, f"{number}", 24.1 + number)
+    create(alice, "new")
+    assert keys_of(url) == {"0", "1", "12", "new"}
+    alice.create()
+    assert keys_of(url) == {"0", "1", "12", "new"}
+    create(alice, "newer")
+    assert keys_of(url) == {"12", "new", "newer"}
+    assert len(keys_of(url, "bob")) == 13
+
+
+def test_a_key_that_is_used_after_its_day_but_still_kept_is_a_repetition(alice: Caller, url: URL) -> None:
+    first = create(alice)
+    age(url, KEY, 48)
+    for _ in range(2):
+        assert create(alice).data == first.data
+    create(alice, "another")
+    assert "Idempotency-Replayed" not in create(alice).headers
+
+
+def test_a_month_of_creates_under_keys_leaves_those_of_a_day(alice: Caller, url: URL) -> None:
+    most = 0
+    for day in range(30):
+        for number in range(25):
+            create(alice, f"{day} {number}")
+        most = max(most, len(keys_of(url)))
+        age(url, "%", 24.5)
+    assert most == 25
+    assert len(alice.titles()) == 750
+
+
+@pytest.mark.parametrize("watched", ["postgresql"], indirect=True)
+def test_old_keys_are_looked_for_among_the_users_own(alice: Caller, bob: Caller, url: URL) -> None:
+    """Be there ever so many: the index leads to them, and nothing else is read."""
+    for caller in (alice, bob):
+        caller.create()
+    fill = (
+        "INSERT INTO idempotency_keys (user_id, key, fingerprint, answer, created_at)"
+        " SELECT :user_id, n::text, repeat('0', 64), repeat('x', 250), now() - make_interval(hours => :hours)"
+        " FROM generate_series(1, 5000) AS n"
+    )
+    sql(url, fill, user_id="alice", hours=1)
+    sql(url, fill, user_id="bob", hours=30)
+    engine = create_engine(as_superuser(url), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE idempotency_keys")
+    engine.dispose()
+    with plans_of_statements("ANALYZE, BUFFERS") as plans:
+        create(alice, "new")
+    (plan,) = [plan for plan in plans if "ix_idempotency_keys_user_id_created_at" in json.dumps(plan)]
+    assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 100
+
+
+@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+def test_a_create_passes_over_old_keys_that_somebody_else_is_deleting(alice: Caller, url: URL) -> None:
+    for number in range(3):
+        create(alice, f"{number}")
+    for number in range(3):
+        age(url, f"{number}", 25)
+    engine = create_engine(as_superuser(url))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM idempotency_keys WHERE key = '1'")
+        assert create(alice, "new").status_code == 201
+        assert keys_of(url) == {"1", "new"}
+    engine.dispose()
+    assert keys_of(url) == {"new"}
+
+
+@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+def test_a_create_and_the_erasure_of_its_user_do_not_wait_for_each_other(alice: Caller, url: URL) -> None:
+    create(alice)
+    age(url, KEY, 25)
+    engine = create_engine(as_superuser(url))
+    with engine.connect() as connection, ThreadPoolExecutor(1) as pool:
+        connection.exec_driver_sql("SELECT 1 FROM users WHERE id = 'alice' FOR UPDATE")
+        waiting = pool.submit(create, alice, "new")
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        connection.exec_driver_sql("SET lock_timeout = '100ms'")
+        connection.exec_driver_sql("DELETE FROM idempotency_keys WHERE user_id = 'alice'")
+        connection.exec_driver_sql("DELETE FROM users WHERE id = 'alice'")
+        connection.commit()
+        assert waiting.result().status_code == 201
+    engine.dispose()
+    assert keys_of(url) == {"new"}
+
+
+TAKEN = """
+    CREATE FUNCTION taken() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE unique_violation USING CONSTRAINT = 'pk_idempotency_keys', MESSAGE = 'taken, and gone';
+    END $$;
+    CREATE TRIGGER taken BEFORE INSERT ON idempotency_keys FOR EACH ROW EXECUTE FUNCTION taken()
+"""
+
+
+def test_a_key_that_is_always_taken_and_never_found_is_tried_three_times(
+    server: URL, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with postgresql_database(server) as url:
+        app = migrated_app(url)
+        alice = Caller(app, "alice")
+        alice.create()
+        sql(url, TAKEN)
+        with statements_of(app) as statements:
+            assert create(alice).status_code == 500
+        assert len([statement for statement in statements if statement.startswith("WITH")]) == 3
+        assert "UniqueViolation 23505: taken, and gone" in capsys.readouterr().err
+        assert alice.titles() == ["Buy milk"]
+        close(app)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

@@ -19,13 +19,14 @@ from typing import Any
 import prometheus_client
 import pytest
 from flask import Flask
-from prometheus_client import mmap_dict, values
+from prometheus_client import CollectorRegistry, mmap_dict, values
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import URL, create_engine, text
 from werkzeug.test import TestResponse
 
 from tests.live import Server, gunicorn
-from tests.support import ROOT, Caller, Make, close, migrated_app, postgresql_database, sql, token
+from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql, token
+from todo import figures as figures_module
 from todo.extensions import db
 
 TOKEN = "a-token-for-Prometheus"
@@ -307,55 +308,83 @@ def test_a_process_that_has_only_begun_or_just_ended_stops_nobody(make: Make, ur
     assert now(make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))) == {UNSEEN: 0}
 
 
-COUNT_IN_FILES = """
-import resource, sys
-from pathlib import Path
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from todo.figures import FiguresOfAll, keep
+@pytest.fixture
+def count_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], Figures]:
+    """Counts to 2,001 as a worker does, all but the first when no file may become larger; what is shown of it."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(values, "MmapedDict", values.MmapedDict)
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
 
-folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-keep("1")
-counter = Counter("seen", "How often.", ["number"], registry=CollectorRegistry())
-counter.labels("first").inc()
-# What writes on beyond it is told so, as on a full disk.
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-for number in range(2000):
-    counter.labels(number).inc()
-counter.labels("first").inc()
-shown = CollectorRegistry()
-shown.register(FiguresOfAll(folder))
-sys.stdout.write(generate_latest(shown).decode())
-"""
+    def count(limit: int) -> Figures:
+        monkeypatch.setattr(figures_module, "_files", [])
+        figures_module.keep("1")
+        counter = prometheus_client.Counter("seen", "How often.", ["number"], registry=CollectorRegistry())
+        counter.labels("first").inc()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # What would become larger is refused, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            for number in range(2000):
+                counter.labels(number).inc()
+            counter.labels("first").inc()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        families = figures_module.FiguresOfAll(tmp_path).collect()
+        samples = [sample for family in families for sample in family.samples]
+        return {sample.labels.get("number", sample.name): sample.value for sample in samples}
 
-
-def count_in_files(folder: Path, limit: int) -> tuple[Figures, str]:
-    """What is shown of 2,001 counters, of which all but one came when no file might become larger; and the log."""
-    environ = {"PATH": os.environ["PATH"], "PROMETHEUS_MULTIPROC_DIR": str(folder), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", COUNT_IN_FILES, str(folder), str(limit)]
-    result = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
-    shown: Figures = {}
-    for family in text_string_to_metric_families(result.stdout):
-        for sample in family.samples:
-            shown[sample.labels.get("number", sample.name)] = sample.value
-    return shown, result.stderr
+    return count
 
 
-def test_every_page_of_a_file_is_there_before_it_is_used(tmp_path: Path) -> None:
-    shown, log = count_in_files(tmp_path, limit=2**30)
-    assert (len(shown), shown["first"], shown["1999"], shown[UNSEEN], log) == (2002, 2, 1, 0, "")
+def test_every_page_of_a_file_is_there_before_it_is_used(
+    count_in_files: Callable[[int], Figures], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = count_in_files(2**30)
+    assert (len(shown), shown["first"], shown["1999"], shown[UNSEEN], caplog.messages) == (2002, 2, 1, 0, [])
     (file,) = tmp_path.iterdir()
     # Or the file would have holes, and a disk that is full then would end the process.
     assert file.stat().st_blocks * 512 >= file.stat().st_size > 65536
 
 
-def test_a_file_that_cannot_grow_stays_as_it_was_and_the_process_counts_in_memory(tmp_path: Path) -> None:
-    shown, log = count_in_files(tmp_path, limit=65536)
+def test_a_file_that_cannot_grow_stays_as_it_was_and_the_process_counts_in_memory(
+    count_in_files: Callable[[int], Figures], caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = count_in_files(65536)
     assert (shown["first"], shown["0"], shown[UNSEEN]) == (1, 1, 1)
     assert "1999" not in shown
-    assert log.count("cannot be written (File too large)") == log.count("\n") == 1
+    (line,) = caplog.messages
+    assert "cannot be written (File too large)" in line
+    caplog.clear()
     # The next process of that name goes on with what is there.
-    shown, log = count_in_files(tmp_path, limit=2**30)
-    assert (shown["first"], shown["0"], shown["1999"], log) == (3, 2, 1, "")
+    shown = count_in_files(2**30)
+    assert (shown["first"], shown["0"], shown["1999"], caplog.messages) == (3, 2, 1, [])
+
+
+def test_a_file_that_cannot_be_made_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(figures_module, "_files", [])
+    for kind in ("counter", "histogram"):
+        file = figures_module.FiguresFile(str(tmp_path / "nowhere" / f"{kind}_7.db"))
+        file.write_value("a", 1.0, 0.0)
+        assert (file.read_value("a"), file.is_seen) == ((1.0, 0.0), False)
+    assert len(caplog.messages) == 1
+    (family,) = figures_module.FiguresOfAll(tmp_path / "nowhere").collect()
+    assert [(sample.name, sample.value) for sample in family.samples] == [(UNSEEN, 1)]
+
+
+def test_a_worker_keeps_its_figures_under_the_name_that_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, make: Make, url: URL, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(values, "MmapedDict", values.MmapedDict)
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    monkeypatch.setattr(figures_module, "_files", [])
+    for times in (1, 2):
+        app = make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path), metrics_process="7")
+        app.test_client().get("/nowhere")
+        assert now(app)["GET", "unmatched", "404"] == times
+    assert {path.stem for path in tmp_path.iterdir()} == {"counter_7", "histogram_7", "gauge_livesum_7"}
 
 
 def test_what_is_private_of_prometheus_client_is_as_we_use_it() -> None:

@@ -223,9 +223,9 @@ def test_a_task_of_a_user_who_is_deleted_at_the_same_moment_is_a_new_users_first
 def test_an_insert_that_breaks_another_rule_is_not_repeated(app: Flask, alice: Caller, url: URL) -> None:
     alice.create()
     with acting_for(app, "alice"), pytest.raises(DATABASE_ERRORS, match="title"):
-        queries.insert_task("alice", None, title="", description=None)
+        queries.insert_task("alice", None, {"title": ""})
     with acting_for(app, "new"), pytest.raises(DATABASE_ERRORS, match="title"):
-        queries.insert_task("new", None, title="", description=None)
+        queries.insert_task("new", None, {"title": ""})
     assert sql(url, "SELECT id FROM users") == [("alice",)]
 
 

@@ -128,10 +128,29 @@ def test_every_call_of_the_service_is_shown(page: str) -> None:
 def test_every_setting_is_documented() -> None:
     """What config.py and gunicorn.conf.py read, each in a row of the table; and nothing else."""
     code = (ROOT / "config.py").read_text() + (ROOT / "gunicorn.conf.py").read_text()
-    prefixes = "API|JWT|LOG|WEB|CORS|DATABASE|IDENTITY|METRICS|RATE|SCRIPT|TRUSTED"
+    prefixes = "API|JWT|LOG|WEB|CORS|DATABASE|IDENTITY|MAX|METRICS|RATE|SCRIPT|TRUSTED"
     read = set(re.findall(rf'"((?:{prefixes})_[A-Z_]+)"', code)) | {"PORT"}
     rows = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert rows == read
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *ROOT.glob("docs/**/*.md"),
+        ROOT / "README.md",
+        ROOT / "compose.yaml",
+        ROOT / "specs/001-backend-api/quickstart.md",
+    ],
+    ids=lambda path: path.name,
+)
+def test_whoever_is_told_to_set_the_key_sets_url_is_told_the_issuer_and_the_audience(path: Path) -> None:
+    """Every token of Better Auth has an aud, and is refused without JWT_AUDIENCE."""
+    for match in re.finditer(
+        "(JWT_JWKS_URL=https:|put `JWT_JWKS_URL`|have public keys: JWT_JWKS_URL)", path.read_text()
+    ):
+        rest = path.read_text()[match.start() :][:250]
+        assert {"JWT_ISSUER", "JWT_AUDIENCE"} <= set(re.findall("JWT_[A-Z]+", rest)), rest
 
 
 def test_every_decision_is_linked() -> None:

@@ -6,7 +6,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL
 
-from tests.support import Caller, close, migrated_app, postgresql_database
+from tests.conftest import url_of
+from tests.support import Caller, Make, close, migrated_app, postgresql_database
 from tests.wire import Wire, wire_to
 
 
@@ -58,15 +59,28 @@ def test_a_first_task_costs_at_most_three(
     assert (wire.round_trips, wire.connections) == (round_trips, 0)
 
 
-def test_a_create_under_a_key_costs_one_and_its_repetition_two(wired: tuple[Flask, Wire]) -> None:
+def test_a_create_under_a_key_costs_one_and_its_repetition_too(wired: tuple[Flask, Wire]) -> None:
     """On one and the same connection; a user's first create is no dearer."""
     app, wire = wired
     for user_id in ("alice", "erin"):
-        for round_trips in (1, 2, 2):
+        for _ in range(3):
             wire.reset()
             response = Caller(app, user_id)("POST", json={"title": "x"}, headers={"Idempotency-Key": "key"})
             assert response.status_code == 201
-            assert (wire.round_trips, wire.connections) == (round_trips, 0)
+            assert (wire.round_trips, wire.connections) == (1, 0)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "another"}])
+def test_a_limit_costs_none(wired: tuple[Flask, Wire], make: Make, headers: dict[str, str]) -> None:
+    """For a first task, a second, and one that is refused."""
+    app, wire = wired
+    frank = Caller(make(url_of(app), threads=1, max_tasks=2), f"frank{len(headers)}")
+    frank("GET")
+    for number, status in enumerate((201, 201, 409, 409)):
+        wire.reset()
+        named = {name: f"{value} {number}" for name, value in headers.items()}
+        assert frank("POST", json={"title": "x"}, headers=named).status_code == status
+        assert (wire.round_trips, wire.connections) == (1, 0)
 
 
 def test_a_refused_request_costs_none(wired: tuple[Flask, Wire]) -> None:

@@ -60,7 +60,7 @@ def test_an_error_of_the_statement_keeps_its_connection(app: Flask, alice: Calle
     alice.create()
     before = connections(app)
     with app.app_context(), pytest.raises(DRIVER_ERRORS):
-        queries.insert_task("alice", None, title="", description=None)
+        queries.insert_task("alice", None, {"title": ""})
     assert connections(app) == before
     assert alice.titles() == ["Buy milk"]
 

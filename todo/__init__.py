@@ -7,7 +7,7 @@ from logging.config import dictConfig
 from flask import Flask
 
 from config import ConfigurationError, Settings, load_settings, logging_config
-from todo import cors, database, docs, http, identity, metrics, rate_limits, requests
+from todo import addresses, cors, database, docs, http, identity, metrics, places, rate_limits, requests, search
 from todo.extensions import api, db, migrate
 from todo.health import blp as health_blueprint
 from todo.idempotency.commands import blp as idempotency_blueprint
@@ -41,6 +41,7 @@ def _build(settings: Settings) -> Flask:
     app.config.from_mapping(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings),
+        ROWS_PER_USER={"tasks": settings.max_tasks} if settings.max_tasks else {},
         API_TITLE="Todo API",
         API_VERSION="1.1.0",
         OPENAPI_VERSION="3.1.0",
@@ -58,6 +59,7 @@ def _build(settings: Settings) -> Flask:
     db.init_app(app)
     with app.app_context():
         database.init_app(app, db.engine)
+        search.init_app(db.engine)
         metrics.init_app(app, settings, db.engine)
     requests.init_app(app)
     migrate.init_app(app, db)
@@ -66,8 +68,13 @@ def _build(settings: Settings) -> Flask:
     if settings.metrics_token:
         # /metrics asks for a token of its own, which is no user's.
         public |= {metrics.ENDPOINT}
+    with app.app_context():
+        # What waits for a database: not whether the process lives, nor what is asked without one.
+        take_as_user = places.init_app(app, settings, db.engine, free=public - {"health.Ready"})
     identity.init_app(app, settings, public=public, on_identified=database.act_for)
     rate_limits.init_app(app, settings)
+    app.before_request(take_as_user)
+    addresses.init_app(app, settings)
     docs.init_app(app, settings)
     api.init_app(app)
     api.register_blueprint(health_blueprint)

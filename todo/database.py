@@ -6,9 +6,9 @@ Must not know any table.
 import json
 import select
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from socket import SOCK_STREAM, getaddrinfo
 from threading import Thread
@@ -43,9 +43,13 @@ ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
 POOL_TIMEOUT = 2.0
 #: Seconds to wait for SQLite's one writer. A first task may wait thrice: with the pool's wait, still within 10 s.
 SQLITE_BUSY_TIMEOUT = 2.5
+#: After so many of SQLite's instructions, some ten rows of a search, a look whether the statement takes too long.
+STEPS = 1000
 
 #: When the request at hand must be done with the database (time.monotonic); outside one, in a migration say, None.
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+#: Within limited_to(): the seconds that a statement may take, and when they are over (time.monotonic).
+_limit: ContextVar[tuple[float, float] | None] = ContextVar("limit", default=None)
 #: When a connection last broke, or was found silent, in the middle of something (time.monotonic).
 _lost_at = 0.0
 #: Whose request it is.
@@ -113,6 +117,13 @@ class current_instant(FunctionElement[str]):  # noqa: N801
     inherit_cache = True
 
 
+class hours_ago(FunctionElement[str]):  # noqa: N801
+    """SQL: the instant that is so many hours before the database's clock."""
+
+    type = UtcInstant()
+    inherit_cache = True
+
+
 class later_instant(FunctionElement[str]):  # noqa: N801
     """SQL: now, or one microsecond after the argument where the clock does not yet read more than that."""
 
@@ -120,14 +131,10 @@ class later_instant(FunctionElement[str]):  # noqa: N801
     inherit_cache = True
 
 
-class contains_ignoring_case(FunctionElement[bool]):  # noqa: N801
-    """SQL: whether the first argument contains the second, the case of all letters ignored, nothing being a wildcard.
+class octets(FunctionElement[int]):  # noqa: N801
+    """SQL: how many bytes the text has in UTF-8; 0 for NULL."""
 
-    NULL where the first argument is NULL. fold_case() is made by migration 0001 on PostgreSQL and by every connection
-    on SQLite.
-    """
-
-    type = Boolean()
+    type = BigInteger()
     inherit_cache = True
 
 
@@ -162,6 +169,16 @@ def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
     return _SQLITE_NOW
 
 
+@compiles(hours_ago, "postgresql")
+def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"(now() - make_interval(hours => {compiler.process(element.clauses, **kw)}))"
+
+
+@compiles(hours_ago, "sqlite")
+def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({_SQLITE_NOW} - {compiler.process(element.clauses, **kw)} * 3600000000)"
+
+
 @compiles(later_instant, "postgresql")
 def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
     # By way of UTC, since adding to a timestamptz is not IMMUTABLE, and an update of shards takes nothing else.
@@ -174,16 +191,14 @@ def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
     return f"max({_SQLITE_NOW}, {compiler.process(element.clauses, **kw)} + 1)"
 
 
-@compiles(contains_ignoring_case, "postgresql")
-def _(element: contains_ignoring_case, compiler: SQLCompiler, **kw: Any) -> str:
-    text, part = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"strpos(fold_case({text}), fold_case({part})) > 0"
+@compiles(octets, "postgresql")
+def _(element: octets, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"coalesce(octet_length({compiler.process(element.clauses, **kw)}), 0)"
 
 
-@compiles(contains_ignoring_case, "sqlite")
-def _(element: contains_ignoring_case, compiler: SQLCompiler, **kw: Any) -> str:
-    text, part = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"instr(fold_case({text}), fold_case({part})) > 0"
+@compiles(octets, "sqlite")
+def _(element: octets, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"coalesce(length(CAST({compiler.process(element.clauses, **kw)} AS BLOB)), 0)"
 
 
 @compiles(is_among, "postgresql")
@@ -198,15 +213,6 @@ def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
     return f"({integer} IN (SELECT value FROM json_each({integers})))"  # noqa: S608 (of what the compiler wrote)
 
 
-def fold_case(text: str | None) -> str | None:
-    """Text with the case of every letter gone; equal for texts that differ in case alone.
-
-    Lower case first brings together letters that share one (K and the Kelvin sign), upper case then does away with
-    what lower case makes of a letter's place in its word (the final sigma), so that a part folds like the whole.
-    """
-    return None if text is None else text.lower().upper()
-
-
 class LimitedCursor(extensions.cursor):
     """A cursor that bounds the time of a request's statements on the server, and tells it who asks."""
 
@@ -215,6 +221,8 @@ class LimitedCursor(extensions.cursor):
 
         Without parameters it tells of nobody: what reads or writes owned rows names their owner in one.
         """
+        if (limit := _limit.get()) is not None:
+            query = f"SET LOCAL statement_timeout = {round(limit[0] * 1000)}; {query}"
         if _deadline.get() is not None:
             query = STATEMENT_LIMITS + query
         if vars and (user_id := _acting_user.get()) is not None:
@@ -230,6 +238,26 @@ class LimitedCursor(extensions.cursor):
 def act_for(user_id: str | None) -> None:
     """Whose rows the statements to come may see and touch, in this thread and until the end of the request."""
     _acting_user.set(user_id)
+
+
+@contextmanager
+def limited_to(seconds: float) -> Iterator[None]:
+    """Let the statements within take no longer than that. One that does is stopped: is_stopped() (todo/faults.py)."""
+    token = _limit.set((seconds, monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def is_limited() -> bool:
+    """Whether statements are within limited_to()."""
+    return _limit.get() is not None
+
+
+def was_lost_since(instant: float) -> bool:
+    """Whether a connection broke, or was found silent, after that (time.monotonic)."""
+    return _lost_at >= instant
 
 
 def engine_options(settings: Settings) -> dict[str, Any]:
@@ -294,7 +322,14 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # writes to a new file SQLite refuses at once, and a later connection will do it.
     with suppress(sqlite3.OperationalError):
         connection.execute("PRAGMA journal_mode = WAL")
-    connection.create_function("fold_case", 1, fold_case, deterministic=True)
+    connection.set_progress_handler(_is_overdue, STEPS)
+
+
+def _is_overdue() -> bool:
+    """Tell SQLite, which asks now and then, whether to stop the statement."""
+    limit, deadline = _limit.get(), _deadline.get()
+    now = monotonic()
+    return (limit is not None and now > limit[1]) or (deadline is not None and now > deadline)
 
 
 def _resolve_hosts(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:

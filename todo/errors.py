@@ -82,6 +82,26 @@ class NotAsExpected(TodoError):
     message = "Precondition failed: the resource has been changed since, get it again"
 
 
+class Conflict(TodoError):
+    """The request is in conflict with what the user already has; nothing was written, and the user can resolve it."""
+
+
+class LimitReached(Conflict):
+    """The user has as many rows of that name as a user may have; nothing was written."""
+
+    def __init__(self, limit: int | None, name: str) -> None:
+        super().__init__(f"A user may have {limit} {name} at most: delete some first")
+
+
+class KeyLimitReached(Conflict):
+    """The user has used as many idempotency keys as a user may use in a day; nothing was written."""
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__(
+            f"A user may use {limit} idempotency keys a day at most: send the request later, or without one"
+        )
+
+
 class KeyReused(TodoError):
     """The idempotency key was used before, for something else; nothing was written."""
 
@@ -92,6 +112,18 @@ class TooManyRequests(TodoError):
     """The caller has asked more often than RATE_LIMIT allows; nothing else of the request was looked at."""
 
     message = "Too many requests"
+
+
+class TooManyAtOnce(TooManyRequests):
+    """The caller's slow requests hold as many of the service's places as one caller may; nothing was looked at."""
+
+    message = "Too many slow requests at once: wait for those that are running"
+
+
+class SearchTooSlow(TodoError):
+    """The search took longer than one may: the same search would do so again, a narrower one may not."""
+
+    message = "The search takes too long: narrow it by status, or search for something else"
 
 
 class Unavailable(TodoError):

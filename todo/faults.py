@@ -41,7 +41,7 @@ def is_outage(error: Exception) -> bool:
     """Whether the database is away, full, read-only or too slow, as opposed to a statement being at fault."""
     if isinstance(error, PoolTimeout):
         return True
-    cause = _cause(error)
+    cause = cause_of(error)
     if isinstance(cause, sqlite3.Error):
         return _sqlite_code(cause) & 0xFF in _SQLITE_OUTAGES
     if isinstance(cause, psycopg2.Error):
@@ -52,13 +52,21 @@ def is_outage(error: Exception) -> bool:
     return False
 
 
+def is_stopped(error: Exception) -> bool:
+    """Whether the statement took too long, and the database or the service stopped it."""
+    cause = cause_of(error)
+    if isinstance(cause, sqlite3.Error):
+        return _sqlite_code(cause) == sqlite3.SQLITE_INTERRUPT
+    return getattr(cause, "pgcode", None) == "57014"
+
+
 def describe(error: Exception) -> str:
     """What went wrong in one line, for the log, without a value that a user or the environment wrote.
 
     That is the server's or the driver's own sentence, where it quotes none: where no connection can be made, the driver
     names the host, the user and the database. config.py sees to it that none of these is a part of the password.
     """
-    cause = _cause(error)
+    cause = cause_of(error)
     kind = type(cause).__name__
     if isinstance(cause, psycopg2.Error) and cause.pgcode is not None:
         is_told = cause.pgcode.startswith(_POSTGRESQL_TOLD) and cause.pgcode != _POSTGRESQL_UNTOLD
@@ -71,23 +79,19 @@ def describe(error: Exception) -> str:
 
 def is_foreign_key_violation(error: Exception) -> bool:
     """Whether the statement named a row that is not there."""
-    cause = _cause(error)
+    cause = cause_of(error)
     if isinstance(cause, sqlite3.Error):
         return _sqlite_code(cause) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
     return getattr(cause, "pgcode", None) == "23503"
 
 
-def is_unique_violation(error: Exception) -> bool:
-    """Whether the statement would have made a row that is there already; on PostgreSQL, where that can be."""
-    return getattr(_cause(error), "pgcode", None) == "23505"
-
-
 def is_denied(error: Exception) -> bool:
     """Whether the database refused a right."""
-    return getattr(_cause(error), "pgcode", None) == "42501"
+    return getattr(cause_of(error), "pgcode", None) == "42501"
 
 
-def _cause(error: Exception) -> BaseException:
+def cause_of(error: Exception) -> BaseException:
+    """The driver's own error, or the error itself where no driver raised it."""
     return (error.orig or error) if isinstance(error, DBAPIError) else error
 
 

@@ -75,7 +75,7 @@ class Ready(MethodView):
     @blp.doc(operationId="checkReady", security=[])
     @blp.no_query(NoQuerySchema())
     @blp.response(200, ReadinessSchema, example={"status": "ok", "row_level_security": "enforced"})
-    @blp.fails_with(400, 500, 503)
+    @blp.fails_with(400, 429, 500, 503)
     def get(self) -> dict[str, str]:
         """Check that the database answers and has what the service needs
 

@@ -25,6 +25,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from todo.conditional import expected_of, revalidated
 from todo.errors import (
+    Conflict,
     DatabaseUnfit,
     InvalidCredentials,
     InvalidInput,
@@ -34,7 +35,9 @@ from todo.errors import (
     NotFound,
     NotOwner,
     OwnershipViolated,
+    SearchTooSlow,
     TodoError,
+    TooManyAtOnce,
     TooManyRequests,
     Unavailable,
 )
@@ -60,10 +63,13 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
     InvalidCredentials: (401, {"WWW-Authenticate": 'Bearer error="invalid_token"'}),
     NotOwner: (403, {}),
     NotFound: (404, {}),
+    Conflict: (409, {}),
     NotAsExpected: (412, {}),
     KeyReused: (422, {}),
     # Its headers are those of every limited answer (todo/rate_limits.py).
     TooManyRequests: (429, {}),
+    TooManyAtOnce: (429, RETRY_AFTER),
+    SearchTooSlow: (422, {}),
     Unavailable: (503, RETRY_AFTER),
 }
 
@@ -259,6 +265,12 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
         {"WWW-Authenticate": header("The challenge of RFC 6750.", "Bearer")},
     ),
     403: ("Forbidden", "The path's user is not the one who asks.", MESSAGES[403], {}),
+    409: (
+        "Conflict",
+        "The user has as much as is allowed, or has such a thing already; nothing was written.",
+        "A user may have 1000 tasks at most: delete some first",
+        {},
+    ),
     411: ("LengthRequired", "The body is chunked.", MESSAGES[411], {}),
     412: ("PreconditionFailed", "It is there, but not as `If-Match` expects.", NotAsExpected.message, {}),
     413: ("ContentTooLarge", "The body is larger than 1 MiB.", MESSAGES[413], {}),
@@ -266,13 +278,13 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
     422: ("UnprocessableContent", "The key was used for another request.", KeyReused.message, {}),
     429: (
         "TooManyRequests",
-        "More requests than the service allows. Where it has a limit, good answers bear the `RateLimit-…` headers too.",
+        "More requests, or slow ones at once, than one caller may have. `RateLimit-…`: where they are counted.",
         TooManyRequests.message,
         {
             "Retry-After": header("Seconds to wait before the next try.", "30"),
-            "RateLimit-Limit": header("Requests that a window of time allows.", "600"),
-            "RateLimit-Remaining": header("Requests that are left in this window.", "0"),
-            "RateLimit-Reset": header("Seconds until the next window begins.", "30"),
+            "RateLimit-Limit": header("Requests that a window of time allows.", "600", required=False),
+            "RateLimit-Remaining": header("Requests that are left in this window.", "0", required=False),
+            "RateLimit-Reset": header("Seconds until the next window begins.", "30", required=False),
         },
     ),
     500: ("InternalServerError", "A fault of the service.", MESSAGES[500], {}),

@@ -1,35 +1,50 @@
 """Ownership: the one place that writes the owner into a statement. Must not know any owned model."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
+from flask import current_app
 from msgspec import Struct
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
+    Connection,
     ForeignKey,
     Insert,
+    Select,
+    Table,
     Text,
     bindparam,
     case,
-    cast,
     exists,
+    func,
     insert,
+    inspect,
+    literal_column,
     null,
     select,
     true,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from todo.conflicts import refuse_conflict
+from todo.errors import LimitReached
 from todo.extensions import db
 from todo.faults import DATABASE_ERRORS, is_foreign_key_violation
-from todo.statements import Statement, columns_of
+from todo.statements import Statement
 from todo.users.models import User
 
 Row = TypeVar("Row", bound=Struct)
 Made = TypeVar("Made")
+
+#: SQL for PostgreSQL, before a statement that counts the user's rows: one such statement at a time for each user, so
+#: that it sees what the one before it made. Not a lock on the user's row, which a new user does not have yet.
+ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0)); "
 
 
 class Narrowable(Protocol):
@@ -57,61 +72,121 @@ def owned_by(model: type[Owned], statement: Narrowed) -> Narrowed:
     return statement.where(model.user_id == bindparam("user_id"))
 
 
+def table_of(model: type[Owned]) -> Table:
+    """The model's table, for inserts: the ORM session rewrites those of a model."""
+    return cast(Table, inspect(model).local_table)
+
+
 class OwnedInsert(Generic[Row]):
-    """The insert of a row, as `row` with a field for each column to return, together with its owner if need be.
+    """The insert of a row, as `row` with a field for each column to return, together with its owner if need be."""
 
-    columns: those that get a value; user_id is always one more, and the database gives the others theirs.
-    """
-
-    def __init__(self, model: type[Owned], row: type[Row], *columns: str) -> None:
+    def __init__(self, model: type[Owned], row: type[Row]) -> None:
         self._model = model
         self._row = row
-        self._returned = columns_of(model, row)
-        # From a SELECT that finds nothing for a new user, rather than from VALUES that break the foreign key:
-        # PostgreSQL would have spent an id on those, and logged an error.
-        values = [cast(bindparam(name), getattr(model, name).type) for name in columns]
-        known_user = select(*values, User.id).where(User.id == bindparam("user_id"))
-        statement = insert(model).from_select([*columns, "user_id"], known_user)
-        self._for_known_user = Statement(statement.returning(*self._returned), row)
+        self._table = table_of(model)
+        self._for_known_user = cache(self._write_for_known_user)
+        self._with_owner = cache(self._write_with_owner)
 
-    def one(self, user_id: str, email: str | None, **values: Any) -> Row:
-        """The inserted row.
+    def one(self, user_id: str, email: str | None, values: Mapping[str, Any]) -> Row:
+        """The inserted row; the database gives the columns that are not in `values` their defaults.
 
-        One statement for a user who owns something already. For the first thing that a user owns it inserts nothing,
-        and the user's row is made together with the thing, in one transaction: also when fifty first things arrive at
-        once. The email is left out where another user has it. Raises one of DATABASE_ERRORS for any other constraint.
+        One statement for a user who owns something already, and one for any user where the number of rows is limited.
+        Otherwise the first statement for a new user inserts nothing, and a second makes the user's row together with
+        the row, in one transaction: also when fifty first rows arrive at once. The email is left out where another
+        user has it. Raises LimitReached, Conflict, or one of DATABASE_ERRORS for any other constraint.
         """
-        try:
-            inserted = self._for_known_user.first(user_id=user_id, **values)
-        except DATABASE_ERRORS as error:
-            if not is_foreign_key_violation(error):
-                raise
-            # The user was deleted at the same moment, and is a new one again.
-            inserted = None
-        if inserted is not None:
-            return inserted
-        return unless_taken(email, lambda email: self._with_owner(user_id, email, values))
-
-    def _with_owner(self, user_id: str, email: str | None, values: Mapping[str, Any]) -> Row:
-        owner = insert_owner(user_id, email)
-        statement = insert(self._model).values(**values, user_id=user_id).returning(*self._returned)
-        if db.engine.dialect.name != "sqlite":
-            return self._row(*db.session.execute(statement.add_cte(owner.cte("owner"))).one())
-        # SQLite has no INSERT within WITH: two statements, hence an explicit transaction.
-        begin()
-        db.session.execute(owner)
-        inserted = self._row(*db.session.execute(statement).one())
-        db.session.commit()
+        names = frozenset(values)
+        limit = limit_of(self._table)
+        parameters = {"user_id": user_id, "most": limit, **new_values(values)}
+        inserted = None
+        if limit is None:
+            try:
+                inserted = self._for_known_user(names).first(**parameters)
+            except DATABASE_ERRORS as error:
+                if not is_foreign_key_violation(error):
+                    raise
+                # The user was deleted at the same moment, and is a new one again.
+        if inserted is None:
+            inserted = unless_taken(email, lambda email: self._insert(names, {**parameters, "owner_email": email}))
+        if inserted is None:
+            raise LimitReached(limit, self._table.name)
         return inserted
 
+    def _insert(self, names: frozenset[str], parameters: Mapping[str, Any]) -> Row | None:
+        is_limited = parameters["most"] is not None
+        if db.engine.dialect.name != "sqlite":
+            return self._with_owner(names, is_limited).first(**parameters)
+        # SQLite has no INSERT within WITH.
+        with in_turn() as connection:
+            connection.execute(insert_owner("sqlite"), parameters)
+            row = connection.execute(self._new(names, is_limited), parameters).one_or_none()
+        return None if row is None else self._row(*row)
 
-def insert_owner(user_id: str, email: str | None) -> Insert:
-    """The statement that makes the user's row where there is none, without the email where another user has it."""
-    free_email = case((exists().where(User.email == email, User.id != user_id), null()), else_=cast(email, Text))
+    def _write_for_known_user(self, names: frozenset[str]) -> Statement[Row]:
+        # From a SELECT that finds nothing for a new user, rather than from VALUES that break the foreign key:
+        # PostgreSQL would have spent an id on those, and logged an error.
+        known_user = select(*new_columns(self._table, names), User.id).where(User.id == bindparam("user_id"))
+        return Statement(self._insert_from(names, known_user), self._row)
+
+    def _write_with_owner(self, names: frozenset[str], is_limited: bool) -> Statement[Row]:
+        new = self._new(names, is_limited).add_cte(insert_owner("postgresql").cte("owner"))
+        return Statement(new, self._row, first=ONE_AT_A_TIME if is_limited else "")
+
+    def _new(self, names: frozenset[str], is_limited: bool) -> Insert:
+        new_row = select(*new_columns(self._table, names), bindparam("user_id", type_=Text))
+        return self._insert_from(names, new_row.where(has_room(self._model)) if is_limited else new_row)
+
+    def _insert_from(self, names: frozenset[str], new_row: Select[*tuple[Any, ...]]) -> Insert:
+        columns = [self._table.columns[name] for name in self._row.__struct_fields__]
+        return insert(self._table).from_select([*sorted(names), "user_id"], new_row).returning(*columns)
+
+
+def new_columns(table: Table, names: Iterable[str]) -> list[ColumnElement[Any]]:
+    """The values of a new row, for the columns of those names in the order of the alphabet: see new_values()."""
+    return [sql_cast(bindparam(f"new_{name}"), table.columns[name].type) for name in sorted(names)]
+
+
+def new_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of new_columns(), which no other parameter of a statement can be named like."""
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+def limit_of(table: Table) -> int | None:
+    """How many rows of the table a user may have; None: any number."""
+    limits: Mapping[str, int] = current_app.config["ROWS_PER_USER"]
+    return limits.get(table.name)
+
+
+def has_room(model: type[Owned], *criteria: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether the user has fewer rows that meet the criteria than the parameter `most`. It counts no further."""
+    most = bindparam("most", type_=BigInteger)
+    counted: Select[*tuple[Any, ...]] = owned_by(model, select(literal_column("1"))).where(*criteria)
+    return select(func.count()).select_from(counted.limit(most).subquery()).scalar_subquery() < most
+
+
+def evaluated_once(rows: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    """The same rows, for IN. PostgreSQL may evaluate a sub-select with a limit again for each row that it compares."""
+    once = rows.cte("once")
+    return select(*once.c)
+
+
+def is_kept() -> ColumnElement[bool]:
+    """Whether the user has a row. It is locked against deletion until the end of the transaction."""
+    user = select(User.id).where(User.id == bindparam("user_id"))
+    return user.with_for_update(read=True, key_share=True).exists()
+
+
+def insert_owner(dialect: str) -> Insert:
+    """The statement that makes the user's row where there is none, without the email where another user has it.
+
+    Its parameters are user_id and owner_email.
+    """
+    user_id, email = bindparam("user_id", type_=Text), bindparam("owner_email", type_=Text)
+    free_email = case((exists().where(User.email == email, User.id != user_id), null()), else_=sql_cast(email, Text))
     return (
-        (sqlite_insert if db.engine.dialect.name == "sqlite" else postgresql_insert)(User)
+        (sqlite_insert if dialect == "sqlite" else postgresql_insert)(User)
         # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE before it.
-        .from_select(["id", "email"], select(cast(user_id, Text), free_email).where(true()))
+        .from_select(["id", "email"], select(sql_cast(user_id, Text), free_email).where(true()))
         .on_conflict_do_nothing()
     )
 
@@ -125,13 +200,18 @@ def unless_taken(email: str | None, make: Callable[[str | None], Made]) -> Made:
     for attempt in (email, email):
         try:
             return make(attempt)
-        except IntegrityError as error:
+        except DATABASE_ERRORS as error:
             if not is_foreign_key_violation(error):
                 raise
-            db.session.rollback()
     return make(None)
 
 
-def begin() -> None:
-    """Begin a transaction of the session, which is in autocommit otherwise; its end is the caller's to see to."""
-    db.session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+@contextmanager
+def in_turn() -> Iterator[Connection]:
+    """A transaction on SQLite. It is to begin with a change, which takes the only writer's place. Raises Conflict."""
+    with db.engine.execution_options(isolation_level="SERIALIZABLE").begin() as connection:
+        try:
+            yield connection
+        except DATABASE_ERRORS as error:
+            refuse_conflict(error)
+            raise

@@ -7,19 +7,18 @@ same into RateLimit and RateLimit-Policy, whose syntax has changed between them 
 import logging
 from collections.abc import Sequence
 from hashlib import blake2b
-from ipaddress import IPv6Address, ip_address
 from math import ceil
 from threading import Lock
 from time import monotonic, time
 from typing import Any, NamedTuple
 
-from flask import Flask, after_this_request, g, request
+from flask import Flask, after_this_request, g
 from limits import RateLimitItem
 from limits.errors import StorageError
 from limits.storage import RedisStorage
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config import Settings
+from todo.addresses import network
 from todo.errors import NotAuthenticated, NotOwner, TooManyRequests
 from todo.http import Response, answer_failure
 from todo.identity import current_identity
@@ -67,9 +66,6 @@ def init_app(app: Flask, settings: Settings) -> None:
     """Limit what the identity hook, which is there already, lets in and refuses; nothing where RATE_LIMIT is unset."""
     if not settings.rate_limits:
         return
-    if settings.trusted_proxies:
-        # Of all that a proxy says the address alone: the other numbers stay 0, and links owe nothing to a header.
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0)  # type: ignore[method-assign]
     counter = Counter(settings.rate_limits, settings.rate_limit_storage)
 
     def count() -> None:
@@ -189,16 +185,4 @@ class Memory:
 
 def _caller() -> tuple[str, str]:
     """What kind of name, and the name, of whom the request is counted for."""
-    return ("user", current_identity().user_id) if "identity" in g else ("address", _network())
-
-
-def _network() -> str:
-    """The address of the client: in IPv6 the /64, of which one household has every address."""
-    try:
-        address = ip_address(request.remote_addr or "")
-    except ValueError:
-        # All that have none, a socket of Unix or what a proxy made up, are one.
-        return ""
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    return str(address.ipv4_mapped or f"{int(address) >> 64:x}::/64")
+    return ("user", current_identity().user_id) if "identity" in g else ("address", network())

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 from sqlalchemy import Delete, Dialect, Insert, Select, Update
 
+from todo.conflicts import refuse_conflict
 from todo.extensions import db
 from todo.faults import DRIVER_ERRORS
 
@@ -57,15 +58,26 @@ class Statement(Generic[Row]):
     Its parameters are SQLAlchemy's bindparam(); one that is not given is a KeyError, or an error of the driver, never
     NULL. What it returns are Structs of the class `row`, with a field for each column. Each execution is a transaction
     of its own.
+
+    first: SQL for PostgreSQL that is executed before the statement, in the same round trip and transaction. The
+    statement sees what was committed while that SQL waited.
     """
 
-    def __init__(self, statement: Select[Any] | Insert | Update | Delete, row: type[Row]) -> None:
+    def __init__(self, statement: Select[Any] | Insert | Update | Delete, row: type[Row], *, first: str = "") -> None:
         self._statement = statement
+        self._first = first
         self._row = row
         self._compiled: dict[str, _Compiled] = {}
 
     def all(self, **parameters: Any) -> list[Row]:
-        """Every row that it returns. Raises one of DATABASE_ERRORS (todo/faults.py)."""
+        """Every row that it returns. Raises one of DATABASE_ERRORS (todo/faults.py) or Conflict (todo/conflicts.py)."""
+        try:
+            return self._all(parameters)
+        except DRIVER_ERRORS as error:
+            refuse_conflict(error)
+            raise
+
+    def _all(self, parameters: Parameters) -> list[Row]:
         engine = db.engine
         connection = engine.raw_connection()
         try:
@@ -101,5 +113,5 @@ class Statement(Generic[Row]):
             convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
             if convert is not None:
                 outward.append((position, convert))
-        self._compiled[dialect.name] = _Compiled(compiled.string, literals, inward, outward)
+        self._compiled[dialect.name] = _Compiled(self._first + compiled.string, literals, inward, outward)
         return self._compiled[dialect.name]

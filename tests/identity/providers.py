@@ -1,5 +1,6 @@
 """Identity providers as somebody else would write them, for IDENTITY_PROVIDER=tests.identity.providers:..."""
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,3 +87,14 @@ def refusing_for_a_reason(_request: Request) -> Identity:
 
 def refusing_in_its_own_words(_request: Request) -> Any:
     raise InvalidCredentials(reason="alice-of-secrets")  # type: ignore[arg-type]
+
+
+def slow_nobody(_request: Request) -> None:
+    """No identity, after a while."""
+    time.sleep(0.6)
+
+
+def slow_somebody(request: Request) -> Identity | None:
+    """Whom the header names, after a while: as when the signing keys are fetched."""
+    time.sleep(0.6)
+    return by_header(request)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from config import JwtSettings
 from tests.identity.test_jwks import Issuer, body, join_fetches, jwk
 from tests.identity.test_jwt import ISSUER, base64url, handmade, header, payload, pem
 from tests.support import ROOT, SECRET, Make, token
+from todo.errors import Refusal
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 STRICT = {"issuer": ISSUER, "audience": "todo"}
@@ -213,3 +215,15 @@ def test_it_reads_stdin_and_the_settings_of_the_environment() -> None:
     for aud, status in (("todo", 0), ("x", 1)):
         result = subprocess.run(command, input=f"Bearer {token(aud=aud)}\n", check=False, **options)
         assert (result.returncode, len(result.stdout.splitlines()), result.stderr) == (status, 1, "")
+
+
+def test_every_reason_is_documented_and_no_other() -> None:
+    page = (ROOT / "docs/refused-tokens.md").read_text()
+    first_cells = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
+    assert {reason for cell in first_cells for reason in re.findall("`(.*?)`", cell)} == set(Refusal)
+
+
+def test_the_example_of_the_page_is_true(check: Check) -> None:
+    text = (ROOT / "docs/refused-tokens.md").read_text()
+    (line,) = re.findall(r"flask token check\n(Refused: .*\n)", text)
+    assert check(token(aud="https://app.example.com"), audience="todo").stdout == line

@@ -1,12 +1,14 @@
 """GET /api/{user_id}/tasks: order, filters, pages."""
 
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import URL
 
 from tests.support import Call, Caller, sql
+from todo import search
 
 
 def follow(caller: Caller, query: str) -> Iterator[list[str]]:
@@ -67,6 +69,18 @@ def test_the_status_narrows_the_list(alice: Caller) -> None:
         ("straße", "STRASSE"),
         ("ǅungla", "ǆ"),
         ("\u212aelvin", "kelvin"),
+        ("Cafe\u0301", "CAFÉ"),
+        ("café", "cafe\u0301"),
+        ("Vie\u0323\u0302t Nam", "việt"),
+        ("a\u0323\u0308", "Ä\u0323"),
+        ("ΐ", "Ϊ\u0301"),
+        ("\u1fb3", "\u0391\u0399"),
+        ("İzmir", "i\u0307zmir"),
+        ("\u0131s\u0131", "ISI"),
+        ("ᲛᲗᲐ", "მთა"),
+        ("ꭰꮴ", "ᎠᏤ"),
+        ("ﬃ", "FFI"),
+        ("한글", "\u1112\u1161\u11ab"),
         ("100%", "%"),
         ("snake_case", "_"),
         ("back\\slash", "\\"),
@@ -82,11 +96,67 @@ def test_q_finds_a_part_in_any_letter_case_and_nothing_is_a_wildcard(alice: Call
     assert [task["title"] for task in response.get_json()] == ["in the description", title]
 
 
-@pytest.mark.parametrize("q", ["M_lk", "M%", "milk.", "cheese"])
+@pytest.mark.parametrize("q", ["M_lk", "M%", "milk.", "cheese", "cafe", "CAFÈ"])
 def test_q_finds_nothing_else(alice: Caller, q: str) -> None:
-    alice.create("Milk")
+    alice.create("Milk", description="Cafe\u0301")
     response = alice.open("GET", "/api/alice/tasks", query_string={"q": q})
     assert response.get_json() == []
+
+
+def test_q_may_have_two_hundred_characters_whatever_their_bytes(alice: Caller) -> None:
+    alice.create("🥛" * 200)
+    assert alice.titles("?q=" + "%F0%9F%A5%9B" * 200) == ["🥛" * 200]
+
+
+def test_a_search_that_takes_too_long_is_stopped_and_says_so(
+    alice: Caller, url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice.create("oldest")
+    insert(url, 500, "x", "a" * 5000)
+    assert search.SEARCH_LIMIT <= 0.5
+    assert alice.titles("?q=oldest") == ["oldest"]
+    monkeypatch.setattr(search, "SEARCH_LIMIT", 0.002)
+    started = time.monotonic()
+    response = alice("GET", query="?q=b" + "a" * 199)
+    assert time.monotonic() - started < 0.5
+    assert response.status_code == 422
+    assert response.get_json() == {
+        "error": "The search takes too long: narrow it by status, or search for something else"
+    }
+    # Nothing of the limit is left behind.
+    assert len(alice.titles()) == 202
+
+
+def insert(url: URL, count: int, title: str, description: str | None = None) -> None:
+    """So many tasks of alice, who is known already."""
+    numbers = f"WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
+    tasks = f"{numbers} SELECT 'alice', CAST(:title AS TEXT) || i, CAST(:description AS TEXT) FROM n"
+    insert = f"INSERT INTO tasks (user_id, title, description) {tasks}"
+    sql(url, insert, title=title, description=description)
+
+
+@pytest.mark.parametrize("character", ["\x01", "🥛", "x", '"'])
+def test_a_page_has_a_mebibyte_at_most_and_no_task_is_lost(alice: Caller, url: URL, character: str) -> None:
+    alice.create("oldest")
+    insert(url, 260, f"{character} small ")
+    insert(url, 120, f"{character} large ", character * 5000)
+    insert(url, 120, f"{character} small again ")
+    everything = [f"{character} small again {n}" for n in range(120, 0, -1)]
+    everything += [f"{character} large {n}" for n in range(120, 0, -1)]
+    everything += [f"{character} small {n}" for n in range(260, 0, -1)]
+    for query in ("?q=", "?limit=1000&status=incomplete", "?limit=100", "?q=L", "?limit=30"):
+        path, titles, sizes = f"/api/alice/tasks{query}", [], []
+        while path:
+            response = alice.open("GET", path)
+            sizes.append(len(response.data))
+            titles += [task["title"] for task in response.get_json()]
+            link = re.fullmatch('<(.+)>; rel="next"', response.headers.get("Link", ""))
+            path = link[1] if link else ""
+        assert sorted(titles) == sorted([*everything, "oldest"])
+        assert max(sizes) <= 1024 * 1024
+        if query in ("?q=", "?limit=1000&status=incomplete"):
+            # What fits is one page; of what does not, a page is filled but for less than the longest task.
+            assert len(sizes) == 1 if character == "x" else max(sizes) > 1024 * 1024 - 32 * 1024
 
 
 def test_an_empty_q_is_none(alice: Caller) -> None:
@@ -151,6 +221,7 @@ def test_without_a_limit_a_thousand_tasks_are_answered_and_the_rest_is_linked(al
             for limit in ("", "0", "-1", "1001", "1.0", "1e2", "+5", "%205", "05", "٣", "%D9%A3", "9" * 5000)
         ],
         ("?q=a%00b", "Query parameter q must not contain NUL or lone surrogates"),
+        ("?q=" + "x" * 201, "Query parameter q must be 200 characters or less"),
         ("?q=%ff", "Query string must be UTF-8"),
         ("?q=%ed%a0%80", "Query string must be UTF-8"),
         ("?cursor=", "Invalid cursor"),

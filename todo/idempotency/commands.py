@@ -1,28 +1,31 @@
 """The command that forgets old keys: everybody's, so that it is a matter of operations and of no request."""
 
+from typing import Any
+
 import click
 from flask import Blueprint
-from sqlalchemy import text
+from sqlalchemy import Integer, bindparam, delete, select, tuple_
 
 from todo.commands import BATCH, on_database
 from todo.extensions import db
-
-#: Hours for which a key is kept at least. On PostgreSQL the policy of the table holds that too (migration 0004).
-KEPT_FOR = 24
+from todo.idempotency.models import IdempotencyKey
+from todo.idempotency.queries import IS_OUTLIVED, KEPT_FOR, PRIMARY_KEY
 
 blp = Blueprint("idempotency-keys", __name__, cli_group="idempotency-keys")
 blp.cli.help = "Keep the table of idempotency keys small"
 
-# In short transactions, so that no create waits long for a key's place.
-PRUNE = """
-    DELETE FROM idempotency_keys WHERE (user_id, key) IN (
-        SELECT user_id, key FROM idempotency_keys WHERE created_at < {before} LIMIT :batch
-    )
-"""
-BEFORE = {
-    "postgresql": "now() - make_interval(hours => :hours)",
-    "sqlite": "(strftime('%s', 'now') - :hours * 3600) * 1000000",
-}
+# One pass through all keys, in short transactions, so that no create waits long for a key's place.
+SOME = (
+    select(*PRIMARY_KEY)
+    .where(tuple_(*PRIMARY_KEY) > tuple_(bindparam("after_user"), bindparam("after_key")), IS_OUTLIVED)
+    .order_by(*PRIMARY_KEY)
+    .limit(bindparam("batch", type_=Integer))
+)
+PRUNE = delete(IdempotencyKey).where(
+    tuple_(*PRIMARY_KEY) > tuple_(bindparam("after_user"), bindparam("after_key")),
+    tuple_(*PRIMARY_KEY) <= tuple_(bindparam("last_user"), bindparam("last_key")),
+    IS_OUTLIVED,
+)
 
 
 @blp.cli.command("prune")
@@ -32,9 +35,11 @@ BEFORE = {
 @on_database
 def prune(hours: int) -> None:
     """Forget idempotency keys that are older than so many hours"""
-    statement = text(PRUNE.format(before=BEFORE[db.engine.dialect.name]))
-    pruned, latest = 0, BATCH
-    while latest == BATCH:
-        latest = db.session.connection().execute(statement, {"hours": hours, "batch": BATCH}).rowcount
-        pruned += latest
+    pruned = 0
+    parameters: dict[str, Any] = {"hours": hours, "batch": BATCH, "after_user": "", "after_key": ""}
+    connection = db.session.connection()
+    while some := connection.execute(SOME, parameters).all():
+        user_id, key = some[-1]
+        pruned += connection.execute(PRUNE, parameters | {"last_user": user_id, "last_key": key}).rowcount
+        parameters |= {"after_user": user_id, "after_key": key}
     click.echo(f"Forgot {pruned} idempotency keys")

@@ -1,6 +1,6 @@
 """The idempotency_keys table: under which key a user created what."""
 
-from sqlalchemy import CheckConstraint, PrimaryKeyConstraint, Text
+from sqlalchemy import CheckConstraint, Index, PrimaryKeyConstraint, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.database import UtcInstant, current_instant
@@ -18,10 +18,11 @@ class IdempotencyKey(Owned, Model):
     fingerprint: Mapped[str] = mapped_column(Text)
     #: The created row as it was then, in JSON.
     answer: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant(), index=True)
+    created_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant())
 
     __table_args__ = (
         PrimaryKeyConstraint("user_id", "key"),
+        Index(None, "user_id", "created_at"),
         CheckConstraint("length(key) BETWEEN 1 AND 255", name="key_length"),
         CheckConstraint("length(fingerprint) = 64", name="fingerprint_length"),
     )

@@ -1,100 +1,180 @@
 """The insert that can be sent twice: the row and its idempotency key are made in one transaction, or neither is."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import cache
 from hashlib import sha256
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-from msgspec import Struct, json
-from sqlalchemy import ColumnElement, Insert, Select, Table, Text, bindparam, func, insert, literal_column, select
+from msgspec import Struct, convert, json
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Insert,
+    Select,
+    Text,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    true,
+)
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.exc import IntegrityError
 
+from todo.conflicts import violated
 from todo.database import UtcInstant, instant_text
-from todo.errors import KeyReused
-from todo.extensions import Model, db
-from todo.faults import is_unique_violation
+from todo.errors import KeyLimitReached, KeyReused, LimitReached
+from todo.extensions import db
+from todo.faults import DATABASE_ERRORS
+from todo.idempotency import queries
 from todo.idempotency.models import IdempotencyKey
-from todo.idempotency.queries import SAME_KEY, find_key
-from todo.ownership import begin, insert_owner, unless_taken
+from todo.ownership import (
+    ONE_AT_A_TIME,
+    Owned,
+    has_room,
+    in_turn,
+    insert_owner,
+    limit_of,
+    new_columns,
+    new_values,
+    table_of,
+    unless_taken,
+)
+from todo.statements import Statement
 
 Row = TypeVar("Row", bound=Struct)
 
-# Tables rather than models, here and below: the session has ideas of its own on the insert of a model.
-KEYS = cast(Table, IdempotencyKey.__table__)
+KEYS = table_of(IdempotencyKey)
+#: How often a create is tried whose key another request takes at the same moment. The second attempt finds what that
+#: request kept; a third is for a key that was pruned in between.
+ATTEMPTS = 3
+
+
+class Outcome(Struct, frozen=True):
+    """What came of one attempt.
+
+    fingerprint: that of an earlier request under the key, if there was one.
+    answer: the row in JSON, that of the earlier request or the new one; None where there was no room.
+    has_room: whether the user may have one more row.
+    """
+
+    fingerprint: str | None
+    answer: str | None
+    has_room: bool
 
 
 class InsertOnce(Generic[Row]):
     """The insert of a row under a key, as `row` with a field for each column to return.
 
     It makes the owner's row too, where need be, like OwnedInsert (todo/ownership.py).
+
+    null_if_omitted: columns that count in the fingerprint as null where they are not among the values. Only those that
+    earlier versions of the service counted so: a new column stays out, or no kept key would match after a deploy.
     """
 
-    def __init__(self, model: type[Model], row: type[Row]) -> None:
+    def __init__(self, model: type[Owned], row: type[Row], *, null_if_omitted: Collection[str] = ()) -> None:
+        self._model = model
         self._kind = model.__name__
-        self._table = cast(Table, model.__table__)
+        self._table = table_of(model)
         self._row = row
-        self._names = row.__struct_fields__
+        self._null_if_omitted = null_if_omitted
+        self._columns: dict[str, Column[Any]] = {name: self._table.columns[name] for name in row.__struct_fields__}
         # What is returned into a CTE SQLAlchemy leaves as it is in the table.
-        columns = [self._table.columns[name] for name in self._names]
         self._returned = [
             instant_text(column).label(column.key) if isinstance(column.type, UtcInstant) else column
-            for column in columns
+            for column in self._columns.values()
         ]
+        self._statement = cache(self._write_statement)
 
-    def one(self, user_id: str, email: str | None, key: str, **values: Any) -> tuple[Row, bool]:
+    def one(self, user_id: str, email: str | None, key: str, values: Mapping[str, Any]) -> tuple[Row, bool]:
         """The row that was inserted under the user's key, now or then, and whether it was then.
 
-        The row of then is as it was, whatever has become of it. One statement to insert, two to find out that it was
-        done; of many at once one inserts, and the others wait for it. Raises KeyReused where it was other values that
-        were inserted, and one of DATABASE_ERRORS for any other constraint.
+        The row of then is as it was, whatever has become of it. One statement; of many at once one inserts, and the
+        others wait for it and look again. Raises KeyReused where it was other values that were inserted, LimitReached
+        and KeyLimitReached, Conflict, and one of DATABASE_ERRORS for any other constraint.
         """
-        fingerprint = sha256(json.encode([self._kind, values], order="deterministic")).hexdigest()
-        parameters = {"user_id": user_id, "key": key, "fingerprint": fingerprint}
-        if (inserted := self._inserted(email, parameters, values)) is not None:
-            return inserted, False
-        if (kept := find_key(user_id, key)) is None:
-            # Pruned since: it is a new key again.
-            return self.one(user_id, email, key, **values)
-        if kept.fingerprint != fingerprint:
+        fingerprint = self._fingerprint(values)
+        limit = limit_of(self._table)
+        parameters = {"user_id": user_id, "key": key, "fingerprint": fingerprint, "most": limit, **new_values(values)}
+        outcome = self._attempt(frozenset(values), email, parameters)
+        if outcome.answer is None:
+            raise KeyLimitReached(limit) if outcome.has_room else LimitReached(limit, self._table.name)
+        if outcome.fingerprint not in (None, fingerprint):
             raise KeyReused
-        return json.decode(kept.answer, type=self._row), True
+        return self._decoded(outcome.answer), outcome.fingerprint is not None
 
-    def _inserted(self, email: str | None, parameters: Mapping[str, str], values: Mapping[str, Any]) -> Row | None:
-        """The row; None where the key is there already, be it since an instant ago."""
+    def _fingerprint(self, values: Mapping[str, Any]) -> str:
+        """A digest of what the client sent. Null is the same as omitted, so that a column can be added at any time."""
+        sent = {name: value for name, value in values.items() if value is not None}
+        counted = {**dict.fromkeys(self._null_if_omitted), **sent}
+        return sha256(json.encode([self._kind, counted], order="deterministic")).hexdigest()
+
+    def _decoded(self, answer: str) -> Row:
+        """The row of an answer. Columns that are younger than the answer have their defaults."""
+        fields: dict[str, Any] = json.decode(answer)
+        younger = [column for name, column in self._columns.items() if name not in fields]
+        if younger:
+            with db.engine.connect() as connection:
+                fields |= connection.execute(select(*map(_default, younger))).mappings().one()
+        return convert(fields, self._row)
+
+    def _attempt(
+        self, names: frozenset[str], email: str | None, parameters: Mapping[str, Any], others: int = ATTEMPTS - 1
+    ) -> Outcome:
+        insert_new = self._insert_in_turn if db.engine.dialect.name == "sqlite" else self._insert
         try:
-            return unless_taken(email, lambda email: self._insert(email, parameters, values))
-        except IntegrityError as error:
-            if not is_unique_violation(error):
+            return unless_taken(email, lambda email: insert_new(names, {**parameters, "owner_email": email}))
+        except DATABASE_ERRORS as error:
+            if not others or violated(error) is not KEYS.primary_key:
                 raise
-            # Another request with the same key was a moment faster; PostgreSQL let this one wait for it.
-            db.session.rollback()
-            return None
+        # PostgreSQL let this request wait for another with the same key, which was a moment faster.
+        return self._attempt(names, email, parameters, others - 1)
 
-    def _insert(self, email: str | None, parameters: Mapping[str, str], values: Mapping[str, Any]) -> Row | None:
-        owner = insert_owner(parameters["user_id"], email)
-        columns = [sql_cast(value, self._table.columns[name].type) for name, value in values.items()]
-        new_row = select(*columns, bindparam("user_id", type_=Text)).where(~SAME_KEY.exists())
-        new = insert(self._table).from_select([*values, "user_id"], new_row).returning(*self._returned)
-        if db.engine.dialect.name == "sqlite":
-            return self._insert_in_turn(owner, new, parameters)
-        made = new.cte("made")
-        named = (bindparam(name, type_=Text) for name in parameters)
+    def _insert(self, names: frozenset[str], parameters: Mapping[str, Any]) -> Outcome:
+        (outcome,) = self._statement(names, parameters["most"] is not None).all(**parameters)
+        return outcome
+
+    def _write_statement(self, names: frozenset[str], is_limited: bool) -> Statement[Outcome]:
+        before = queries.FIND.cte("before")
+        for_row, for_key = (has_room(self._model), queries.HAS_ROOM) if is_limited else (true(), true())
+        room = select(for_row.label("for_row"), for_key.label("for_key")).cte("room")
+        is_allowed = select(room.c.for_row & room.c.for_key).scalar_subquery()
+        made = self._new(names, is_allowed, ~select(before.c.answer).exists()).returning(*self._returned).cte("made")
         answer = sql_cast(func.row_to_json(literal_column("made")), Text)
-        kept = insert(KEYS).from_select([*parameters, "answer"], select(*named, answer).select_from(made))
-        names: list[ColumnElement[Any]] = [literal_column(name) for name in self._names]
-        whole: Select[*tuple[Any, ...]] = select(*names).select_from(made)
-        row = db.session.execute(whole.add_cte(owner.cte("owner"), kept.cte("kept")), parameters).one_or_none()
-        # Gives the connection back: the look-up of a kept answer takes one, and there is one for each thread.
-        db.session.commit()
-        return None if row is None else self._row(*row)
+        key = [bindparam(name, type_=Text) for name in ("user_id", "key", "fingerprint")]
+        kept = insert(KEYS).from_select([*(part.key for part in key), "answer"], select(*key, answer).select_from(made))
+        kept_now = kept.returning(KEYS.c.answer).cte("kept")
+        outcome: Select[*tuple[Any, ...]] = select(
+            before.c.fingerprint, func.coalesce(before.c.answer, kept_now.c.answer), room.c.for_row
+        ).select_from(room.outerjoin(before, true()).outerjoin(kept_now, true()))
+        whole = outcome.add_cte(insert_owner("postgresql").cte("owner"), queries.PRUNE.cte("pruned"))
+        return Statement(whole, Outcome, first=ONE_AT_A_TIME if is_limited else "")
 
-    def _insert_in_turn(self, owner: Insert, new: Insert, parameters: Mapping[str, str]) -> Row | None:
+    def _new(self, names: frozenset[str], *criteria: ColumnElement[bool]) -> Insert:
+        new_row = select(*new_columns(self._table, names), bindparam("user_id", type_=Text)).where(*criteria)
+        return insert(self._table).from_select([*sorted(names), "user_id"], new_row)
+
+    def _insert_in_turn(self, names: frozenset[str], parameters: Mapping[str, Any]) -> Outcome:
         # SQLite has no INSERT within WITH. The first statement takes the only writer's place: nobody comes between.
-        begin()
-        db.session.execute(owner)
-        row = db.session.execute(new, parameters).one_or_none()
-        inserted = None if row is None else self._row(*row)
-        if inserted is not None:
-            db.session.execute(insert(KEYS).values(**parameters, answer=json.encode(inserted).decode()))
-        db.session.commit()
-        return inserted
+        with in_turn() as connection:
+            connection.execute(insert_owner("sqlite"), parameters)
+            connection.execute(queries.PRUNE, parameters)
+            before = connection.execute(queries.FIND, parameters).one_or_none()
+            if before is not None:
+                return Outcome(before.fingerprint, before.answer, True)
+            if parameters["most"] is not None:
+                for_row, for_key = connection.execute(select(has_room(self._model), queries.HAS_ROOM), parameters).one()
+                if not (for_row and for_key):
+                    return Outcome(None, None, for_row)
+            new = self._new(names).returning(*self._columns.values())
+            answer = json.encode(self._row(*connection.execute(new, parameters).one())).decode()
+            key = {name: parameters[name] for name in ("user_id", "key", "fingerprint")}
+            connection.execute(insert(KEYS).values(**key, answer=answer))
+            return Outcome(None, answer, True)
+
+
+def _default(column: Column[Any]) -> ColumnElement[Any]:
+    """What the database gives the column of a row that is inserted without it."""
+    default: Any = column.server_default
+    return sql_cast(null() if default is None else default.arg, column.type).label(column.key)

@@ -1,11 +1,19 @@
-"""Every SQL statement that reads idempotency keys, each for one owner. Decides nothing."""
+"""Every SQL statement that reads or deletes idempotency keys, each for one owner. Decides nothing."""
 
 from msgspec import Struct
-from sqlalchemy import bindparam, select
+from sqlalchemy import Integer, bindparam, delete, literal_column, select, tuple_
 
+from todo.database import hours_ago
 from todo.idempotency.models import IdempotencyKey
-from todo.ownership import owned_by
-from todo.statements import Statement, columns_of
+from todo.ownership import evaluated_once, has_room, is_kept, owned_by
+from todo.statements import columns_of
+
+#: Hours for which a key is kept at least. On PostgreSQL a policy of the table holds that too, for sessions that act for
+#: no user (migration 0004).
+KEPT_FOR = 24
+#: How many of its user's outlived keys a create under a key deletes. More than the one that it adds, so that the table
+#: shrinks, and few enough to cost little.
+PRUNED_AT_ONCE = 10
 
 
 class KeptAnswer(Struct, frozen=True):
@@ -15,14 +23,24 @@ class KeptAnswer(Struct, frozen=True):
     answer: str
 
 
-COLUMNS = columns_of(IdempotencyKey, KeptAnswer)
+PRIMARY_KEY = (IdempotencyKey.user_id, IdempotencyKey.key)
+#: The key that a request was sent with.
 IS_THE_KEY = IdempotencyKey.key == bindparam("key")
+IS_OUTLIVED = IdempotencyKey.created_at < hours_ago(bindparam("hours", type_=Integer))
+IS_TO_GO = IdempotencyKey.created_at < hours_ago(literal_column(str(KEPT_FOR)))
 
-FIND = Statement(owned_by(IdempotencyKey, select(*COLUMNS)).where(IS_THE_KEY), KeptAnswer)
-#: Within an insert: those keys of the user that would make it a repetition.
-SAME_KEY = owned_by(IdempotencyKey, select(IdempotencyKey.key)).where(IS_THE_KEY)
+FIND = owned_by(IdempotencyKey, select(*columns_of(IdempotencyKey, KeptAnswer))).where(IS_THE_KEY)
+#: Whether the user may use one more key today.
+HAS_ROOM = has_room(IdempotencyKey, ~IS_TO_GO)
 
-
-def find_key(user_id: str, key: str) -> KeptAnswer | None:
-    """What came of the user's key, or None."""
-    return FIND.first(user_id=user_id, key=key)
+# The user is locked first, as a command that erases the user does: else each could wait for the other. Keys that
+# another request deletes are skipped, so that no create waits for another.
+OUTLIVED = (
+    owned_by(IdempotencyKey, select(*PRIMARY_KEY))
+    .where(is_kept(), IS_TO_GO, ~IS_THE_KEY)
+    # In the order of an index, or PostgreSQL may read all keys of all users instead.
+    .order_by(IdempotencyKey.created_at)
+    .limit(PRUNED_AT_ONCE)
+    .with_for_update(skip_locked=True)
+)
+PRUNE = owned_by(IdempotencyKey, delete(IdempotencyKey)).where(tuple_(*PRIMARY_KEY).in_(evaluated_once(OUTLIVED)))

@@ -6,9 +6,9 @@ the issuer is away, and fails everybody when its keys grow old at that moment (d
 
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
+from errno import errorcode
 from http.client import HTTPException
 from socket import gaierror
 from ssl import SSLError
@@ -223,6 +223,5 @@ def _describe(error: Exception) -> str:
     if isinstance(cause, SSLError):
         # A word of OpenSSL's own: CERTIFICATE_VERIFY_FAILED, say.
         return f"{kind}: {cause.reason}"
-    if isinstance(cause, OSError) and cause.errno:
-        return f"{kind}: {os.strerror(cause.errno)}"
-    return kind
+    word = errorcode.get(cause.errno or 0) if isinstance(cause, OSError) else None
+    return f"{kind}: {word}" if word else kind

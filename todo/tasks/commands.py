@@ -11,6 +11,7 @@ from flask import Blueprint
 from sqlalchemy import Table, insert
 
 from todo.commands import BATCH, acting_for, on_database, progress, transaction
+from todo.extensions import db
 from todo.identity.commands import UserId
 from todo.instants import from_microseconds
 from todo.ownership import insert_owner
@@ -64,7 +65,8 @@ def seed(user_id: str, count: int) -> None:
     tasks = make_tasks(user_id, count, time_ns() // 1000)
     with acting_for(user_id), progress(count, "Making tasks") as done:
         with transaction() as connection:
-            connection.execute(insert_owner(user_id, None))
+            owner = {"user_id": user_id, "owner_email": None}
+            connection.execute(insert_owner(db.engine.dialect.name), owner)
         # In short transactions, so that on SQLite no request waits long for the only writer's place.
         while batch := list(islice(tasks, BATCH)):
             with transaction() as connection:

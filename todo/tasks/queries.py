@@ -1,15 +1,17 @@
 """Every SQL statement about tasks, each for one owner and in one round trip. Decides nothing."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Text, bindparam, case, delete, or_, select, tuple_, update
+from sqlalchemy import Select, Text, bindparam, case, delete, func, or_, select, tuple_, update
 
-from todo.database import UtcInstant, contains_ignoring_case, later_instant
+from todo.database import UtcInstant, later_instant, octets
 from todo.idempotency.once import InsertOnce
 from todo.ownership import OwnedInsert, owned_by
+from todo.search import contains_ignoring_case, searching
 from todo.statements import Statement, columns_of
 from todo.tasks.models import Task
 from todo.versions import Change, Expected, as_expected
@@ -42,12 +44,15 @@ class TaskOwner(Struct, frozen=True):
 
 LISTED = columns_of(Task, TaskRow)
 COLUMNS = columns_of(Task, VersionedTask)
+NEWEST_FIRST = (Task.created_at.desc(), Task.id.desc())
+#: How many tasks may be read without a look at their lengths: at most 2 MiB.
+FEW = 101
 IS_THE_TASK = Task.id == bindparam("task_id")
 
 
 @cache
-def _list(*, by_status: bool, by_q: bool, is_continued: bool) -> Statement[TaskRow]:
-    statement = owned_by(Task, select(*LISTED)).order_by(Task.created_at.desc(), Task.id.desc())
+def _list(*, by_status: bool, by_q: bool, is_continued: bool, is_long: bool) -> Statement[TaskRow]:
+    statement = owned_by(Task, select(*LISTED)).order_by(*NEWEST_FIRST)
     if by_status:
         statement = statement.where(Task.status == bindparam("status"))
     if by_q:
@@ -59,7 +64,17 @@ def _list(*, by_status: bool, by_q: bool, is_continued: bool) -> Statement[TaskR
         # A comparison of rows, which the index answers from where it left off.
         position = tuple_(bindparam("created_at", type_=UtcInstant), bindparam("task_id"))
         statement = statement.where(tuple_(Task.created_at, Task.id) < position)
-    return Statement(statement.limit(bindparam("limit")), TaskRow)
+    statement = statement.limit(bindparam("limit"))
+    return Statement(_up_to_size(statement) if is_long else statement, TaskRow)
+
+
+def _up_to_size(statement: Select[Any]) -> Select[Any]:
+    """The tasks before which there are fewer bytes of text than `size`."""
+    size = octets(Task.title) + octets(Task.description)
+    total = func.sum(size).over(order_by=NEWEST_FIRST, rows=(None, 0))
+    measured = statement.add_columns((total - size).label("before")).subquery()
+    listed = select(*(measured.c[column.key] for column in LISTED)).where(measured.c.before < bindparam("size"))
+    return listed.order_by(measured.c.created_at.desc(), measured.c.id.desc())
 
 
 def _of_the_task(change: Change, *, is_conditional: bool) -> Change:
@@ -92,17 +107,23 @@ def _delete(*, is_conditional: bool) -> Statement[TaskOwner]:
 
 
 FIND = Statement(owned_by(Task, select(*COLUMNS)).where(IS_THE_TASK), VersionedTask)
-INSERT = OwnedInsert(Task, VersionedTask, "title", "description")
-INSERT_ONCE = InsertOnce(Task, VersionedTask)
+INSERT = OwnedInsert(Task, VersionedTask)
+# The first versions counted an omitted description as null, and keys of theirs may still be kept.
+INSERT_ONCE = InsertOnce(Task, VersionedTask, null_if_omitted=["description"])
 
 
 def list_tasks(
-    user_id: str, *, status: str | None, q: str | None, before: tuple[str, int] | None, limit: int
+    user_id: str, *, status: str | None, q: str | None, before: tuple[str, int] | None, limit: int, size: int
 ) -> Sequence[TaskRow]:
-    """The user's tasks, newest first, at most `limit`; only those that come after `before` (created_at, id)."""
-    statement = _list(by_status=status is not None, by_q=bool(q), is_continued=before is not None)
+    """The user's tasks, newest first, at most `limit`; only those that come after `before` (created_at, id).
+
+    Of a long list, only up to the task with which their texts reach `size` bytes. Raises SearchTooSlow, under `q`.
+    """
+    statement = _list(by_status=status is not None, by_q=bool(q), is_continued=before is not None, is_long=limit > FEW)
     created_at, task_id = before or (None, None)
-    return statement.all(user_id=user_id, status=status, q=q, created_at=created_at, task_id=task_id, limit=limit)
+    parameters = {"user_id": user_id, "status": status, "q": q, "created_at": created_at, "task_id": task_id}
+    with searching() if q else nullcontext():
+        return statement.all(**parameters, limit=limit, size=size)
 
 
 def find_task(user_id: str, task_id: int) -> VersionedTask | None:
@@ -110,16 +131,19 @@ def find_task(user_id: str, task_id: int) -> VersionedTask | None:
     return FIND.first(user_id=user_id, task_id=task_id)
 
 
-def insert_task(user_id: str, email: str | None, *, title: str, description: str | None) -> VersionedTask:
-    """The new task, together with the user's own row where this is the first."""
-    return INSERT.one(user_id, email, title=title, description=description)
+def insert_task(user_id: str, email: str | None, values: Mapping[str, Any]) -> VersionedTask:
+    """The new task, together with the user's own row where this is the first. Raises LimitReached."""
+    return INSERT.one(user_id, email, values)
 
 
 def insert_task_once(
-    user_id: str, email: str | None, key: str, *, title: str, description: str | None
+    user_id: str, email: str | None, key: str, values: Mapping[str, Any]
 ) -> tuple[VersionedTask, bool]:
-    """The task that was inserted under the user's key, and whether that was before. Raises KeyReused."""
-    return INSERT_ONCE.one(user_id, email, key, title=title, description=description)
+    """The task that was inserted under the user's key, and whether that was before.
+
+    Raises KeyReused, LimitReached and KeyLimitReached.
+    """
+    return INSERT_ONCE.one(user_id, email, key, values)
 
 
 def update_task(

@@ -15,6 +15,7 @@ STATUSES = ("incomplete", "complete")
 TITLE_LIMIT = 255
 DESCRIPTION_LIMIT = 5000
 PAGE_LIMIT = 1000
+Q_LIMIT = 200
 LARGEST_ID = 2**63 - 1
 
 INVALID_STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
@@ -135,7 +136,10 @@ class TaskListQuerySchema(NoQuerySchema):
 
     status = status_field()
     q = fields.String(
-        validate=storable("Query parameter q"),
+        validate=[
+            validate.Length(max=Q_LIMIT, error=f"Query parameter q must be {Q_LIMIT} characters or less"),
+            storable("Query parameter q"),
+        ],
         metadata={
             "description": "Part of the title or the description, in any letter case; empty means any.",
             "pattern": STORABLE,

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
+
+from msgspec import json
 
 from todo.cursors import decode_cursor, encode_cursor
 from todo.errors import NotAsExpected, OwnershipViolated, TaskNotFound
@@ -12,6 +15,12 @@ from todo.tasks.schemas import PAGE_LIMIT
 from todo.versions import Expected
 
 Row = TypeVar("Row", TaskRow, VersionedTask, TaskOwner)
+
+
+#: How many bytes of JSON the tasks of a page may have; one task may have more.
+PAGE_BYTES = 1024 * 1024
+#: How many of them a code point may take: `\\u0001`; and what a task takes beside its texts, its user's id left out.
+MOST_PER_CODE_POINT, MOST_BESIDE = 6, 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +41,35 @@ def list_tasks(
 ) -> TaskPage:
     """One page of the user's tasks, newest first. Raises InvalidInput for a cursor of another list."""
     before = decode_cursor(user_id, status, q, cursor) if cursor is not None else None
-    # One more than asked for tells whether another page follows.
-    rows = queries.list_tasks(user_id, status=status, q=q, before=before, limit=limit + 1)
-    tasks = [_owned(user_id, row) for row in rows[:limit]]
-    if len(rows) <= limit:
+    # One more than asked for, or than there is room for, tells whether another page follows.
+    rows = queries.list_tasks(user_id, status=status, q=q, before=before, limit=limit + 1, size=PAGE_BYTES)
+    tasks = [_owned(user_id, row) for row in rows[: min(limit, _fitting(rows))]]
+    if len(tasks) == len(rows):
         return TaskPage(tasks, None)
     return TaskPage(tasks, encode_cursor(user_id, status, q, tasks[-1].created_at, tasks[-1].id))
 
 
+def _fitting(rows: Sequence[TaskRow]) -> int:
+    """How many of the rows fit into PAGE_BYTES; at least one."""
+    code_points = sum(len(row.user_id) + len(row.title) + len(row.description or "") for row in rows)
+    if MOST_PER_CODE_POINT * code_points + MOST_BESIDE * len(rows) <= PAGE_BYTES:
+        return len(rows)
+    sizes = accumulate(len(json.encode(row)) + 1 for row in rows)
+    # Two more are the brackets; the last comma stands for the line end.
+    return max(1, sum(size + 2 <= PAGE_BYTES for size in sizes))
+
+
 def create_task(
-    user_id: str, email: str | None, key: str | None = None, *, title: str, description: str | None = None
+    user_id: str, email: str | None, values: Mapping[str, Any], key: str | None = None
 ) -> tuple[VersionedTask, bool]:
     """A new task of the user, incomplete; under a key, the task that was made under it, as it was when it was new.
 
-    Beside it, whether it was made before. Raises KeyReused where the key was used for another task.
+    Beside it, whether it was made before. Raises LimitReached where the user has as many tasks as allowed, and under a
+    key KeyReused where it was used for another task, and KeyLimitReached.
     """
     if key is None:
-        return _owned(user_id, queries.insert_task(user_id, email, title=title, description=description)), False
-    task, is_replayed = queries.insert_task_once(user_id, email, key, title=title, description=description)
+        return _owned(user_id, queries.insert_task(user_id, email, values)), False
+    task, is_replayed = queries.insert_task_once(user_id, email, key, values)
     return _owned(user_id, task), is_replayed
 
 

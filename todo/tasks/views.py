@@ -7,7 +7,7 @@ from flask import url_for
 from flask.views import MethodView
 
 from todo.conditional import entity_tag
-from todo.errors import TaskNotFound
+from todo.errors import SearchTooSlow, TaskNotFound
 from todo.http import ETAG, Blueprint, View, error_response, header, next_link, replayed
 from todo.idempotency.schemas import KEY_LIMIT, idempotency_key_field
 from todo.identity import current_identity
@@ -91,6 +91,7 @@ class Tasks(MethodView):
     @blp.arguments(TaskListQuerySchema(), location="query")
     @blp.conditional_get
     @blp.response(200, TaskSchema(many=True), example=[EXAMPLE], headers=LINK | ETAG)
+    @blp.alt_response(422, **error_response("The search took too long.", SearchTooSlow.message))
     @blp.fails_with(400, 401, 403, 429, 500, 503)
     def get(self, query: Mapping[str, Any]) -> tuple[Sequence[TaskRow], dict[str, str]]:
         """List the tasks, newest first
@@ -106,14 +107,14 @@ class Tasks(MethodView):
     @blp.header_argument("Idempotency-Key", idempotency_key_field(), "key", IDEMPOTENCY_KEY)
     @blp.arguments(NewTaskSchema(), example={"title": "Buy milk", "description": "Two litres, whole"})
     @blp.response(201, TaskSchema(), example=EXAMPLE, headers=LOCATION | ETAG | REPLAYED)
-    @blp.fails_with(400, 401, 403, 411, 413, 415, 422, 429, 500, 503)
+    @blp.fails_with(400, 401, 403, 409, 411, 413, 415, 422, 429, 500, 503)
     def post(self, new_task: Mapping[str, Any], key: str | None) -> tuple[VersionedTask, dict[str, str]]:
         """Create a task
 
         It starts as incomplete. Sent again with the same `Idempotency-Key`, the first answer comes again.
         """
         identity = current_identity()
-        task, is_replayed = service.create_task(identity.user_id, identity.email, key, **new_task)
+        task, is_replayed = service.create_task(identity.user_id, identity.email, new_task, key)
         location = url_for(".TaskById", user_id=task.user_id, task_id=task.id)
         return task, {"Location": location, **entity_tag(task), **replayed(is_replayed)}
 

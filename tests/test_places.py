@@ -1,0 +1,260 @@
+"""How much of the service one caller may hold: slow requests at once, of a user and of an address."""
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL, NullPool, create_engine, text
+from werkzeug.test import TestResponse
+
+from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, statements_of
+from todo import database
+from todo.errors import TooManyAtOnce
+from todo.places import ALLOWANCE, FORGIVEN, MANY, MOST_OWED, NEXT_SEARCH, SLOW, SLOW_SEARCH, Places
+
+#: Two of eight threads are the share of one caller.
+THREADS, SHARE = 8, 2
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Holder:
+    """A caller of Places, whose requests take as long as is said."""
+
+    def __init__(self, places: Places, clock: Clock, name: str = "alice") -> None:
+        self.places, self.clock, self.name = places, clock, name
+
+    def spend(self, seconds: float, at_once: int = 1, *, is_search: bool = False) -> None:
+        """So many requests at the same time, each of that duration."""
+        running = [self.places.take(self.name) for _ in range(at_once)]
+        for place in running:
+            self.places.start(place, is_search=is_search)
+        since = self.clock.now
+        self.clock.now += seconds
+        for place in running:
+            self.places.leave(place, since=since)
+
+    def is_refused(self, at_once: int = 1) -> bool:
+        """Whether so many requests at once are too many."""
+        running = []
+        try:
+            for _ in range(at_once):
+                running.append(self.places.take(self.name))  # noqa: PERF401 (those before a refusal are to be left)
+        except TooManyAtOnce:
+            return True
+        finally:
+            for place in running:
+                self.places.leave(place, since=None)
+        return False
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def alice(clock: Clock) -> Holder:
+    return Holder(Places(THREADS, clock), clock)
+
+
+def test_quick_requests_are_never_refused_however_many_come(alice: Holder) -> None:
+    for _ in range(1000):
+        alice.spend(SLOW - 0.01, at_once=THREADS)
+        alice.spend(SLOW_SEARCH - 0.01, at_once=THREADS, is_search=True)
+        assert not alice.is_refused(at_once=30)
+
+
+def test_a_share_of_slow_requests_is_let_run_and_no_more(alice: Holder, clock: Clock) -> None:
+    running = [alice.places.take("alice") for _ in range(SHARE)]
+    for place in running:
+        alice.places.start(place)
+    clock.now += SLOW
+    assert not alice.is_refused()
+    clock.now += 0.01
+    assert alice.is_refused()
+    assert not Holder(alice.places, clock, "bob").is_refused(at_once=THREADS)
+    alice.places.leave(running[0], since=0.0)
+    assert not alice.is_refused()
+
+
+def test_what_waits_for_a_connection_does_not_count(alice: Holder, clock: Clock) -> None:
+    for _ in range(SHARE):
+        alice.places.take("alice")
+    clock.now += 5
+    assert not alice.is_refused()
+
+
+def test_after_a_wave_of_slow_requests_the_share_holds_for_all_until_it_is_forgiven(
+    alice: Holder, clock: Clock
+) -> None:
+    alice.spend(0.6, at_once=THREADS)
+    assert alice.is_refused(at_once=SHARE + 1)
+    assert not alice.is_refused(at_once=SHARE)
+    clock.now += (0.6 - ALLOWANCE) / FORGIVEN + 0.01
+    assert not alice.is_refused(at_once=30)
+
+
+def test_a_debt_lasts_while_searches_are_not_quick(alice: Holder) -> None:
+    alice.spend(0.3, at_once=THREADS, is_search=True)
+    for _ in range(1000):
+        alice.spend(NEXT_SEARCH + 0.01, at_once=SHARE, is_search=True)
+    assert alice.is_refused(at_once=SHARE + 1)
+
+
+def test_quick_requests_add_nothing_to_a_debt_and_it_has_an_end(alice: Holder, clock: Clock) -> None:
+    alice.spend(60, at_once=THREADS)
+    longest = (MOST_OWED - ALLOWANCE) / FORGIVEN
+    alice.spend(NEXT_SEARCH - 0.01, at_once=SHARE, is_search=True)
+    alice.spend(0.1, at_once=SHARE)
+    clock.now += longest - 0.3
+    assert alice.is_refused(at_once=SHARE + 1)
+    clock.now += 0.3
+    assert not alice.is_refused(at_once=SHARE + 1)
+
+
+@pytest.mark.parametrize(("threads", "share"), [(1, 1), (2, 1), (7, 1), (8, 2), (9, 2), (64, 16)])
+def test_the_share_is_a_quarter_of_the_threads_and_at_least_one(clock: Clock, threads: int, share: int) -> None:
+    alice = Holder(Places(threads, clock), clock)
+    alice.spend(5, at_once=threads)
+    assert not alice.is_refused(at_once=share)
+    assert alice.is_refused(at_once=share + 1)
+
+
+def test_callers_who_owe_nothing_are_forgotten(clock: Clock) -> None:
+    places = Places(THREADS, clock)
+    for number in range(2 * MANY):
+        Holder(places, clock, f"quick {number}").spend(0.01)
+    assert not places._holders
+    for number in range(2 * MANY):
+        Holder(places, clock, f"slow {number}").spend(1)
+    assert len(places._holders) <= MANY
+
+
+@pytest.fixture(scope="module")
+def url(server: URL) -> Iterator[URL]:
+    """A PostgreSQL database with a task of alice and one of bob."""
+    with postgresql_database(server) as url:
+        app = migrated_app(url)
+        for user_id in ("alice", "bob"):
+            Caller(app, user_id).create()
+        close(app)
+        yield url
+
+
+@contextmanager
+def locked_tasks(url: URL) -> Iterator[None]:
+    """While this holds, whoever changes a task of alice waits for a second."""
+    engine = create_engine(as_superuser(url), poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("SELECT 1 FROM tasks WHERE user_id = 'alice' FOR UPDATE"))
+        yield
+
+
+def toggle(caller: Caller) -> TestResponse:
+    (task,) = caller("GET").get_json()
+    return caller("PATCH", f"/{task['id']}/complete")
+
+
+def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, url: URL) -> None:
+    app = make(url)
+    alice, bob = Caller(app, "alice"), Caller(app, "bob")
+    with locked_tasks(url), ThreadPoolExecutor(SHARE) as pool:
+        waiting = [pool.submit(toggle, alice) for _ in range(SHARE)]
+        time.sleep(0.8)
+        with statements_of(app) as statements:
+            started = time.monotonic()
+            refused = alice("GET")
+            assert time.monotonic() - started < 0.2
+            assert statements == []
+        assert toggle(bob).status_code == 200
+        assert [slow.result().status_code for slow in waiting] == [503, 503]
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert refused.get_json() == {"error": "Too many slow requests at once: wait for those that are running"}
+    assert alice("GET").status_code == 200
+
+
+def test_a_wave_of_slow_requests_is_let_in_once(make: Make, url: URL) -> None:
+    alice = Caller(make(url), "alice")
+    with ThreadPoolExecutor(THREADS) as pool:
+        with locked_tasks(url):
+            first = Counter(pool.map(lambda _: toggle(alice).status_code, range(THREADS)))
+        with locked_tasks(url):
+            (task,) = alice("GET").get_json()
+            second = Counter(pool.map(lambda _: alice("PATCH", f"/{task['id']}/complete").status_code, range(THREADS)))
+    assert first == {503: THREADS}
+    assert second == {503: SHARE, 429: THREADS - SHARE}
+
+
+def test_thirty_quick_requests_at_once_are_never_refused(app: Flask) -> None:
+    alice = Caller(app, "alice")
+    tasks = [alice.create() for _ in range(10)]
+
+    def call(number: int) -> int:
+        path = f"/{tasks[number // 3]['id']}"
+        method, path = [("GET", "?q=milk"), ("GET", path), ("PATCH", f"{path}/complete")][number % 3]
+        return alice(method, path).status_code
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(5):
+            assert Counter(pool.map(call, range(30))) == {200: 30}
+
+
+def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 0.6)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(THREADS) as pool:
+        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
+        alice = Caller(make(url), "alice")
+        assert Counter(pool.map(lambda _: alice("GET").status_code, range(3 * THREADS))) == {503: 3 * THREADS}
+
+
+def from_address(app: Flask, path: str, address: str = "192.0.2.1", **headers: str) -> int:
+    """The status of the answer to a request from that address."""
+    return app.test_client().get(path, environ_overrides={"REMOTE_ADDR": address}, headers=headers).status_code
+
+
+def at_once(app: Flask, count: int, path: str = "/api/alice/tasks", **headers: str) -> Counter[int]:
+    """How often each status is the answer to so many requests from one address."""
+    with ThreadPoolExecutor(count) as pool:
+        return Counter(pool.map(lambda _: from_address(app, path, **headers), range(count)))
+
+
+def test_strangers_who_keep_the_service_waiting_hold_a_share(make: Make, url: URL) -> None:
+    app = make(url, identity_provider="tests.identity.providers:slow_nobody")
+    assert at_once(app, THREADS) == {401: THREADS}
+    assert at_once(app, THREADS) == {401: SHARE, 429: THREADS - SHARE}
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: list[Future[int]] = [pool.submit(from_address, app, "/api/alice/tasks") for _ in range(THREADS)]
+        time.sleep(0.1)
+        assert from_address(app, "/health/ready") == 429
+        assert from_address(app, "/health/live") == from_address(app, "/openapi.json") == 200
+        assert from_address(app, "/health/ready", "192.0.2.2") == 200
+    assert Counter(slow.result() for slow in waiting) == {401: SHARE, 429: THREADS - SHARE}
+    # One probe after the other is always answered.
+    assert {from_address(app, "/health/ready") for _ in range(5)} == {200}
+
+
+def test_users_who_waited_for_their_identity_owe_nothing_for_it(make: Make, url: URL) -> None:
+    app = make(url, identity_provider="tests.identity.providers:slow_somebody")
+    for _ in range(3):
+        assert at_once(app, THREADS, **{"X-User": "alice"}) == {200: THREADS}
+
+
+def test_strangers_behind_a_trusted_proxy_are_told_apart(make: Make, url: URL) -> None:
+    app = make(url, identity_provider="tests.identity.providers:slow_nobody", trusted_proxies=1)
+    assert at_once(app, THREADS, **{"X-Forwarded-For": "192.0.2.7"}) == {401: THREADS}
+    assert at_once(app, THREADS, **{"X-Forwarded-For": "192.0.2.8"}) == {401: THREADS}
+    assert at_once(app, THREADS, **{"X-Forwarded-For": "192.0.2.7"}) == {401: SHARE, 429: THREADS - SHARE}

@@ -1,0 +1,136 @@
+"""MAX_TASKS_PER_USER: exact under races, in the statement that creates, for tasks and for the keys of a day."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+from tests.conftest import url_of
+from tests.live import Server, gunicorn
+from tests.support import Caller, Make, close, empty_database, migrated_app, sql
+from tests.test_idempotency import age, create, keys_of
+
+LIMIT = 3
+TOO_MANY_TASKS = {"error": "A user may have 3 tasks at most: delete some first"}
+TOO_MANY_KEYS = {"error": "A user may use 3 idempotency keys a day at most: send the request later, or without one"}
+
+
+@pytest.fixture
+def limited(app: Flask, make: Make) -> Flask:
+    """The app on each database, with a limit."""
+    return make(url_of(app), max_tasks=LIMIT)
+
+
+@pytest.fixture
+def alice(limited: Flask) -> Caller:
+    """A user."""
+    return Caller(limited, "alice")
+
+
+def fill(caller: Caller) -> list[int]:
+    """Make as many tasks as allowed; their ids."""
+    return [caller.create()["id"] for _ in range(LIMIT)]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}], ids=["plain", "key"])
+def test_a_create_beyond_the_limit_is_409_until_something_is_deleted(
+    alice: Caller, url: URL, headers: dict[str, str]
+) -> None:
+    first, *_ = fill(alice)
+    for _ in range(2):
+        refused = alice("POST", json={"title": "x"}, headers=headers)
+        assert (refused.status_code, refused.get_json()) == (409, TOO_MANY_TASKS)
+    assert sql(url, "SELECT count(*) FROM tasks") == [(LIMIT,)]
+    assert keys_of(url) == set()
+    alice("DELETE", f"/{first}")
+    assert alice("POST", json={"title": "x"}, headers=headers).status_code == 201
+    assert alice("POST", json={"title": "x"}, headers=headers).status_code == (201 if headers else 409)
+
+
+def test_the_limit_is_each_users_own(alice: Caller, limited: Flask) -> None:
+    fill(alice)
+    fill(Caller(limited, "bob"))
+    assert alice("POST", json={"title": "x"}).status_code == 409
+
+
+def test_at_the_limit_everything_else_goes_on(alice: Caller) -> None:
+    task_id, *_ = fill(alice)
+    assert alice("PUT", f"/{task_id}", json={"title": "x"}).status_code == 200
+    assert alice("PATCH", f"/{task_id}/complete").status_code == 200
+    assert len(alice("GET").get_json()) == LIMIT
+
+
+def test_a_repetition_is_answered_at_the_limit(alice: Caller) -> None:
+    first = create(alice)
+    for _ in range(LIMIT - 1):
+        alice.create()
+    assert create(alice).data == first.data
+    assert create(alice, body={"title": "Buy bread"}).status_code == 422
+
+
+def test_keys_are_limited_by_their_day(alice: Caller, url: URL) -> None:
+    """Creates and deletions in turn never reach the limit of tasks."""
+    for number in range(LIMIT):
+        alice("DELETE", f"/{create(alice, f'{number}').get_json()['id']}")
+    refused = create(alice, "new")
+    assert (refused.status_code, refused.get_json()) == (409, TOO_MANY_KEYS)
+    assert alice.titles() == []
+    alice("DELETE", f"/{alice.create()['id']}")
+    age(url, "0", 24.1)
+    assert create(alice, "new").status_code == 201
+    assert keys_of(url) == {"1", "2", "new"}
+
+
+def test_a_user_never_has_more_keys_than_the_limit(alice: Caller, url: URL) -> None:
+    for number in range(30):
+        response = create(alice, f"{number}")
+        if response.status_code == 201:
+            alice("DELETE", f"/{response.get_json()['id']}")
+        age(url, "%", 5)
+        assert len(keys_of(url)) <= LIMIT
+
+
+def test_the_command_that_seeds_is_not_limited(limited: Flask, alice: Caller) -> None:
+    result = limited.test_cli_runner().invoke(args=["seed", "alice", "--count", "5"])
+    assert result.exit_code == 0, result.output
+    assert len(alice("GET").get_json()) == 5
+    assert alice("POST", json={"title": "x"}).status_code == 409
+
+
+def test_without_the_setting_nothing_is_counted(app: Flask, statements: list[str]) -> None:
+    Caller(app, "alice").create()
+    statements.clear()
+    create(Caller(app, "alice"))
+    assert not [statement for statement in statements if "count(" in statement or "advisory" in statement]
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def live(request: pytest.FixtureRequest, server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A gunicorn of three workers, with a limit."""
+    with empty_database(request.param, server) as url:
+        close(migrated_app(url))
+        log: Path = tmp_path_factory.mktemp("live") / "log"
+        with gunicorn(url, log, WEB_CONCURRENCY="3", MAX_TASKS_PER_USER=f"{LIMIT}") as server_process:
+            yield server_process
+
+
+@pytest.mark.parametrize("is_keyed", [False, True], ids=["plain", "keys"])
+def test_of_fifty_at_once_as_many_are_made_as_there_is_room_for(live: Server, is_keyed: bool) -> None:
+    """By a user who is new, and by one who has all but one."""
+    with ThreadPoolExecutor(50) as pool:
+        for number in range(6):
+            user_id = f"user {is_keyed} {number}"
+            path, room = f"/api/{user_id.replace(' ', '%20')}/tasks", LIMIT if number % 2 else 1
+            for _ in range(LIMIT - room):
+                assert live.request("POST", path, user_id, json={"title": "x"})[0] == 201
+
+            def send(key: int, path: str = path, user_id: str = user_id) -> int:
+                headers = {"Idempotency-Key": f"{key}"} if is_keyed else {}
+                return live.request("POST", path, user_id, json={"title": "x"}, **headers)[0]
+
+            assert Counter(pool.map(send, range(50))) == {201: room, 409: 50 - room}
+            assert len(live.request("GET", path, user_id)[1]) == LIMIT
