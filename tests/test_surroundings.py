@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 from tests.support import ROLE, Caller, Make, close, migrate, migrated_app, postgresql_database, settings, sql
 from tests.test_migrations import everything
 from tests.wire import wire_to
-from todo import create_app
+from todo import create_app, health
 
 ODD = ["a\\b", "it's", 'quo"te', "%s %(x)s", "ß Größe", "日本 🥛", "\\'; DROP TABLE tasks; --", "E'\\n'", ":q", "$$"]
 SEARCHED = ["\\", "GRÖSSE", "'", "%", "🥛", "$$"]
@@ -238,6 +238,7 @@ def test_a_setting_that_fails_some_calls_is_named_in_the_log(
     url: URL, make: Make, capsys: pytest.CaptureFixture[str], name: str, value: str, called: str
 ) -> None:
     """And those are 503: writes to a read-only database, or changes at the same time."""
+    health._warn.cache_clear()
     empty(url)
     task = Caller(make(url), "alice").create()["id"]
     with setting(url, name, value), ThreadPoolExecutor(8) as pool:

@@ -172,14 +172,12 @@ def warn(backend: str, revisions: str | None, unwise: str | None, *, is_isolated
 @cache
 def needs(backend: str) -> list[Need]:
     """All that is needed of a database of that kind. A further one is a further line here."""
-    # First, since under one of these the others cannot be judged.
-    settings = {} if backend == "sqlite" else SETTINGS
-    wanted = [Need(f"setting {name}", literal_column(is_fit), SETTING) for name, is_fit in settings.items()]
-    wanted += [need for model in db.metadata.sorted_tables for need in needs_of_table(model, backend)]
+    wanted = [need for model in db.metadata.sorted_tables for need in needs_of_table(model, backend)]
     # By their numbers: in another encoding than UTF8 the driver could not even send the letters.
     char = "char" if backend == "sqlite" else "chr"
     wanted.append(Need("fold_case()", literal_column(f"fold_case({char}(201)) = fold_case({char}(233))"), FUNCTIONS))
     if backend == "postgresql":
+        wanted += [Need(f"setting {name}", literal_column(is_fit), SETTING) for name, is_fit in SETTINGS.items()]
         wanted.append(Need("encoding", literal_column("current_setting('server_encoding') = 'UTF8'"), ENCODING))
     return wanted
 
@@ -216,7 +214,8 @@ def isolation(backend: str) -> ColumnElement[Any]:
 def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple[str, str]]:
     """What is wrong for whoever asks, and in detail, of each subject of which something is not met."""
     failed: set[str] = set()
-    for need in wanted:
+    # Settings first: under a bad one the others cannot be judged.
+    for need in sorted(wanted, key=lambda need: need.otherwise != SETTING):
         if need.subject in failed:
             continue
         if need.otherwise != SETTING and any(subject.startswith("setting ") for subject in failed):
