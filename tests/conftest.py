@@ -157,7 +157,8 @@ def refuse_unowned(statements: list[str]) -> None:
     """Fail whatever test made the app read, change or delete owned rows without naming their owner."""
     for table in (model.__tablename__ for model in Owned.__subclasses__()):
         for statement in statements:
-            # The last is that of todo/readiness.py, which reads no row.
-            harmless = ("INSERT", "WITH owner AS", "SELECT NOT (EXISTS (SELECT ")
-            if re.search(rf"\b{table}\b", statement) and not statement.startswith(harmless):
+            # What todo/readiness.py asks reads no row.
+            is_readiness = "current_setting('server_encoding')" in statement or "WHERE false" in statement
+            harmless = is_readiness or statement.startswith(("INSERT", "WITH owner AS"))
+            if re.search(rf"\b{table}\b", statement) and not harmless:
                 assert f"{table}.user_id = " in statement, statement

@@ -156,6 +156,7 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
     ("changes", "message"),
     [
         ({"SCRIPT_NAME": ""}, "SCRIPT_NAME is set but empty"),
+        ({"SCRIPT_NAME": "/todo\n"}, "SCRIPT_NAME must not begin or end with white space"),
         *[
             ({"SCRIPT_NAME": value}, PREFIX_FAULT)
             for value in (
@@ -169,7 +170,6 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
                 "/to do",
                 "/t%6fdo",
                 "/tödo",
-                "/todo\n",
                 "/x?y",
             )
         ],
@@ -320,7 +320,7 @@ WORKERS_FAULT = "WEB_CONCURRENCY must be a number from 1 to 1000"
         ({"PORT": "655350"}, PORT_FAULT),
         ({"PORT": "-1"}, PORT_FAULT),
         ({"PORT": "http"}, PORT_FAULT),
-        ({"PORT": "80 "}, PORT_FAULT),
+        ({"PORT": "80 "}, "PORT must not begin or end with white space"),
         ({"PORT": "٨٠"}, PORT_FAULT),
         ({"SERVER_SOFTWARE": "gunicorn/27.0.1"}, UNREAD_FAULT),
         (

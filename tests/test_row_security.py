@@ -14,7 +14,6 @@ import pytest
 from flask import Flask
 from flask_migrate import upgrade
 from sqlalchemy import URL, create_engine
-from sqlalchemy.exc import ProgrammingError
 from werkzeug.test import TestResponse
 
 from tests.conftest import url_of
@@ -282,8 +281,10 @@ def test_a_migration_that_the_policies_would_blind_is_an_error(server: URL, tmp_
         app = migrated_app(url)
         Caller(app, "alice").create()
         backfill.write_text(BACKFILL.format(head=head, first=""))
-        with app.app_context(), pytest.raises(ProgrammingError, match="would be affected by row-level security"):
+        # flask_migrate logs what alembic refuses, and ends the command.
+        with app.app_context(), pytest.raises(SystemExit) as ended:
             upgrade(directory=str(migrations))
+        assert "would be affected by row-level security" in str(ended.value.__context__)
         backfill.write_text(
             BACKFILL.format(head=head, first='op.execute("ALTER TABLE tasks NO FORCE ROW LEVEL SECURITY")')
         )

@@ -275,7 +275,12 @@ ERROR_RESPONSES: Mapping[int, tuple[str, str, str, Mapping[str, Any]]] = {
     412: ("PreconditionFailed", "It is there, but not as `If-Match` expects.", NotAsExpected.message, {}),
     413: ("ContentTooLarge", "The body is larger than 1 MiB.", MESSAGES[413], {}),
     415: ("UnsupportedMediaType", "The body is not declared as JSON.", MESSAGES[415], {}),
-    422: ("UnprocessableContent", "The key was used for another request.", KeyReused.message, {}),
+    422: (
+        "UnprocessableContent",
+        "The request is well-formed, but the key was used for another one, or the search takes too long.",
+        KeyReused.message,
+        {},
+    ),
     429: (
         "TooManyRequests",
         "More requests, or slow ones at once, than one caller may have. `RateLimit-…`: where they are counted.",

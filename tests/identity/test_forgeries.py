@@ -445,7 +445,7 @@ class TestRemembered:
         monkeypatch.setattr(provider_module, "time", lambda: 4102444799 + provider_module.LEEWAY - 0.001)
         assert_accepted(trusting(kind), good)
         monkeypatch.setattr(provider_module, "time", lambda: 4102444799 + provider_module.LEEWAY)
-        assert_refused(trusting(kind), good)
+        assert_refused(trusting(kind), good, Refusal.EXPIRED)
 
     @pytest.mark.parametrize(
         "served",

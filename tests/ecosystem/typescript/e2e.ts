@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { before, test } from "node:test";
 
 // First: what comes after takes fetch as it finds it.
-import { cookieHeader, cookies, sent, spoiled } from "./browser";
+import { cookieHeader, cookies, faults, sent } from "./browser";
 import { GET as tasksOnTheServer } from "./app/api/tasks/route";
 import { authClient } from "./lib/auth-client";
 import { allTasks, change, create, granted, Refused, remove, toggle } from "./lib/tasks";
@@ -182,7 +182,7 @@ test("a token that is refused is replaced, and the call sent again with its body
   const leo = await signUp("leo");
   await collected(allTasks(leo));
   sent.length = 0;
-  spoiled.requests = 1;
+  faults.tokens = 1;
   const { data: task } = await create(leo, crypto.randomUUID(), { title: "Buy milk" });
   assert.equal(task.title, "Buy milk");
   assert.deepEqual(sent, ["POST tasks", "GET token", "POST tasks"]);
@@ -193,7 +193,7 @@ test("calls that are refused together share the new token", async () => {
   const mary = await signUp("mary");
   await collected(allTasks(mary));
   sent.length = 0;
-  spoiled.requests = 3;
+  faults.tokens = 3;
   await Promise.all([1, 2, 3].map(() => collected(allTasks(mary))));
   assert.equal(sent.filter((request) => request === "GET token").length, 1);
   assert.equal(sent.filter((request) => request === "GET tasks").length, 6);
@@ -203,7 +203,7 @@ test("a call that is refused again is not sent a third time", async () => {
   const nick = await signUp("nick");
   await collected(allTasks(nick));
   sent.length = 0;
-  spoiled.requests = 2;
+  faults.tokens = 2;
   await assert.rejects(collected(allTasks(nick)), refused(401, "Unauthorized"));
   assert.deepEqual(sent, ["GET tasks", "GET token", "GET tasks"]);
   await collected(allTasks(nick));
@@ -222,10 +222,10 @@ test("whoever is signed out is refused at once, and not for longer than that", a
 
 test("a request for a token that fails is not kept", async () => {
   const paul = await signUp("paul");
-  const working = globalThis.fetch;
-  globalThis.fetch = () => Promise.reject(new TypeError("fetch failed"));
+  sent.length = 0;
+  faults.connections = 1;
   await assert.rejects(collected(allTasks(paul)), TypeError);
-  globalThis.fetch = working;
+  assert.deepEqual(sent, ["GET token"]);
   await collected(allTasks(paul));
 });
 
