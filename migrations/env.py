@@ -112,7 +112,9 @@ def alone(engine: Engine) -> Iterator[None]:
     CommandError where the database is not in UTF-8.
     """
     arguments = current_app.config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]
-    with create_engine(engine.url, connect_args=arguments, poolclass=NullPool).begin() as connection:
+    # At another level, which the role may have by default, this transaction would keep its first snapshot.
+    own = create_engine(engine.url, connect_args=arguments, poolclass=NullPool, isolation_level="READ COMMITTED")
+    with own.begin() as connection:
         connection.exec_driver_sql(limits(connection, NO_LIMITS))
         encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
         if encoding != "UTF8":

@@ -4,6 +4,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from config import ConfigurationError, load_settings
 from tests.live import free_port
 from tests.support import PASSWORD, ROLE, ROOT, Caller, Make, close, migrated_app, postgresql_database
 from tests.wire import Wire, _connect, wire_to
+from todo import database
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,25 @@ def test_the_first_of_several_hosts_that_answers_is_taken(wired: tuple[Wire, URL
     close(app)
     assert app.test_cli_runner().invoke(args=["seed", "alice", "--count", "1"]).exit_code == 0
     assert wire.connections == 2
+
+
+def test_a_name_of_several_that_is_never_resolved_is_left_out_within_the_budget(
+    wired: tuple[Wire, URL], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = wired
+    go, ask = threading.Event(), socket.getaddrinfo
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 3.0)
+
+    def look_up(host: str, *rest: object, type: int) -> object:
+        return go.wait(20) and [] if host == "slow" else ask(host, None, type=type)
+
+    monkeypatch.setattr(database, "getaddrinfo", look_up)
+    hosts = f"localhost:{url.port},slow"
+    app = make(parsed(f"postgresql://{ROLE}:{PASSWORD}@{hosts}/{url.database}?sslmode=disable"))
+    started = time.monotonic()
+    assert status(app) == 200
+    assert 1.5 <= time.monotonic() - started < 6
+    go.set()
 
 
 @pytest.mark.parametrize(

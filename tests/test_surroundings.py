@@ -181,11 +181,18 @@ ENVIRONMENT = [
 def test_a_setting_of_the_environment_changes_no_answer(
     url: URL, plain: list[Answer], monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    """Commands included, which look no host up by themselves."""
     empty(url)
     with wire_to(url) as (_, wired):
         monkeypatch.setenv(name, value)
         assert answers_of(wired) == plain
+
+
+def test_commands_and_requests_go_to_the_host_of_the_url(url: URL, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands look no host up by themselves, and libpq would follow PGHOSTADDR."""
+    with wire_to(url) as (_, wired):
+        monkeypatch.setenv("PGHOSTADDR", "127.0.0.9")
+        assert Caller(make(wired), "alice")("GET").status_code == 200
+        assert make(wired).test_cli_runner().invoke(args=["ready"]).exit_code == 0
 
 
 BREAKING = [

@@ -343,6 +343,9 @@ def _resolve_hosts(_dialect: object, _record: object, _arguments: object, parame
         return
     ports = str(parameters.get("port", "")).split(",")
     look_ups = [_look_up(host) for host in hosts]
+    if len(hosts) > 1:
+        # A name that is never found must leave time for the other hosts.
+        deadline = (deadline + monotonic()) / 2
     found, failures = [], []
     for host, port, look_up in zip(hosts, ports * (len(hosts) // len(ports)), look_ups, strict=True):
         try:
