@@ -171,7 +171,10 @@ def in_container(
         f"mount --bind {image.srv} /srv",
         "mount -o remount,bind,ro /srv" if read_only else "mount --bind /tmp /tmp",
         setup,
-        *(f"mount -t tmpfs tmpfs {path}" for path in tmpfs),
+        *(
+            f"mount -t tmpfs -o {options or 'rw'} tmpfs {path}"
+            for path, _, options in (m.partition(":") for m in tmpfs)
+        ),
         "mount -o remount,bind,ro /",
         f"cd {image.folder}",
         f"exec setpriv --reuid {uid} --regid {gid} --clear-groups --no-new-privs --inh-caps=-all"

@@ -19,7 +19,7 @@ from tests.support import ROOT, token
 CONNECTIONS = 24
 
 
-def main(port: int, headers: str, method: str, path: str, *, is_polite: bool) -> None:
+def main(port: int, authorization: str, method: str, path: str, *, is_polite: bool) -> None:
     """Attack until stdin ends; print how often each status was the answer."""
     statuses: Counter[str] = Counter()
     over: list[bool] = []
@@ -28,7 +28,7 @@ def main(port: int, headers: str, method: str, path: str, *, is_polite: bool) ->
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         while not over:
             try:
-                connection.request(method, path, headers=json.loads(headers))
+                connection.request(method, path, headers={"Authorization": authorization})
                 response = connection.getresponse()
                 response.read()
                 statuses[str(response.status)] += 1
@@ -51,12 +51,12 @@ def main(port: int, headers: str, method: str, path: str, *, is_polite: bool) ->
 
 @contextmanager
 def attack(
-    server: Server, path: str, method: str = "GET", *, is_polite: bool = False, **headers: str
+    server: Server, path: str, method: str = "GET", *, user_id: str = "mallory", is_polite: bool = False
 ) -> Iterator[Counter[str]]:
     """The attack, going on within; its answers by status, once it has ended."""
     statuses: Counter[str] = Counter()
-    authorization = {} if headers else {"Authorization": f"Bearer {token('mallory', exp=int(time.time()) + 3600)}"}
-    arguments = [str(server.port), json.dumps(authorization | headers), method, path, "polite" * is_polite]
+    authorization = f"Bearer {token(user_id, exp=int(time.time()) + 3600)}"
+    arguments = [str(server.port), authorization, method, path, "polite" * is_polite]
     process = Popen([sys.executable, "-m", __name__, *arguments], cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "begun\n"

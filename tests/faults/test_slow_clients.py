@@ -29,10 +29,10 @@ FACTOR, ALLOWANCE = 2.0, 0.05
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A gunicorn of two workers, and a list of four megabytes: more than the kernel keeps between two processes."""
+    """A gunicorn of two workers, and a page of a mebibyte: more than the kernel keeps for a client with little room."""
     with sqlite_database() as url:
         app = migrated_app(url)
-        for number in range(800):
+        for number in range(250):
             Caller(app, "alice").create(title=str(number), description="x" * 5000)
         Caller(app, "bob").create()
         close(app)

@@ -141,14 +141,14 @@ class TaskListQuerySchema(NoQuerySchema):
             storable("Query parameter q"),
         ],
         metadata={
-            "description": "Part of the title or the description, in any letter case; empty means any.",
+            "description": "Part of the title or the description, in any letter case, composed or not; empty means any.",
             "pattern": STORABLE,
         },
     )
     limit = NaturalNumber(
         validate=validate.Range(min=1, max=PAGE_LIMIT, error=INVALID_LIMIT),
         error_messages={"invalid": INVALID_LIMIT},
-        metadata={"description": f"How many tasks to answer at most; {PAGE_LIMIT} where omitted."},
+        metadata={"description": f"How many tasks to answer at most, within 1 MiB; {PAGE_LIMIT} where omitted."},
     )
     cursor = fields.String(
         metadata={"description": "Where to go on, from the `Link` header; good for the same filters."}
