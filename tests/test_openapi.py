@@ -17,7 +17,7 @@ READ = {"200", "400", "401", "403", "429", "500", "503"}
 BODY = {"411", "413", "415"}
 STATUSES = {
     "listTasks": READ | {"304"},
-    "createTask": READ - {"200"} | BODY | {"201", "422"},
+    "createTask": READ - {"200"} | BODY | {"201", "409", "422"},
     "getTask": READ | {"304", "404"},
     "updateTask": READ | BODY | {"404", "412"},
     "deleteTask": READ - {"200"} | {"204", "404", "412"},
