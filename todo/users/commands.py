@@ -92,7 +92,8 @@ def check_user(connection: Connection, user_id: str) -> Mapping[Any, Any]:
 
 def count_owned(connection: Connection, user_id: str) -> dict[type[Owned], int]:
     """How many rows of each model the user owns."""
-    counts = {model: owned_by(model, select(func.count()).select_from(model)) for model in Owned.__subclasses__()}
+    models = sorted(Owned.__subclasses__(), key=lambda model: str(inspect(model).local_table))
+    counts = {model: owned_by(model, select(func.count()).select_from(model)) for model in models}
     return {model: connection.scalar(count, {"user_id": user_id}) or 0 for model, count in counts.items()}
 
 
