@@ -377,7 +377,8 @@ def _with_hosts(value: str) -> URL:
 
     Raises ArgumentError or ValueError where it is none.
     """
-    several = re.fullmatch(r"(postgres[^:]*://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(.*)", value, re.DOTALL)
+    # With an @ further on, what looks like hosts is a part of a password.
+    several = re.fullmatch(r"(postgres[^:]*://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)([^@]*)", value, re.DOTALL)
     if several is None:
         return make_url(value)
     before, hosts, after = several.groups()

@@ -141,9 +141,13 @@ def begin_on_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("PRAGMA busy_timeout = 0")
     try:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+        is_alone = True
     except OperationalError:
+        is_alone = False
+    # The connection may serve requests afterwards.
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {patience}")
+    if not is_alone:
         logger.info("Another process is writing to this database: waiting for its end")
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {patience}")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

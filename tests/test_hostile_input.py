@@ -551,7 +551,7 @@ def test_any_text_is_kept_as_it_is_sent(services: list[Service], title: str) -> 
         assert (status, task["title"], task["description"]) == (201, title, title)
         path = f"{TASKS}/{task['id']}"
         assert service.server.request("GET", path) == (200, task)
-        assert service.server.request("GET", f"{TASKS}?q={quote(title)}") == (200, [task])
+        assert service.server.request("GET", f"{TASKS}?q={quote(title[:200])}") == (200, [task])
         assert service.server.request("DELETE", path) == (204, None)
 
 

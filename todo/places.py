@@ -157,9 +157,9 @@ class _Hooks:
 
     def take_as_user(self) -> None:
         """Hold a place as the user."""
-        if "identity" in g:
+        if (held := _held.get()) is not None and "identity" in g:
             # Users who waited for the signing keys owe nothing for that.
-            self._leave(since=None)
+            self._leave(held, since=None)
             _held.set(_Held(self._users, self._users.take(current_identity().user_id)))
 
     def start(self, *_: object) -> None:
@@ -178,10 +178,9 @@ class _Hooks:
             since = held.since or held.place.since
             # A database that fell silent is no fault of the users who wait for it.
             is_excused = held.places is self._users and since is not None and was_lost_since(since)
-            self._leave(since=None if is_excused else since)
+            self._leave(held, since=None if is_excused else since)
 
     @staticmethod
-    def _leave(*, since: float | None) -> None:
-        if (held := _held.get()) is not None:
-            _held.set(None)
-            held.places.leave(held.place, since=since)
+    def _leave(held: _Held, *, since: float | None) -> None:
+        _held.set(None)
+        held.places.leave(held.place, since=since)

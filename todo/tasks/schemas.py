@@ -141,7 +141,7 @@ class TaskListQuerySchema(NoQuerySchema):
             storable("Query parameter q"),
         ],
         metadata={
-            "description": "Part of the title or the description, in any letter case, composed or not; empty means any.",
+            "description": "Part of title or description, in any letter case, composed or decomposed; empty means any.",
             "pattern": STORABLE,
         },
     )
