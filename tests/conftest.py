@@ -158,7 +158,7 @@ def refuse_unowned(statements: list[str]) -> None:
     for table in (model.__tablename__ for model in Owned.__subclasses__()):
         for statement in statements:
             # What todo/readiness.py asks reads no row.
-            is_readiness = "current_setting('server_encoding')" in statement or "WHERE false" in statement
+            is_readiness = re.search("server_encoding|WHERE false|WHERE 0 = 1", statement) is not None
             harmless = is_readiness or statement.startswith(("INSERT", "WITH owner AS"))
             if re.search(rf"\b{table}\b", statement) and not harmless:
                 assert f"{table}.user_id = " in statement, statement

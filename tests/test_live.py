@@ -73,7 +73,7 @@ def test_a_body_over_one_mebibyte_is_413(live: Server) -> None:
 
 def line_of(length: int) -> bytes:
     """A request line of so many bytes, its end not counted."""
-    start, end = "GET /api/alice/tasks?q=", " HTTP/1.1"
+    start, end = "GET /openapi.json?q=", " HTTP/1.1"
     return f"{start}{'x' * (length - len(start) - len(end))}{end}".encode()
 
 
