@@ -35,9 +35,8 @@ OPTIONS = "PgBouncer refuses options of a session, as Neon's pooler does"
 RETRY = "PgBouncer holds everybody back for a while after PostgreSQL has refused it"
 OLDER = "PgBouncer's sessions are older than the new default for sessions"
 SETTINGS = "The settings of a role and of the environment are those of PgBouncer's own sessions"
-#: What cannot pass by way of PgBouncer, and why.
 FEWER = "PgBouncer has four connections here, so that eight statements do not wait for a lock at once"
-
+#: What cannot pass by way of PgBouncer, and why.
 DIRECT_ALONE = {
     "test_a_read_only_database_is_503_to_writes_alone": OLDER,
     "test_a_wave_of_slow_requests_is_let_in_once": FEWER,
