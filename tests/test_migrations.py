@@ -17,7 +17,7 @@ from flask_migrate import downgrade, upgrade
 from sqlalchemy import URL, create_engine, inspect, make_url
 from sqlalchemy.exc import DatabaseError
 
-from tests.support import ROOT, Make, empty_database, migrate, partition, postgresql_database, sql
+from tests.support import ROOT, Make, direct, empty_database, migrate, partition, postgresql_database, sql
 from todo.extensions import db
 from todo.tasks.models import WHITE_SPACE
 
@@ -200,10 +200,10 @@ def test_migrations_are_numbered_and_the_last_is_the_head() -> None:
 
 
 def flask_db(command: str, url: URL, *arguments: str) -> subprocess.Popen[str]:
-    """`flask db …` as a process."""
+    """`flask db …` as a process, at the server itself: migrations go past a pooler (README)."""
     environ = {
         "PATH": os.environ["PATH"],
-        "DATABASE_URL": url.render_as_string(hide_password=False),
+        "DATABASE_URL": direct(url).render_as_string(hide_password=False),
         "IDENTITY_PROVIDER": "development",
     }
     whole = [sys.executable, "-m", "flask", "db", command, *arguments]
