@@ -234,23 +234,18 @@ def print_script() -> None:
 
 
 def mend_fold_case(connection: Connection) -> None:
-    """Make fold_case() again where it names a collation that this server does not have: after a restore, for instance.
-
-    Without fold_case(), as before the first migration, there is nothing to mend.
-    """
+    """Make fold_case() again if it is missing, or names a collation that this server does not have: after a restore."""
     # Ends what a look at the revision has begun.
     connection.commit()
     with connection.begin():
-        if connection.exec_driver_sql("SELECT to_regprocedure('fold_case(text)')").scalar_one() is None:
-            return
         try:
             with connection.begin_nested():
                 connection.exec_driver_sql("SELECT fold_case('x')")
         except ProgrammingError as error:
-            if not isinstance(error.orig, psycopg2.errors.UndefinedObject):
+            if not isinstance(error.orig, psycopg2.errors.UndefinedObject | psycopg2.errors.UndefinedFunction):
                 raise
             connection.exec_driver_sql(FOLD_CASE.read_text())
-            logger.info("Made fold_case() again: it was of a server with other collations")
+            logger.info("Made fold_case() again: it was missing, or of a server with other collations")
 
 
 def held_up(connection: Connection, attempts: int) -> str:

@@ -82,6 +82,13 @@ def test_an_upgrade_mends_the_function_of_a_database_that_was_restored_elsewhere
     assert alice.titles("?q=MÜS") == ["Müsli"]
 
 
+def test_an_upgrade_makes_the_function_that_is_missing(restored: URL, make: Make) -> None:
+    sql(restored, "DROP FUNCTION fold_case(text)")
+    app = make(restored)
+    migrate(app)
+    assert Caller(app, "alice").titles("?q=MÜS") == ["Müsli"]
+
+
 def test_an_upgrade_leaves_a_function_alone_that_works(restored: URL, make: Make) -> None:
     sql(restored, "CREATE OR REPLACE FUNCTION fold_case(text) RETURNS text LANGUAGE sql AS 'SELECT $1'")
     app = make(restored)

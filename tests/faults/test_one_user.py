@@ -84,6 +84,8 @@ def bursts(live: Server, rounds: int) -> Counter[int]:
     return statuses
 
 
+# On SQLite such a search takes less than counts as slow, unless the machine is busy: docs/decisions/places.md.
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 def test_a_user_who_searches_at_the_greatest_cost_keeps_nobody_waiting(url: URL, live: Server) -> None:
     """The short form: without a bound of places another user waits for half a second and more."""
     fill(url, TASKS)
