@@ -110,7 +110,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "text": {
             "()": "logging.Formatter",
             "fmt": "%(asctime)s [%(request_id)s] %(levelname)s %(name)s: %(message)s",
-            # todo/requests.py says better, within a request.
+            # todo/web/request_log.py says better, within a request.
             "defaults": {"request_id": "-"},
         },
         "json": {
@@ -400,7 +400,7 @@ def _is_http_url(value: str) -> bool:
 
 
 def _is_redis_url(value: str) -> bool:
-    """Whether that is all: what stood in a query string would go before the time limits of todo/rate_limits.py."""
+    """Whether that is all: what stood in a query string would go before the time limits of todo/web/rate_limits.py."""
     try:
         parts = urlsplit(value)
         is_address = bool(parts.hostname) and parts.port != 0

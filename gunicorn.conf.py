@@ -36,13 +36,13 @@ except ConfigurationError as error:
 worker_class = "gthread"
 # A container may see far more cores than it may use, hence the ceiling.
 workers = settings.workers or max(2, min(os.cpu_count() or 1, 4))
-# Each worker's connection pool is as large as this (todo/database.py): no thread waits for a connection.
+# Each worker's connection pool is as large as this (todo/db/connections.py): no thread waits for a connection.
 threads = settings.threads
 # Every worker loads the code by itself: that is what makes a HUP bring new code, and the figures of all workers add up.
 preload_app = False
 
 # A worker that shows no life for this long is replaced. What a request may take is bounded by the database
-# deadline (todo/database.py), far below.
+# deadline (todo/db/connections.py), far below.
 timeout = 30
 # Where the workers touch a file to show life, and keep their figures: in memory where there is such a folder. gunicorn
 # itself ends when it cannot make that file.
@@ -199,7 +199,7 @@ def child_exit(_server: Any, worker: Any) -> None:
     # gunicorn would end with an OSError.
     with suppress(OSError):
         mark_process_dead(worker.metrics_process)
-        # todo/figures.py; not to be imported here, where a HUP would not load it anew.
+        # todo/web/metrics_files.py; not to be imported here, where a HUP would not load it anew.
         Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"unseen_{worker.metrics_process}").unlink(missing_ok=True)
 
 

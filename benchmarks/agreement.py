@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.load import send
 from benchmarks.workload import Database, Request
-from todo.schemas import INSTANT
+from todo.web.schemas import INSTANT
 
 
 class Disagreement(Exception):

@@ -26,7 +26,7 @@ from tests.support import (
     sql,
 )
 from todo import create_app
-from todo.extensions import db
+from todo.db import db
 
 ROUNDS, REQUESTS = 10, 100
 LIMIT = 1_000_000

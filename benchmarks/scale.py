@@ -35,7 +35,7 @@ from tests.support import (
     token,
 )
 from todo import create_app
-from todo.cursors import encode_cursor
+from todo.web.paging import encode_cursor
 
 REPORT = Path(__file__).with_name("SCALE.md")
 ROUNDS = 5

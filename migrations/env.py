@@ -16,7 +16,7 @@ from flask import current_app
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
-from todo.faults import DATABASE_ERRORS, describe, is_outage
+from todo.db.failures import DATABASE_ERRORS, describe, is_outage
 
 logger = logging.getLogger("alembic.env")
 
@@ -26,7 +26,7 @@ LOCK = 7_236_158_401
 ANOTHER_LOOK = 0.5
 #: What holds in each transaction of a migration. What the policies of a table would hide from it is an error, rather
 #: than not migrated. And while it waits for a table, whoever comes later waits behind it: less than the second that
-#: requests bear (todo/database.py). How long it then takes is its own affair, whatever limits the role has.
+#: requests bear (todo/db/connections.py). How long it then takes is its own affair, whatever limits the role has.
 LIMITS = {"row_security": "off", "lock_timeout": "500ms", "statement_timeout": "0"}
 #: What holds in the transaction that has the lock, and idles for as long as the migrations take.
 NO_LIMITS = {"idle_in_transaction_session_timeout": "0"}

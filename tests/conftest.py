@@ -33,8 +33,8 @@ from tests.support import (
     statements_of,
 )
 from todo import create_app
-from todo.extensions import db
-from todo.ownership import Owned
+from todo.db import db
+from todo.db.ownership import Owned
 
 DATABASES = ("sqlite", "postgresql", "partitioned")
 THROUGH_PGBOUNCER = os.environ.get("TEST_THROUGH") == "pgbouncer"
@@ -157,7 +157,7 @@ def refuse_unowned(statements: list[str]) -> None:
     """Fail whatever test made the app read, change or delete owned rows without naming their owner."""
     for table in (model.__tablename__ for model in Owned.__subclasses__()):
         for statement in statements:
-            # What todo/readiness.py asks reads no row.
+            # What todo/db/readiness.py asks reads no row.
             is_readiness = re.search("server_encoding|WHERE false|WHERE 0 = 1", statement) is not None
             harmless = is_readiness or statement.startswith(("INSERT", "WITH owner AS"))
             if re.search(rf"\b{table}\b", statement) and not harmless:

@@ -21,8 +21,9 @@ from sqlalchemy import URL, NullPool, create_engine, event, make_url, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
-from todo import commands, create_app, database
-from todo.extensions import db
+from todo import create_app
+from todo.db import commands, db
+from todo.db import connections as database
 from todo.tasks.schemas import TaskSchema
 
 ROOT = Path(__file__).parent.parent

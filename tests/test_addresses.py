@@ -22,7 +22,7 @@ from config import ConfigurationError, load_settings
 from tests.live import free_port
 from tests.support import PASSWORD, ROLE, ROOT, Caller, Make, close, migrated_app, postgresql_database
 from tests.wire import Wire, _connect, wire_to
-from todo import database
+from todo.db import connections as database
 
 
 @pytest.fixture(scope="module")

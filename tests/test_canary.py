@@ -253,8 +253,8 @@ def test_no_secret_is_logged_whatever_becomes_of_a_request(database: URL, tmp_pa
         log,
         # gunicorn's line, and the service's own.
         '"GET /api/alice/tasks HTTP/1.1" 401 ',
-        " todo.requests: GET /api/<user_id>/tasks 401 " if log_format == "text" else '"logger": "todo.requests"',
-        " todo.requests: other - 405 " if log_format == "text" else '"method": "other", "route": null, "status": 405',
+        "request_log: GET /api/<user_id>/tasks 401 " if log_format == "text" else '"logger": "todo.web.request_log"',
+        "request_log: other - 405 " if log_format == "text" else '"method": "other", "route": null, "status": 405',
         "CheckViolation 23514",
         "InvalidTextRepresentation 22P02",
         "UndefinedTable 42P01",

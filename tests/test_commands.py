@@ -23,8 +23,8 @@ from sqlalchemy import URL, create_engine, make_url
 from config import JwtSettings
 from tests.live import gunicorn
 from tests.support import ROOT, SECRET, Call, Caller, Make, as_superuser, empty_database, migrate, sql
-from todo.commands import on_database
-from todo.ownership import Owned
+from todo.db.commands import on_database
+from todo.db.ownership import Owned
 from todo.tasks.commands import make_tasks
 from todo.users import commands
 

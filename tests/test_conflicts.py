@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import URL, Index, PrimaryKeyConstraint, UniqueConstraint
 
 from tests.support import ROOT, Caller, close, migrated_app, postgresql_database, sql
-from todo.conflicts import CONFLICT
-from todo.ownership import Owned, table_of
+from todo.db.conflicts import CONFLICT
+from todo.db.ownership import Owned, table_of
 from todo.tasks.models import Task
 
 SENTENCE = "You have a task of that title"

@@ -16,8 +16,9 @@ from sqlalchemy.exc import InvalidRequestError, OperationalError, ProgrammingErr
 
 from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, sql, sqlite_database
 from tests.wire import wire_to
-from todo import database, faults
-from todo.extensions import db
+from todo.db import connections as database
+from todo.db import db
+from todo.db import failures as faults
 
 
 @pytest.fixture
@@ -330,7 +331,7 @@ def test_titles_stay_out_of_the_log(
         sql(url, fault)
         assert alice("POST", json={"title": "a private matter"}).status_code == 500
         log = capsys.readouterr().err
-        assert "ERROR todo.http: POST /api/<user_id>/tasks: " in log
+        assert "ERROR todo.web.app: POST /api/<user_id>/tasks: " in log
         assert "in insert_task" in log
         assert "private" not in log
 

@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from tests.support import Make, statements_of
-from todo.docs import OURS, SWAGGER_UI
+from todo.web.swagger import OURS, SWAGGER_UI
 
 FILES = [f"/docs/{name}" for name in OURS + SWAGGER_UI]
 NOTHING_LOADED = "default-src 'none'; frame-ancestors 'none'"

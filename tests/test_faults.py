@@ -9,7 +9,7 @@ from sqlalchemy.exc import ArgumentError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tests.support import as_superuser, sqlite_database
-from todo.faults import DATABASE_ERRORS, describe
+from todo.db.failures import DATABASE_ERRORS, describe
 
 RAISE = "DO $$ BEGIN RAISE EXCEPTION 'secret' USING ERRCODE = '{}'; END $$"
 

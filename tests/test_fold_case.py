@@ -8,8 +8,8 @@ from flask import Flask
 from sqlalchemy import URL, text
 
 from tests.support import Caller, Make, migrate, migrated_app, postgresql_database, sql
-from todo.extensions import db
-from todo.search import fold_case
+from todo.db import db
+from todo.db.search import fold_case
 
 #: Every character that Python's Unicode knows.
 KNOWN = [chr(point) for point in range(1, 0x110000) if category(chr(point)) not in ("Cn", "Cs")]

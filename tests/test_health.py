@@ -26,7 +26,8 @@ from tests.support import (
     sql,
     sqlite_database,
 )
-from todo import health, readiness
+from todo.db import readiness
+from todo.web import health
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

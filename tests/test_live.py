@@ -17,7 +17,7 @@ from sqlalchemy import URL
 from tests.live import Server, gunicorn
 from tests.support import close, empty_database, migrated_app, settings, sql, sqlite_database, token
 from todo import create_app
-from todo.extensions import db
+from todo.db import db
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

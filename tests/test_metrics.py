@@ -26,8 +26,8 @@ from werkzeug.test import TestResponse
 
 from tests.live import Server, gunicorn
 from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql, token
-from todo import figures as figures_module
-from todo.extensions import db
+from todo.db import db
+from todo.web import metrics_files as figures_module
 
 TOKEN = "a-token-for-Prometheus"
 UNSEEN = "todo_metrics_unseen_workers"
@@ -148,8 +148,8 @@ def plugged_in(app: Flask) -> set[str]:
 
 def test_off_is_off(make: Make, url: URL, counting: Flask) -> None:
     app = make(url)
-    assert "todo.metrics" not in plugged_in(app)
-    assert "todo.metrics" in plugged_in(counting)
+    assert "todo.web.metrics" not in plugged_in(app)
+    assert "todo.web.metrics" in plugged_in(counting)
     response = Caller(app, "alice").open("GET", "/metrics")
     assert (response.status_code, response.get_json()) == (404, {"error": "Unknown route"})
 

@@ -18,7 +18,7 @@ from sqlalchemy import URL, create_engine, inspect, make_url
 from sqlalchemy.exc import DatabaseError
 
 from tests.support import ROOT, Make, direct, empty_database, migrate, partition, postgresql_database, sql
-from todo.extensions import db
+from todo.db import db
 from todo.tasks.models import WHITE_SPACE
 
 DDL = {

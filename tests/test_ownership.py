@@ -11,13 +11,13 @@ from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
 from tests.support import ROOT, Call, Caller, Make, acting_for, as_superuser, empty_database, migrate, sql
-from todo.docs import OURS, SWAGGER_UI
+from todo.db.failures import DATABASE_ERRORS
+from todo.db.ownership import Owned
+from todo.db.statements import Statement
+from todo.db.versions import Expected
 from todo.errors import OwnershipViolated
-from todo.faults import DATABASE_ERRORS
-from todo.ownership import Owned
-from todo.statements import Statement
 from todo.tasks import queries, service
-from todo.versions import Expected
+from todo.web.swagger import OURS, SWAGGER_UI
 
 #: Every call that belongs to somebody: its body, and the status for its owner.
 MATRIX = {

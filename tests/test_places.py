@@ -13,9 +13,9 @@ from sqlalchemy import URL, NullPool, create_engine, text
 from werkzeug.test import TestResponse
 
 from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, statements_of
-from todo import database
+from todo.db import connections as database
 from todo.errors import TooManyAtOnce
-from todo.places import ALLOWANCE, FORGIVEN, MANY, MOST_OWED, NEXT_SEARCH, SLOW, SLOW_SEARCH, Places
+from todo.web.places import ALLOWANCE, FORGIVEN, MANY, MOST_OWED, NEXT_SEARCH, SLOW, SLOW_SEARCH, Places
 
 #: Two of eight threads are the share of one caller.
 THREADS, SHARE = 8, 2

@@ -18,7 +18,7 @@ from werkzeug.test import TestResponse
 from tests.live import free_port
 from tests.redis_protocol import StandIn
 from tests.support import Caller, Make, statements_of, token
-from todo import rate_limits
+from todo.web import rate_limits
 
 #: A window that hardly ends in the middle of a test.
 WINDOW = "30 day"
@@ -341,7 +341,7 @@ def written(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What the rate limits have written to the log, since this was asked last."""
     log = capsys.readouterr().err
     assert PASSWORD not in log
-    return re.findall(r"todo\.rate_limits: (.*)", log)
+    return re.findall(r"todo.web.rate_limits: (.*)", log)
 
 
 def absence(kind: str) -> str:

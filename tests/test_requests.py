@@ -118,7 +118,7 @@ def said(line: str) -> dict[str, Any]:
 
 def the_line(lines: list[str]) -> dict[str, Any]:
     """What the one line on a request says."""
-    (line,) = [line for line in lines if "todo.requests" in line]
+    (line,) = [line for line in lines if "todo.web.request_log" in line]
     return said(line)
 
 
@@ -165,7 +165,7 @@ def test_each_request_has_one_line_and_its_answer_the_same_id(
     written = lines()
     line = the_line(written)
     assert (line["method"], line["route"], line["status"], line["user_id"]) == expected
-    assert (line["level"], line["logger"]) == ("INFO", "todo.requests")
+    assert (line["level"], line["logger"]) == ("INFO", "todo.web.request_log")
     assert 0 < line["duration_ms"] < 10_000
     assert response.status_code == line["status"]
     assert response.headers.getlist("X-Request-ID") == [line["request_id"]]
@@ -288,10 +288,10 @@ def test_every_line_written_meanwhile_bears_the_id_and_no_other_does(
     if log_format == "json":
         members = [json.loads(line) for line in written]
         found = [(line["logger"], line.get("request_id")) for line in members]
-        assert found == [("todo.http", "mine"), ("todo.requests", "mine"), ("elsewhere", None)]
+        assert found == [("todo.web.app", "mine"), ("todo.web.request_log", "mine"), ("elsewhere", None)]
     else:
         found = [(match[3], match[1]) for line in written if (match := TEXT.fullmatch(line))]
-        assert found == [("todo.http", "mine"), ("todo.requests", "mine"), ("elsewhere", "-")]
+        assert found == [("todo.web.app", "mine"), ("todo.web.request_log", "mine"), ("elsewhere", "-")]
 
 
 def test_a_request_within_a_request_takes_its_id_away_from_nobody(talkative: Flask, lines: Lines) -> None:

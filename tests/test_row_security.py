@@ -31,8 +31,10 @@ from tests.support import (
     sql,
     sql_as_role,
 )
-from todo import create_app, database, health
-from todo.extensions import db
+from todo import create_app
+from todo.db import connections as database
+from todo.db import db
+from todo.web import health
 
 on_postgresql = pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
 

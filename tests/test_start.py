@@ -149,8 +149,8 @@ def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(
     with gunicorn(url, tmp_path / "log", cwd=copy) as live:
         wait_for_workers(live)
         victim, other = live.workers()
-        good = (copy / "todo/http.py").read_text()
-        (copy / "todo/http.py").write_text("def broken(:\n")
+        good = (copy / "todo/web/app.py").read_text()
+        (copy / "todo/web/app.py").write_text("def broken(:\n")
         load = Load(live)
         os.kill(victim, signal.SIGKILL)
         wait_for_line(live, "The app does not load; again in 5 s", 1)
@@ -158,7 +158,7 @@ def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(
             # Two attempts.
             wait_for_line(live, "The app does not load; again in 5 s", 2)
         assert other in live.workers()
-        (copy / "todo/http.py").write_text(good)
+        (copy / "todo/web/app.py").write_text(good)
         wait_for_line(live, "GET /health/ready 200", 4)
         assert len(live.workers()) == 2
     assert set(load.answers) == {(404, "Task not found")}
@@ -166,7 +166,7 @@ def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(
 
 def test_why_a_hangup_was_refused_is_one_line_of_json(copy: Path, url: URL, tmp_path: Path) -> None:
     with gunicorn(url, tmp_path / "log", cwd=copy, LOG_FORMAT="json") as live:
-        (copy / "todo/http.py").write_text("def broken(:\n")
+        (copy / "todo/web/app.py").write_text("def broken(:\n")
         hang_up(live)
         line = wait_for_line(live, "Not reloaded", 1)
     assert line.startswith("{")

@@ -6,10 +6,10 @@ from msgspec import Struct
 from sqlalchemy import URL, bindparam, literal, select
 
 from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql
-from todo.database import UtcInstant
-from todo.extensions import db
-from todo.faults import DRIVER_ERRORS
-from todo.statements import Statement
+from todo.db import db
+from todo.db.connections import UtcInstant
+from todo.db.failures import DRIVER_ERRORS
+from todo.db.statements import Statement
 from todo.tasks import queries
 
 INSTANTS = [

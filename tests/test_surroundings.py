@@ -14,7 +14,8 @@ from werkzeug.test import TestResponse
 from tests.support import ROLE, Caller, Make, close, migrate, migrated_app, postgresql_database, settings, sql
 from tests.test_migrations import everything
 from tests.wire import wire_to
-from todo import create_app, health
+from todo import create_app
+from todo.web import health
 
 ODD = ["a\\b", "it's", 'quo"te', "%s %(x)s", "ß Größe", "日本 🥛", "\\'; DROP TABLE tasks; --", "E'\\n'", ":q", "$$"]
 SEARCHED = ["\\", "GRÖSSE", "'", "%", "🥛", "$$"]
@@ -255,7 +256,7 @@ def test_a_setting_that_fails_some_calls_is_named_in_the_log(
         toggle = lambda _: Caller(app, "alice")("PATCH", f"/{task}/complete").status_code  # noqa: E731
         statuses = set(pool.map(toggle, range(200)))
     warning = f"calls may be answered with 503, because of the database's settings: {called}"
-    assert f"WARNING todo.health: {warning}\n" in capsys.readouterr().err
+    assert f"WARNING todo.web.health: {warning}\n" in capsys.readouterr().err
     assert (result.exit_code, f"Warning: {warning}\n" in result.output) == (0, True)
     assert statuses - {200} == {503}
 

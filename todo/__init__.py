@@ -7,14 +7,16 @@ from logging.config import dictConfig
 from flask import Flask
 
 from config import ConfigurationError, Settings, load_settings, logging_config
-from todo import addresses, cors, database, docs, http, identity, metrics, places, rate_limits, requests, search
-from todo.extensions import api, db, migrate
-from todo.health import blp as health_blueprint
+from todo import identity
+from todo.db import connections, db, migrate, search
 from todo.idempotency.commands import blp as idempotency_blueprint
 from todo.identity import commands as identity_commands
 from todo.tasks.commands import blp as seed_blueprint
 from todo.tasks.views import blp as tasks_blueprint
 from todo.users.commands import blp as users_blueprint
+from todo.web import addresses, cors, metrics, places, rate_limits, request_log, swagger
+from todo.web import app as web
+from todo.web.health import blp as health_blueprint
 
 PUBLIC_ENDPOINTS = frozenset({"health.Live", "health.Ready", "api-docs.openapi_json"})
 
@@ -37,10 +39,10 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def _build(settings: Settings) -> Flask:
     dictConfig(logging_config(settings))
-    app = http.App(__name__, static_folder=None)
+    app = web.App(__name__, static_folder=None)
     app.config.from_mapping(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
-        SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings),
+        SQLALCHEMY_ENGINE_OPTIONS=connections.engine_options(settings),
         ROWS_PER_USER={"tasks": settings.max_tasks} if settings.max_tasks else {},
         API_TITLE="Todo API",
         API_VERSION="1.1.0",
@@ -55,30 +57,30 @@ def _build(settings: Settings) -> Flask:
             "security": [{"bearer": []}],
         },
     )
-    http.init_app(app)
+    web.init_app(app)
     db.init_app(app)
     with app.app_context():
-        database.init_app(app, db.engine)
+        connections.init_app(app, db.engine)
         search.init_app(db.engine)
         metrics.init_app(app, settings, db.engine)
-    requests.init_app(app)
+    request_log.init_app(app)
     migrate.init_app(app, db)
     cors.init_app(app, settings)
-    public = PUBLIC_ENDPOINTS | docs.ENDPOINTS if settings.is_docs_on else PUBLIC_ENDPOINTS
+    public = PUBLIC_ENDPOINTS | swagger.ENDPOINTS if settings.is_docs_on else PUBLIC_ENDPOINTS
     if settings.metrics_token:
         # /metrics asks for a token of its own, which is no user's.
         public |= {metrics.ENDPOINT}
     with app.app_context():
         # What waits for a database: not whether the process lives, nor what is asked without one.
         take_as_user = places.init_app(app, settings, db.engine, free=public - {"health.Ready"})
-    identity.init_app(app, settings, public=public, on_identified=database.act_for)
+    identity.init_app(app, settings, public=public, on_identified=connections.act_for)
     rate_limits.init_app(app, settings)
     app.before_request(take_as_user)
     addresses.init_app(app, settings)
-    docs.init_app(app, settings)
-    api.init_app(app)
-    api.register_blueprint(health_blueprint)
-    api.register_blueprint(tasks_blueprint)
+    swagger.init_app(app, settings)
+    web.api.init_app(app)
+    web.api.register_blueprint(health_blueprint)
+    web.api.register_blueprint(tasks_blueprint)
     app.register_blueprint(idempotency_blueprint)
     app.register_blueprint(seed_blueprint)
     app.register_blueprint(users_blueprint)

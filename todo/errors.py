@@ -1,4 +1,4 @@
-"""What can go wrong, as plain exceptions. Knows no Flask and no status codes: todo/http.py turns these into answers.
+"""What can go wrong, as plain exceptions. Knows no Flask and no status codes: todo/web/app.py turns these into answers.
 
 A message is one sentence for the caller, fit to leave the service: nothing of the database, nobody else's data.
 """

@@ -10,7 +10,7 @@ from sqlalchemy import URL, text
 
 from tests.pgbouncer import DIRECT_ALONE, pgbouncer
 from tests.support import PASSWORD, ROLE, ROOT, close, migrated_app, pooled, postgresql_database, sql
-from todo.extensions import db
+from todo.db import db
 
 pytestmark = pytest.mark.ecosystem
 

@@ -17,7 +17,7 @@ from sqlalchemy import URL
 from tests.faults.proxy import nginx
 from tests.live import PATIENCE, Server, free_port, gunicorn
 from tests.programs import program
-from todo.rate_limits import PAUSE, TIMEOUT
+from todo.web.rate_limits import PAUSE, TIMEOUT
 
 pytestmark = pytest.mark.ecosystem
 

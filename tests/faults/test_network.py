@@ -13,7 +13,7 @@ from tests.faults.conftest import Judge
 from tests.faults.load import load
 from tests.live import Server, gunicorn
 from tests.wire import Wire, wire_to
-from todo.database import REQUEST_BUDGET
+from todo.db.connections import REQUEST_BUDGET
 
 pytestmark = pytest.mark.faults
 

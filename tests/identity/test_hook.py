@@ -180,7 +180,7 @@ class TestCustomProvider:
     ) -> None:
         response = get(make_app(f"{PROVIDERS}:{provider}"))
         assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if "WARNING todo.http: GET " in line]
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "WARNING todo.web.app: GET " in line]
         assert line.endswith("Service unavailable (ConnectionError)" if provider == "away_by_url" else " unavailable")
         assert "secret" not in line
 

@@ -22,14 +22,14 @@ from werkzeug.test import TestResponse
 from config import ConfigurationError, JwtSettings
 from tests.support import SECRET, close, settings, token
 from todo import create_app
+from todo.db import db
 from todo.errors import Refusal
-from todo.extensions import db
 from todo.identity import current_identity
 
 PATH = "/api/alice/tasks"
 ISSUER = "https://issuer.example"
 AUDIENCE = "todo"
-#: What todo/requests.py says of a request of nobody, and of why it was refused.
+#: What todo/web/request_log.py says of a request of nobody, and of why it was refused.
 REQUEST_LINE = re.compile(rf"GET (-|/[a-z_<>/]+) \d{{3}} [\d.]+ ms -( \((?P<reason>{'|'.join(Refusal)})\))?")
 LONG_SECRET = "the secret of the test suite, of 64 bytes, for HS384 and HS512.."
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.support import Call, Caller, sql
-from todo import search
+from todo.db import search
 
 
 def follow(caller: Caller, query: str) -> Iterator[list[str]]:

@@ -9,9 +9,9 @@ from flask import Flask, jsonify
 from marshmallow import Schema, fields
 from msgspec.structs import asdict, astuple
 
-from todo.schemas import RowSchema
 from todo.tasks.queries import TaskOwner, TaskRow, VersionedTask
 from todo.tasks.schemas import TITLE, NewTaskSchema, TaskSchema
+from todo.web.schemas import RowSchema
 
 INSTANTS = ["2025-01-09T12:34:56.000000Z", "0999-12-31T23:59:59.000007Z"]
 TEXTS = ["Buy milk", "söck 🧦 日本", 'quotes " and \\', "\x01\t\n\x7f\u2028", "</script>", "e\u0301\u200b\u202e"]

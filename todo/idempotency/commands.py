@@ -6,8 +6,8 @@ import click
 from flask import Blueprint
 from sqlalchemy import Integer, bindparam, delete, select, tuple_
 
-from todo.commands import BATCH, on_database
-from todo.extensions import db
+from todo.db import db
+from todo.db.commands import BATCH, on_database
 from todo.idempotency.models import IdempotencyKey
 from todo.idempotency.queries import IS_OUTLIVED, KEPT_FOR, PRIMARY_KEY
 

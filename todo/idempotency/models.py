@@ -3,9 +3,9 @@
 from sqlalchemy import CheckConstraint, Index, PrimaryKeyConstraint, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from todo.database import UtcInstant, current_instant
-from todo.extensions import Model
-from todo.ownership import Owned
+from todo.db import Model
+from todo.db.connections import UtcInstant, current_instant
+from todo.db.ownership import Owned
 
 
 class IdempotencyKey(Owned, Model):

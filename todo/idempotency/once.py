@@ -22,14 +22,11 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 
-from todo.conflicts import violated
-from todo.database import UtcInstant, instant_text
-from todo.errors import KeyLimitReached, KeyReused, LimitReached
-from todo.extensions import db
-from todo.faults import DATABASE_ERRORS
-from todo.idempotency import queries
-from todo.idempotency.models import IdempotencyKey
-from todo.ownership import (
+from todo.db import db
+from todo.db.conflicts import violated
+from todo.db.connections import UtcInstant, instant_text
+from todo.db.failures import DATABASE_ERRORS
+from todo.db.ownership import (
     ONE_AT_A_TIME,
     Owned,
     has_room,
@@ -41,7 +38,10 @@ from todo.ownership import (
     table_of,
     unless_taken,
 )
-from todo.statements import Statement
+from todo.db.statements import Statement
+from todo.errors import KeyLimitReached, KeyReused, LimitReached
+from todo.idempotency import queries
+from todo.idempotency.models import IdempotencyKey
 
 Row = TypeVar("Row", bound=Struct)
 
@@ -67,7 +67,7 @@ class Outcome(Struct, frozen=True):
 class InsertOnce(Generic[Row]):
     """The insert of a row under a key, as `row` with a field for each column to return.
 
-    It makes the owner's row too, where need be, like OwnedInsert (todo/ownership.py).
+    It makes the owner's row too, where need be, like OwnedInsert (todo/db/ownership.py).
 
     null_if_omitted: columns that count in the fingerprint as null where they are not among the values. Only those that
     earlier versions of the service counted so: a new column stays out, or no kept key would match after a deploy.

@@ -10,11 +10,11 @@ import click
 from flask import Blueprint
 from sqlalchemy import Table, insert
 
-from todo.commands import BATCH, acting_for, on_database, progress, transaction
-from todo.extensions import db
+from todo.db import db
+from todo.db.commands import BATCH, acting_for, on_database, progress, transaction
+from todo.db.ownership import insert_owner
 from todo.identity.commands import UserId
 from todo.instants import from_microseconds
-from todo.ownership import insert_owner
 from todo.tasks.models import Task
 
 # The table rather than the model: the session has ideas of its own on the insert of a model.

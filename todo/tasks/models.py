@@ -3,10 +3,10 @@
 from sqlalchemy import CheckConstraint, Identity, Index, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from todo.database import BigIdentity, UtcInstant, current_instant
-from todo.extensions import Model
-from todo.ownership import Owned
-from todo.versions import Versioned
+from todo.db import Model
+from todo.db.connections import BigIdentity, UtcInstant, current_instant
+from todo.db.ownership import Owned
+from todo.db.versions import Versioned
 
 #: Every character for which str.isspace() is true.
 WHITE_SPACE = (

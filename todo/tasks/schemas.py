@@ -5,7 +5,16 @@ from typing import Any, ClassVar
 
 from marshmallow import ValidationError, fields, validate, validates_schema
 
-from todo.schemas import STORABLE, Input, NaturalNumber, NoQuerySchema, RowSchema, instant_field, output_only, storable
+from todo.web.schemas import (
+    STORABLE,
+    Input,
+    NaturalNumber,
+    NoQuerySchema,
+    RowSchema,
+    instant_field,
+    output_only,
+    storable,
+)
 
 #: A title that is not blank, and storable. ECMA-262's \s differs from str.isspace(): it lacks \x1c to \x1f and \x85,
 #: and includes U+FEFF.

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 from msgspec import json
 
-from todo.cursors import decode_cursor, encode_cursor
+from todo.db.versions import Expected
 from todo.errors import NotAsExpected, OwnershipViolated, TaskNotFound
 from todo.tasks import queries
 from todo.tasks.queries import TaskOwner, TaskRow, VersionedTask
 from todo.tasks.schemas import PAGE_LIMIT
-from todo.versions import Expected
+from todo.web.paging import decode_cursor, encode_cursor
 
 Row = TypeVar("Row", TaskRow, VersionedTask, TaskOwner)
 

@@ -6,12 +6,10 @@ from typing import Any
 from flask import url_for
 from flask.views import MethodView
 
-from todo.conditional import entity_tag
+from todo.db.versions import Expected
 from todo.errors import SearchTooSlow, TaskNotFound
-from todo.http import ETAG, Blueprint, View, error_response, header, next_link, replayed
 from todo.idempotency.schemas import KEY_LIMIT, idempotency_key_field
 from todo.identity import current_identity
-from todo.schemas import NoQuerySchema
 from todo.tasks import service
 from todo.tasks.queries import TaskRow, VersionedTask
 from todo.tasks.schemas import (
@@ -23,7 +21,9 @@ from todo.tasks.schemas import (
     TaskSchema,
     task_id_field,
 )
-from todo.versions import Expected
+from todo.web.app import ETAG, Blueprint, View, error_response, header, next_link, replayed
+from todo.web.conditions import entity_tag
+from todo.web.schemas import NoQuerySchema
 
 EXAMPLE = {
     "id": 1,
@@ -58,7 +58,7 @@ LINK = {
     )
 }
 LOCATION = {"Location": header("The path of the new task.", "/api/alice/tasks/1")}
-# The example stands in the schema, as in ENTITY_TAGS (todo/http.py).
+# The example stands in the schema, as in ENTITY_TAGS (todo/web/app.py).
 IDEMPOTENCY_KEY = {
     "description": "Makes a retry safe: what was made under the same key before is answered again, and not made twice.",
     "schema": {

@@ -13,9 +13,9 @@ from flask import Blueprint
 from msgspec import json
 from sqlalchemy import Connection, delete, func, inspect, select, tuple_
 
-from todo.commands import BATCH, acting_for, on_database, progress, snapshot, transaction
+from todo.db.commands import BATCH, acting_for, on_database, progress, snapshot, transaction
+from todo.db.ownership import Owned, owned_by
 from todo.identity.commands import UserId
-from todo.ownership import Owned, owned_by
 from todo.users.models import User
 
 blp = Blueprint("users", __name__, cli_group="users")

@@ -3,7 +3,7 @@
 from sqlalchemy import CheckConstraint, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from todo.extensions import Model
+from todo.db import Model
 
 
 class User(Model):

@@ -74,7 +74,7 @@ class RowSchema(Output):
     """A schema for rows that go out as they are: a plain field for each field of the row, in the same order.
 
     Such a row is already what marshmallow would make of it, field by field: it is left to the JSON encoder
-    (todo/http.py), and a list costs a fraction. Raises TypeError for a field of another kind.
+    (todo/web/app.py), and a list costs a fraction. Raises TypeError for a field of another kind.
     """
 
     def __init__(self, **options: Any) -> None:

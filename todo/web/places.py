@@ -14,10 +14,10 @@ from flask import Flask, g, request
 from sqlalchemy import Engine, event
 
 from config import Settings
-from todo.addresses import network
-from todo.database import is_limited, was_lost_since
+from todo.db.connections import is_limited, was_lost_since
 from todo.errors import TooManyAtOnce
 from todo.identity import current_identity
+from todo.web.addresses import network
 
 #: The part of the threads that slow requests of one caller may hold.
 SHARE = 0.25

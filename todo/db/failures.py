@@ -33,7 +33,7 @@ _SQLITE_OUTAGES = frozenset(
 
 #: What the two drivers raise, each with subclasses of its own.
 DRIVER_ERRORS = (psycopg2.Error, sqlite3.Error)
-#: What a statement can raise: SQLAlchemy wraps the driver's errors, a Statement (todo/statements.py) does not.
+#: What a statement can raise: SQLAlchemy wraps the driver's errors, a Statement (todo/db/statements.py) does not.
 DATABASE_ERRORS = (SQLAlchemyError, *DRIVER_ERRORS)
 
 

@@ -242,7 +242,7 @@ def act_for(user_id: str | None) -> None:
 
 @contextmanager
 def limited_to(seconds: float) -> Iterator[None]:
-    """Let the statements within take no longer than that. One that does is stopped: is_stopped() (todo/faults.py)."""
+    """Stop each statement within that takes longer: see is_stopped() in todo/db/failures.py."""
     token = _limit.set((seconds, monotonic() + seconds))
     try:
         yield
@@ -275,7 +275,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         "hide_parameters": True,
     }
     if settings.database_url.get_backend_name() == "sqlite":
-        # Named parameters, like PostgreSQL's driver (todo/statements.py).
+        # Named parameters, like PostgreSQL's driver (todo/db/statements.py).
         return options | {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT}, "paramstyle": "named"}
     url = settings.database_url
     # Where the URL names a host, no PGHOSTADDR of the environment leads elsewhere.

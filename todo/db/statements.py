@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 from sqlalchemy import Delete, Dialect, Insert, Select, Update
 
-from todo.conflicts import refuse_conflict
-from todo.extensions import db
-from todo.faults import DRIVER_ERRORS
+from todo.db import db
+from todo.db.conflicts import refuse_conflict
+from todo.db.failures import DRIVER_ERRORS
 
 Row = TypeVar("Row", bound=Struct)
 Convert = Callable[[Any], Any]
@@ -70,7 +70,7 @@ class Statement(Generic[Row]):
         self._compiled: dict[str, _Compiled] = {}
 
     def all(self, **parameters: Any) -> list[Row]:
-        """Every row that it returns. Raises one of DATABASE_ERRORS (todo/faults.py) or Conflict (todo/conflicts.py)."""
+        """Every row that it returns. Raises Conflict, or one of DATABASE_ERRORS (todo/db/failures.py)."""
         try:
             return self._all(parameters)
         except DRIVER_ERRORS as error:

@@ -16,10 +16,10 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from sqlalchemy import Engine, event
 
 from config import Settings
-from todo.database import LimitedCursor
+from todo.db.connections import LimitedCursor
 from todo.errors import NotAuthenticated, Refusal
-from todo.figures import FiguresOfAll, keep
-from todo.requests import method_and_route, on_answer
+from todo.web.metrics_files import FiguresOfAll, keep
+from todo.web.request_log import method_and_route, on_answer
 
 #: The endpoint as Flask names it.
 ENDPOINT = "metrics"

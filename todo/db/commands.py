@@ -12,11 +12,11 @@ from typing import ParamSpec
 import click
 from sqlalchemy import Connection
 
-from todo.database import act_for
+from todo.db import db
+from todo.db.connections import act_for
+from todo.db.failures import DATABASE_ERRORS, describe
+from todo.db.readiness import check_database
 from todo.errors import DatabaseUnfit
-from todo.extensions import db
-from todo.faults import DATABASE_ERRORS, describe
-from todo.readiness import check_database
 
 #: How many rows a command reads, makes or deletes at a time: no statement takes long, and no memory grows.
 BATCH = 5000

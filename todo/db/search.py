@@ -11,9 +11,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from todo.database import limited_to
+from todo.db.connections import limited_to
+from todo.db.failures import DATABASE_ERRORS, is_stopped
 from todo.errors import SearchTooSlow
-from todo.faults import DATABASE_ERRORS, is_stopped
 
 #: Seconds that a search may take: no index helps it, so that it is the one statement whose cost its sender chooses.
 SEARCH_LIMIT = 0.5

@@ -32,11 +32,11 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Mapped, mapped_column
 
-from todo.conflicts import refuse_conflict
+from todo.db import db
+from todo.db.conflicts import refuse_conflict
+from todo.db.failures import DATABASE_ERRORS, is_foreign_key_violation
+from todo.db.statements import Statement
 from todo.errors import LimitReached
-from todo.extensions import db
-from todo.faults import DATABASE_ERRORS, is_foreign_key_violation
-from todo.statements import Statement
 from todo.users.models import User
 
 Row = TypeVar("Row", bound=Struct)

@@ -18,10 +18,10 @@ from limits.errors import StorageError
 from limits.storage import RedisStorage
 
 from config import Settings
-from todo.addresses import network
 from todo.errors import NotAuthenticated, NotOwner, TooManyRequests
-from todo.http import Response, answer_failure
 from todo.identity import current_identity
+from todo.web.addresses import network
+from todo.web.app import Response, answer_failure
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
-from todo.http import Api
-
 
 class Model(DeclarativeBase):
     """What every model derives from; its metadata is that of `db`.
@@ -28,4 +26,3 @@ class Model(DeclarativeBase):
 
 db = SQLAlchemy(model_class=Model)
 migrate = Migrate()
-api = Api()

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from psycopg2.errors import UniqueViolation
 from sqlalchemy import Index, PrimaryKeyConstraint, Table, UniqueConstraint, text
 
+from todo.db import db
+from todo.db.failures import cause_of
 from todo.errors import Conflict
-from todo.extensions import db
-from todo.faults import cause_of
 
 Unique = PrimaryKeyConstraint | UniqueConstraint | Index
 

@@ -27,13 +27,13 @@ from sqlalchemy import (
     text,
 )
 
+from todo.db import db
+from todo.db.failures import DATABASE_ERRORS, describe, is_denied, is_outage
 from todo.errors import DatabaseUnfit
-from todo.extensions import db
-from todo.faults import DATABASE_ERRORS, describe, is_denied, is_outage
 
 ROW_LEVEL_SECURITY = ("enforced", "bypassed", "none")
 
-MIGRATIONS = Path(__file__).parent.parent / "migrations"
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 # What may be said of the database to whoever asks.
 EMPTY = "has no tables yet"
@@ -132,7 +132,7 @@ def check_database() -> Readiness:
     """Try what the service needs of the database.
 
     Raises DatabaseUnfit if it lacks something: the detail names every need that is not met, and the way back.
-    Raises one of DATABASE_ERRORS (todo/faults.py) if it does not answer.
+    Raises one of DATABASE_ERRORS (todo/db/failures.py) if it does not answer.
     """
     connection = db.session.connection()
     backend = connection.dialect.name

@@ -9,10 +9,10 @@ from flask.views import MethodView
 from marshmallow import fields
 from marshmallow.validate import OneOf
 
-from todo.commands import on_database
-from todo.http import Blueprint
-from todo.readiness import ROW_LEVEL_SECURITY, check_database
-from todo.schemas import NoQuerySchema, Output
+from todo.db.commands import on_database
+from todo.db.readiness import ROW_LEVEL_SECURITY, check_database
+from todo.web.app import Blueprint
+from todo.web.schemas import NoQuerySchema, Output
 
 logger = logging.getLogger(__name__)
 

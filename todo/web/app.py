@@ -23,7 +23,7 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException, LengthRequired, UnsupportedMediaType
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from todo.conditional import expected_of, revalidated
+from todo.db.failures import DATABASE_ERRORS, describe, is_outage
 from todo.errors import (
     Conflict,
     DatabaseUnfit,
@@ -41,9 +41,9 @@ from todo.errors import (
     TooManyRequests,
     Unavailable,
 )
-from todo.faults import DATABASE_ERRORS, describe, is_outage
-from todo.openapi import SchemaPlugin
-from todo.schemas import Output
+from todo.web.conditions import expected_of, revalidated
+from todo.web.openapi import SchemaPlugin
+from todo.web.schemas import Output
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ FAILURES: Mapping[type[TodoError], tuple[int, Mapping[str, str]]] = {
     Conflict: (409, {}),
     NotAsExpected: (412, {}),
     KeyReused: (422, {}),
-    # Its headers are those of every limited answer (todo/rate_limits.py).
+    # Its headers are those of every limited answer (todo/web/rate_limits.py).
     TooManyRequests: (429, {}),
     TooManyAtOnce: (429, RETRY_AFTER),
     SearchTooSlow: (422, {}),
@@ -335,6 +335,9 @@ class Api(flask_smorest.Api):
         return _error(status, BAD_REQUESTS.get(type(error)) or MESSAGES.get(status, error.name), headers)
 
 
+api = Api()
+
+
 class Parser(FlaskParser):
     """Reads bodies and query strings, strictly, and says in one sentence what is wrong with them."""
 
@@ -369,7 +372,7 @@ class Parser(FlaskParser):
         return _unique(pairs, "Query parameter given twice: {}")
 
     def handle_error(self, error: ValidationError, req: Request, schema: Schema, **_: Any) -> NoReturn:
-        """Raise InvalidInput with the messages of the schema, an Input (todo/schemas.py)."""
+        """Raise InvalidInput with the messages of the schema, an Input (todo/web/schemas.py)."""
         # webargs puts them under their location.
         (messages,) = cast("dict[str, list[str]]", error.messages).values()
         raise InvalidInput("; ".join(messages)) from error
@@ -478,7 +481,7 @@ class Blueprint(flask_smorest.Blueprint):
         return decorate
 
     def conditional_get(self, view: View) -> View:
-        """Answer 304 where If-None-Match names the answer's entity tag (todo/conditional.py)."""
+        """Answer 304 where If-None-Match names the answer's entity tag (todo/web/conditions.py)."""
 
         @wraps(view)
         def with_condition(*args: Any, **arguments: Any) -> Any:

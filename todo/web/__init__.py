@@ -1,0 +1,1 @@
+"""How HTTP is spoken here. Knows no resource and no database."""
