@@ -169,7 +169,7 @@ class Subject:
         query = "SELECT created_at, id FROM tasks WHERE user_id = :user_id ORDER BY created_at DESC, id DESC"
         rows = sql(self.url, query, user_id=user_id)
         at, last = rows[size * DEPTH // 10 - 1]
-        cursor = encode_cursor(user_id, None, None, at.isoformat(), last)
+        cursor = encode_cursor(user_id, [None, None], at.isoformat(), last)
         return {
             "user_id": user_id,
             "id": rows[size // 3][1],

@@ -155,8 +155,7 @@ def test_the_queries_alone_keep_users_apart(app: Flask, alice: Caller, bob: Call
         assert queries.delete_task("bob", task["id"]) is None
         assert queries.delete_task("bob", task["id"], expected) is None
         assert "alice" not in {
-            row.user_id
-            for row in queries.list_tasks("bob", status=None, q=None, before=None, limit=10, size=1024 * 1024)
+            row.user_id for row in queries.list_tasks("bob", {}, before=None, limit=10, size=1024 * 1024)
         }
     assert alice("GET").get_json() == [task]
 
@@ -168,10 +167,10 @@ def test_the_service_alone_keeps_users_apart(app: Flask, alice: Caller, monkeypa
     monkeypatch.setattr(Statement, "all", lambda self, **named: execute(self, **named | {"user_id": "alice"}))
     with acting_for(app, "alice"):
         for steal in (
-            lambda: service.list_tasks("bob"),
+            lambda: service.list_tasks("bob", {}, before=None, limit=10, size=1024 * 1024),
             lambda: service.get_task("bob", task["id"]),
             lambda: service.update_task("bob", task["id"], {"title": "x"}),
-            lambda: service.complete_task("bob", task["id"]),
+            lambda: service.complete_task("bob", task["id"], {}),
             lambda: service.delete_task("bob", task["id"]),
         ):
             with pytest.raises(OwnershipViolated):

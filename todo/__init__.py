@@ -8,15 +8,17 @@ from flask import Flask
 
 from config import ConfigurationError, Settings, load_settings, logging_config
 from todo import identity
-from todo.db import connections, db, migrate, search
+from todo.db import connections, db, failures, migrate, search
+from todo.db.commands import blp as database_blueprint
+from todo.db.readiness import check_database
 from todo.idempotency.commands import blp as idempotency_blueprint
 from todo.identity import commands as identity_commands
 from todo.tasks.commands import blp as seed_blueprint
 from todo.tasks.views import blp as tasks_blueprint
 from todo.users.commands import blp as users_blueprint
-from todo.web import addresses, cors, metrics, places, rate_limits, request_log, swagger
+from todo.web import addresses, cors, health, metrics, places, rate_limits, request_log, swagger
 from todo.web import app as web
-from todo.web.health import blp as health_blueprint
+from todo.web.openapi import api
 
 PUBLIC_ENDPOINTS = frozenset({"health.Live", "health.Ready", "api-docs.openapi_json"})
 
@@ -58,6 +60,8 @@ def _build(settings: Settings) -> Flask:
         },
     )
     web.init_app(app)
+    web.translate(app, failures.DATABASE_ERRORS, failures.as_failure)
+    health.init_app(app, check_database)
     db.init_app(app)
     with app.app_context():
         connections.init_app(app, db.engine)
@@ -78,9 +82,10 @@ def _build(settings: Settings) -> Flask:
     app.before_request(take_as_user)
     addresses.init_app(app, settings)
     swagger.init_app(app, settings)
-    web.api.init_app(app)
-    web.api.register_blueprint(health_blueprint)
-    web.api.register_blueprint(tasks_blueprint)
+    api.init_app(app)
+    api.register_blueprint(health.blp)
+    api.register_blueprint(tasks_blueprint)
+    app.register_blueprint(database_blueprint)
     app.register_blueprint(idempotency_blueprint)
     app.register_blueprint(seed_blueprint)
     app.register_blueprint(users_blueprint)

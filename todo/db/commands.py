@@ -10,6 +10,7 @@ from functools import wraps
 from typing import ParamSpec
 
 import click
+from flask import Blueprint
 from sqlalchemy import Connection
 
 from todo.db import db
@@ -22,6 +23,8 @@ from todo.errors import DatabaseUnfit
 BATCH = 5000
 
 Parameters = ParamSpec("Parameters")
+
+blp = Blueprint("database", __name__, cli_group=None)
 
 
 def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -89,3 +92,13 @@ def progress(total: int, label: str, *, is_wanted: bool = True) -> Iterator[Call
     is_shown = is_wanted and total > BATCH and sys.stderr.isatty()
     with click.progressbar(length=total, label=label, file=sys.stderr, hidden=not is_shown) as bar:
         yield bar.update
+
+
+@blp.cli.command("ready")
+@on_database
+def ready() -> None:
+    """Say whether the database has what the service needs, as GET /health/ready does"""
+    readiness = check_database()
+    for warning in readiness.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    click.echo(f"The database has what the service needs; row-level security: {readiness.row_level_security}")

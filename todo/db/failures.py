@@ -6,6 +6,8 @@ import psycopg2
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from todo.errors import InternalError, TodoError, Unavailable
+
 #: SQLSTATE (PostgreSQL documentation, appendix A): connection, resources, intervention and time-outs, system, lock
 #: not available, read-only, rolled back in a conflict.
 _POSTGRESQL_OUTAGES = ("08", "53", "57", "58", "55P03", "25006", "40")
@@ -35,6 +37,12 @@ _SQLITE_OUTAGES = frozenset(
 DRIVER_ERRORS = (psycopg2.Error, sqlite3.Error)
 #: What a statement can raise: SQLAlchemy wraps the driver's errors, a Statement (todo/db/statements.py) does not.
 DATABASE_ERRORS = (SQLAlchemyError, *DRIVER_ERRORS)
+
+
+def as_failure(error: Exception) -> TodoError:
+    """Return what the caller is told: 503 for an outage, else 500. The log gets what describe() says."""
+    kind = Unavailable if is_outage(error) else InternalError
+    return kind(detail=describe(error))
 
 
 def is_outage(error: Exception) -> bool:

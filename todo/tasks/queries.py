@@ -6,10 +6,11 @@ from functools import cache
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Select, Text, bindparam, case, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Text, bindparam, case, delete, or_, select, update
 
-from todo.db.connections import UtcInstant, later_instant, octets
+from todo.db.connections import later_instant
 from todo.db.ownership import OwnedInsert, owned_by
+from todo.db.pages import FEW, page_of
 from todo.db.search import contains_ignoring_case, searching
 from todo.db.statements import Statement, columns_of
 from todo.db.versions import Change, Expected, as_expected
@@ -18,7 +19,7 @@ from todo.tasks.models import Task
 
 
 class TaskRow(Struct, frozen=True):
-    """A task as the database returned it, in a list."""
+    """A task in a list."""
 
     id: int
     user_id: str
@@ -30,116 +31,83 @@ class TaskRow(Struct, frozen=True):
 
 
 class VersionedTask(TaskRow, frozen=True):
-    """A task by itself, with how often it has been changed, plus one."""
+    """A single task, with its version: 1 plus the number of changes."""
 
     version: int
 
 
-class TaskOwner(Struct, frozen=True):
-    """As much of a task as tells whose it is."""
-
-    id: int
-    user_id: str
-
-
 LISTED = columns_of(Task, TaskRow)
 COLUMNS = columns_of(Task, VersionedTask)
-NEWEST_FIRST = (Task.created_at.desc(), Task.id.desc())
-#: How many tasks may be read without a look at their lengths: at most 2 MiB.
-FEW = 101
-IS_THE_TASK = Task.id == bindparam("task_id")
+Q = bindparam("q", type_=Text)
+#: What each filter of the list requires of a task.
+FILTERS: Mapping[str, ColumnElement[bool]] = {
+    "status": Task.status == bindparam("status"),
+    "q": or_(contains_ignoring_case(Task.title, Q), contains_ignoring_case(Task.description, Q)),
+}
+# The database computes the new status from the old one: of two toggles at once, neither is lost.
+TOGGLED = case((Task.status == "complete", "incomplete"), else_="complete")
 
 
 @cache
-def _list(*, by_status: bool, by_q: bool, is_continued: bool, is_long: bool) -> Statement[TaskRow]:
-    statement = owned_by(Task, select(*LISTED)).order_by(*NEWEST_FIRST)
-    if by_status:
-        statement = statement.where(Task.status == bindparam("status"))
-    if by_q:
-        q = bindparam("q", type_=Text)
-        statement = statement.where(
-            or_(contains_ignoring_case(Task.title, q), contains_ignoring_case(Task.description, q))
-        )
-    if is_continued:
-        # A comparison of rows, which the index answers from where it left off.
-        position = tuple_(bindparam("created_at", type_=UtcInstant), bindparam("task_id"))
-        statement = statement.where(tuple_(Task.created_at, Task.id) < position)
-    statement = statement.limit(bindparam("limit"))
-    return Statement(_up_to_size(statement) if is_long else statement, TaskRow)
+def _list(filters: frozenset[str], *, is_continued: bool, is_long: bool) -> Statement[TaskRow]:
+    criteria = [FILTERS[name] for name in sorted(filters)]
+    return Statement(page_of(Task, LISTED, *criteria, is_continued=is_continued, is_long=is_long), TaskRow)
 
 
-def _up_to_size(statement: Select[Any]) -> Select[Any]:
-    """The tasks before which there are fewer bytes of text than `size`."""
-    size = octets(Task.title) + octets(Task.description)
-    total = func.sum(size).over(order_by=NEWEST_FIRST, rows=(None, 0))
-    measured = statement.add_columns((total - size).label("before")).subquery()
-    listed = select(*(measured.c[column.key] for column in LISTED)).where(measured.c.before < bindparam("size"))
-    return listed.order_by(measured.c.created_at.desc(), measured.c.id.desc())
-
-
-def _of_the_task(change: Change, *, is_conditional: bool) -> Change:
-    change = change.where(IS_THE_TASK)
-    return as_expected(Task, change) if is_conditional else change
-
-
-def _update(*, is_conditional: bool, **values: Any) -> Statement[VersionedTask]:
-    statement = _of_the_task(owned_by(Task, update(Task)), is_conditional=is_conditional)
-    changes = statement.values(**values, updated_at=later_instant(Task.updated_at), version=Task.version + 1)
+@cache
+def _update(names: frozenset[str], *, is_toggle: bool = False, is_conditional: bool) -> Statement[VersionedTask]:
+    values: dict[str, Any] = {name: bindparam(name) for name in names} | ({"status": TOGGLED} if is_toggle else {})
+    changes = _of_the_task(owned_by(Task, update(Task)), is_conditional=is_conditional).values(
+        **values, updated_at=later_instant(Task.updated_at), version=Task.version + 1
+    )
     return Statement(changes.returning(*COLUMNS), VersionedTask)
 
 
 @cache
-def _update_of(names: frozenset[str], *, is_conditional: bool) -> Statement[VersionedTask]:
-    return _update(is_conditional=is_conditional, **{name: bindparam(name) for name in names})
-
-
-@cache
-def _toggle(*, is_conditional: bool) -> Statement[VersionedTask]:
-    # The database computes the new status from the old: of two toggles at once, neither is lost.
-    turned_over = case((Task.status == "complete", "incomplete"), else_="complete")
-    return _update(is_conditional=is_conditional, status=turned_over)
-
-
-@cache
-def _delete(*, is_conditional: bool) -> Statement[TaskOwner]:
+def _delete(*, is_conditional: bool) -> Statement[VersionedTask]:
     statement = _of_the_task(owned_by(Task, delete(Task)), is_conditional=is_conditional)
-    return Statement(statement.returning(Task.id, Task.user_id), TaskOwner)
+    return Statement(statement.returning(*COLUMNS), VersionedTask)
 
 
-FIND = Statement(owned_by(Task, select(*COLUMNS)).where(IS_THE_TASK), VersionedTask)
+def _of_the_task(change: Change, *, is_conditional: bool) -> Change:
+    change = change.where(Task.id == bindparam("task_id"))
+    return as_expected(Task, change) if is_conditional else change
+
+
+FIND = Statement(owned_by(Task, select(*COLUMNS)).where(Task.id == bindparam("task_id")), VersionedTask)
 INSERT = OwnedInsert(Task, VersionedTask)
-# The first versions counted an omitted description as null, and keys of theirs may still be kept.
+# Version 1.0 counted an omitted description as null, and its keys may still be kept.
 INSERT_ONCE = InsertOnce(Task, VersionedTask, null_if_omitted=["description"])
 
 
 def list_tasks(
-    user_id: str, *, status: str | None, q: str | None, before: tuple[str, int] | None, limit: int, size: int
+    user_id: str, filters: Mapping[str, Any], *, before: tuple[str, int] | None, limit: int, size: int
 ) -> Sequence[TaskRow]:
-    """The user's tasks, newest first, at most `limit`; only those that come after `before` (created_at, id).
+    """Return at most `limit` of the user's tasks, newest first; only those after `before`, a (created_at, id).
 
-    Of a long list, only up to the task with which their texts reach `size` bytes. Raises SearchTooSlow, under `q`.
+    Of a long list, only up to the task with which the texts reach `size` bytes. Raises SearchTooSlow.
     """
-    statement = _list(by_status=status is not None, by_q=bool(q), is_continued=before is not None, is_long=limit > FEW)
+    statement = _list(frozenset(filters), is_continued=before is not None, is_long=limit > FEW)
     created_at, task_id = before or (None, None)
-    parameters = {"user_id": user_id, "status": status, "q": q, "created_at": created_at, "task_id": task_id}
-    with searching() if q else nullcontext():
-        return statement.all(**parameters, limit=limit, size=size)
+    place = {"before_created_at": created_at, "before_id": task_id}
+    with searching() if "q" in filters else nullcontext():
+        return statement.all(user_id=user_id, **filters, **place, limit=limit, size=size)
 
 
 def find_task(user_id: str, task_id: int) -> VersionedTask | None:
-    """The user's task of that id, or None."""
+    """Return the user's task of that id, or None."""
     return FIND.first(user_id=user_id, task_id=task_id)
 
 
 def insert_task(user_id: str, email: str | None, values: Mapping[str, Any]) -> VersionedTask:
-    """The new task, together with the user's own row where this is the first. Raises LimitReached."""
+    """Insert a task, and the user's own row before their first one. Raises LimitReached."""
     return INSERT.one(user_id, email, values)
 
 
 def insert_task_once(
     user_id: str, email: str | None, key: str, values: Mapping[str, Any]
 ) -> tuple[VersionedTask, bool]:
-    """The task that was inserted under the user's key, and whether that was before.
+    """Return the task that was inserted under the user's key, now or before, and whether it was before.
 
     Raises KeyReused, LimitReached and KeyLimitReached.
     """
@@ -149,19 +117,19 @@ def insert_task_once(
 def update_task(
     user_id: str, task_id: int, changes: Mapping[str, Any], expected: Expected | None = None
 ) -> VersionedTask | None:
-    """The user's task after the changes (by column); None where there is none, or not of an expected version."""
-    statement = _update_of(frozenset(changes), is_conditional=expected is not None)
+    """Update the user's task. Return None if there is none, or none of an expected version."""
+    statement = _update(frozenset(changes), is_conditional=expected is not None)
     return statement.first(user_id=user_id, task_id=task_id, **changes, **_parameters(expected))
 
 
 def toggle_task(user_id: str, task_id: int, expected: Expected | None = None) -> VersionedTask | None:
-    """The user's task with its status turned over; None as in update_task()."""
-    statement = _toggle(is_conditional=expected is not None)
+    """Update the user's task to the other status. Return None as update_task() does."""
+    statement = _update(frozenset(), is_toggle=True, is_conditional=expected is not None)
     return statement.first(user_id=user_id, task_id=task_id, **_parameters(expected))
 
 
-def delete_task(user_id: str, task_id: int, expected: Expected | None = None) -> TaskOwner | None:
-    """What tells whose the task was that is now gone; None as in update_task()."""
+def delete_task(user_id: str, task_id: int, expected: Expected | None = None) -> VersionedTask | None:
+    """Delete the user's task, and return it as it was. Return None as update_task() does."""
     statement = _delete(is_conditional=expected is not None)
     return statement.first(user_id=user_id, task_id=task_id, **_parameters(expected))
 

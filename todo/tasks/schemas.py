@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 from marshmallow import ValidationError, fields, validate, validates_schema
 
 from todo.web.schemas import (
+    LARGEST_ID,
     STORABLE,
     Input,
-    NaturalNumber,
     NoQuerySchema,
     RowSchema,
+    cursor_field,
     instant_field,
+    limit_field,
     output_only,
     storable,
 )
@@ -23,13 +25,9 @@ TITLE = r"^[^\x00]*(?:[^\s\x00\x1c-\x1f\x85]|\ufeff)[^\x00]*$"
 STATUSES = ("incomplete", "complete")
 TITLE_LIMIT = 255
 DESCRIPTION_LIMIT = 5000
-PAGE_LIMIT = 1000
 Q_LIMIT = 200
-LARGEST_ID = 2**63 - 1
 
 INVALID_STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
-INVALID_LIMIT = f"Limit must be a whole number from 1 to {PAGE_LIMIT}"
-INVALID_TASK_ID = "Invalid task ID"
 
 
 def refuse_blank_title(value: str) -> None:
@@ -154,19 +152,5 @@ class TaskListQuerySchema(NoQuerySchema):
             "pattern": STORABLE,
         },
     )
-    limit = NaturalNumber(
-        validate=validate.Range(min=1, max=PAGE_LIMIT, error=INVALID_LIMIT),
-        error_messages={"invalid": INVALID_LIMIT},
-        metadata={"description": f"How many tasks to answer at most, within 1 MiB; {PAGE_LIMIT} where omitted."},
-    )
-    cursor = fields.String(
-        metadata={"description": "Where to go on, from the `Link` header; good for the same filters."}
-    )
-
-
-def task_id_field() -> NaturalNumber:
-    """The id in the path of a task."""
-    return NaturalNumber(
-        validate=validate.Range(min=1, max=LARGEST_ID, error=INVALID_TASK_ID),
-        error_messages={"invalid": INVALID_TASK_ID},
-    )
+    limit = limit_field()
+    cursor = cursor_field()

@@ -1,24 +1,38 @@
 """Whether the process lives, and whether it can do its work: for load balancers, which have no identity."""
 
 import logging
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Protocol
 
-import click
-from flask import current_app
+from flask import Flask, current_app
 from flask.views import MethodView
 from marshmallow import fields
 from marshmallow.validate import OneOf
 
-from todo.db.commands import on_database
-from todo.db.readiness import ROW_LEVEL_SECURITY, check_database
-from todo.web.app import Blueprint
-from todo.web.schemas import NoQuerySchema, Output
+from todo.web.blueprint import Blueprint
+from todo.web.schemas import Output
 
 logger = logging.getLogger(__name__)
 
-blp = Blueprint(
-    "health", __name__, url_prefix="/health", description="For load balancers; no identity needed.", cli_group=None
-)
+blp = Blueprint("health", __name__, url_prefix="/health", description="For load balancers; no identity needed.")
+
+
+class Readiness(Protocol):
+    """What the check of a database that can be used returns."""
+
+    @property
+    def row_level_security(self) -> str:
+        """Whether the database itself separates users."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Sentences for the operator."""
+
+
+def init_app(app: Flask, check: Callable[[], Readiness]) -> None:
+    """Let /health/ready use that check, which raises a failure if the database cannot be used."""
+    app.extensions["check_database"] = check
 
 
 class HealthSchema(Output):
@@ -43,7 +57,7 @@ class ReadinessSchema(HealthSchema):
 
     row_level_security = fields.String(
         required=True,
-        validate=OneOf(ROW_LEVEL_SECURITY),
+        validate=OneOf(["enforced", "bypassed", "none"]),
         metadata={
             "description": "Whether the database itself keeps users apart: not where its role bypasses the policies "
             "(a superuser, BYPASSRLS), a table has none or one that lets everybody in, and not on SQLite.",
@@ -57,7 +71,7 @@ class Live(MethodView):
     """Does the process answer? Asks no database."""
 
     @blp.doc(operationId="checkLive", security=[])
-    @blp.no_query(NoQuerySchema())
+    @blp.no_query
     @blp.response(200, LivenessSchema, example={"status": "ok", "version": "1.1.0"})
     @blp.fails_with(400)
     def get(self) -> dict[str, str]:
@@ -73,7 +87,7 @@ class Ready(MethodView):
     """Can the service do its work?"""
 
     @blp.doc(operationId="checkReady", security=[])
-    @blp.no_query(NoQuerySchema())
+    @blp.no_query
     @blp.response(200, ReadinessSchema, example={"status": "ok", "row_level_security": "enforced"})
     @blp.fails_with(400, 429, 500, 503)
     def get(self) -> dict[str, str]:
@@ -82,20 +96,10 @@ class Ready(MethodView):
         Tables, columns, rights, functions, policies and encoding are tried. A process that fails here wants no requests
         for now: its database is away, or lacks one of them.
         """
-        readiness = check_database()
+        readiness: Readiness = current_app.extensions["check_database"]()
         for warning in readiness.warnings:
             _warn(warning)
         return {"status": "ok", "row_level_security": readiness.row_level_security}
-
-
-@blp.cli.command("ready")
-@on_database
-def ready() -> None:
-    """Say whether the database has what the service needs, as GET /health/ready does"""
-    readiness = check_database()
-    for warning in readiness.warnings:
-        click.echo(f"Warning: {warning}", err=True)
-    click.echo(f"The database has what the service needs; row-level security: {readiness.row_level_security}")
 
 
 @cache

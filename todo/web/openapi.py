@@ -1,12 +1,92 @@
-"""Changes to what apispec writes into the OpenAPI document."""
+"""The OpenAPI document: flask-smorest's Api with the failures of this service, and changes to what apispec writes."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+import flask
+import flask_smorest
 from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
+from flask import Flask, Response, current_app, request
+from marshmallow import fields
+from werkzeug.exceptions import HTTPException
+
+from todo.errors import TodoError, by_status
+from todo.web.app import answer_http_exception
+from todo.web.schemas import Output
 
 PARAMETER_ORDER = ("path", "query", "header")
+
+
+def header(description: str, example: str, *, required: bool = True) -> dict[str, Any]:
+    """Return an OpenAPI header object. required: every such response has the header."""
+    return {"description": description, "required": required, "schema": {"type": "string"}, "example": example}
+
+
+ETAG = {"ETag": header("The entity tag, for `If-Match` and `If-None-Match` (RFC 9110 section 8.8.3).", '"1-1"')}
+#: The headers of failures: description and example.
+FAILURE_HEADERS: Mapping[str, tuple[str, str]] = {
+    "WWW-Authenticate": ("The challenge of RFC 6750.", "Bearer"),
+    "Retry-After": ("Seconds to wait before the next try.", "30"),
+    "RateLimit-Limit": ("Requests that a window of time allows.", "600"),
+    "RateLimit-Remaining": ("Requests that are left in this window.", "0"),
+    "RateLimit-Reset": ("Seconds until the next window begins.", "30"),
+}
+
+
+class ApiErrorSchema(Output):
+    """The body of every error. The name is not Error: generated clients would hide JavaScript's own."""
+
+    error = fields.String(required=True, metadata={"description": "One sentence on what went wrong."})
+
+
+def document_error(failure: type[TodoError]) -> dict[str, Any]:
+    """Return what flask-smorest's alt_response() takes to document a failure."""
+    example = {"error": failure.example or failure.message}
+    return {"description": failure.description, "schema": ApiErrorSchema, "example": example}
+
+
+class Api(flask_smorest.Api):
+    """flask-smorest's Api with this service's errors: their body, their headers, and their part of the document."""
+
+    ERROR_SCHEMA = ApiErrorSchema
+    # Each view documents its own failures.
+    DEFAULT_ERROR_RESPONSE_NAME = None
+
+    def init_app(self, app: Flask, *, spec_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Set up as flask-smorest does, and document the bearer scheme and the failures."""
+        super().init_app(app, spec_kwargs={"marshmallow_plugin": SchemaPlugin(), **(spec_kwargs or {})})
+        self.spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
+        for failure in by_status().values():
+            if failure.component:
+                self.spec.components.response(failure.component, _component(failure))
+        # Of flask-smorest's pagination, which this service does not use.
+        del self.spec.components.schemas["PaginationMetadata"]
+
+    def _openapi_json(self) -> Response:
+        # flask-smorest's view, with the path that the service is mounted at. WSGI has it in each request.
+        document = {**self.spec.to_dict(), "servers": [{"url": request.script_root or "/"}]}
+        return current_app.response_class(
+            flask.json.dumps(document, indent=2, sort_keys=False), mimetype="application/json"
+        )
+
+    def handle_http_exception(self, error: HTTPException) -> Response:
+        """Return the response for a failure that Werkzeug or Flask found."""
+        return answer_http_exception(error)
+
+
+def _component(failure: type[TodoError]) -> dict[str, Any]:
+    error = document_error(failure)
+    headers = {}
+    for name, is_required in failure.documented_headers.items():
+        description, example = FAILURE_HEADERS[name]
+        headers[name] = header(description, failure.headers.get(name, example), required=is_required)
+    return {
+        "description": error["description"],
+        "content": {"application/json": {"schema": error["schema"], "example": error["example"]}},
+        "headers": headers,
+    }
 
 
 class SchemaConverter(OpenAPIConverter):
@@ -47,10 +127,22 @@ class SchemaPlugin(MarshmallowPlugin):
         parameters: list[dict[str, Any]] | None = None,
         **_: Any,
     ) -> None:
-        """Move the parameters of a path into its operations, and sort all."""
+        """Move the parameters of a path into its operations."""
         for operation in (operations or {}).values():
-            all_parameters = [*deepcopy(parameters or []), *operation.get("parameters", [])]
-            if all_parameters:
-                operation["parameters"] = sorted(all_parameters, key=lambda each: PARAMETER_ORDER.index(each["in"]))
+            if all_parameters := [*deepcopy(parameters or []), *operation.get("parameters", [])]:
+                operation["parameters"] = all_parameters
         if parameters:
             parameters.clear()
+
+    def operation_helper(
+        self, path: str | None = None, operations: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Replace schemas by what they describe, and sort parameters. One from a schema replaces the route's."""
+        super().operation_helper(path=path, operations=operations, **options)
+        for operation in (operations or {}).values():
+            if parameters := operation.get("parameters"):
+                last = {(parameter["in"], parameter["name"]): parameter for parameter in parameters}
+                operation["parameters"] = sorted(last.values(), key=lambda each: PARAMETER_ORDER.index(each["in"]))
+
+
+api = Api()

@@ -1,29 +1,40 @@
-"""The opaque cursor of a list: the place of its last row, bound to the list that it came from. Knows no database."""
+"""Pages of a list: the opaque cursor, the Link header, and how much one page holds."""
 
 import base64
 import hashlib
 import json
 import struct
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import msgspec
+from flask import url_for
 
 from todo.errors import InvalidInput
 from todo.instants import from_microseconds, to_microseconds
+
+Row = TypeVar("Row")
+
+#: Bytes of JSON on a page. A single row may have more.
+PAGE_BYTES = 1024 * 1024
 
 # Microseconds since 1970, id, and the digest of owner and filters.
 _LAYOUT = struct.Struct(">qq8s")
 _INVALID = "Invalid cursor"
 
 
-def encode_cursor(user_id: str, status: str | None, q: str | None, created_at: str, row_id: int) -> str:
-    """The cursor after that row in the user's list under these filters: URL-safe base64 (RFC 4648 section 5)."""
-    place = _LAYOUT.pack(to_microseconds(created_at), row_id, _digest(user_id, status, q))
+def encode_cursor(user_id: str, filters: Sequence[str | None], created_at: str, row_id: int) -> str:
+    """Return the cursor after that row of the user's list under these filters, in URL-safe base64 (RFC 4648)."""
+    place = _LAYOUT.pack(to_microseconds(created_at), row_id, _digest(user_id, filters))
     return base64.urlsafe_b64encode(place).decode()
 
 
-def decode_cursor(user_id: str, status: str | None, q: str | None, cursor: str) -> tuple[str, int]:
-    """The (created_at, id) that the cursor stands for.
+def decode_cursor(user_id: str, filters: Sequence[str | None], cursor: str) -> tuple[str, int]:
+    """Return the (created_at, id) of a cursor.
 
-    Raises InvalidInput for anything that encode_cursor did not make for this user and these filters: with others the
-    list would begin somewhere in its middle, and nobody would notice.
+    Raises InvalidInput unless encode_cursor() made it for this user and these filters. Under other filters the list
+    would start in the middle, unnoticed.
     """
     try:
         place = base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
@@ -31,11 +42,29 @@ def decode_cursor(user_id: str, status: str | None, q: str | None, cursor: str) 
         created_at = from_microseconds(microseconds)
     except (ValueError, OverflowError, struct.error) as error:
         raise InvalidInput(_INVALID) from error
-    if cursor != encode_cursor(user_id, status, q, created_at, row_id):
+    if cursor != encode_cursor(user_id, filters, created_at, row_id):
         raise InvalidInput(_INVALID)
     return created_at, row_id
 
 
-def _digest(user_id: str, status: str | None, q: str | None) -> bytes:
-    # Against mistakes, not against forgery: whoever makes up a cursor still sees only what is theirs.
-    return hashlib.sha256(json.dumps([user_id, status, q or None]).encode()).digest()[:8]
+def next_link(endpoint: str, user_id: str, query: Mapping[str, Any], cursor: str) -> dict[str, str]:
+    """Return the Link header to the next page under the same query (RFC 8288).
+
+    Relative to the origin: the Host header has no part in it.
+    """
+    return {"Link": f'<{url_for(endpoint, **{**query, "user_id": user_id, "cursor": cursor})}>; rel="next"'}
+
+
+def fit(rows: Sequence[Row], limit: int) -> Sequence[Row]:
+    """Return the first rows, at most `limit`, whose JSON fits on a page; at least one."""
+    rows = rows[:limit]
+    if len(msgspec.json.encode(rows)) < PAGE_BYTES:
+        return rows
+    sizes = accumulate(len(msgspec.json.encode(row)) + 1 for row in rows)
+    # The brackets are two more bytes. The last comma counts as the line end.
+    return rows[: max(1, sum(size + 2 <= PAGE_BYTES for size in sizes))]
+
+
+def _digest(user_id: str, filters: Sequence[str | None]) -> bytes:
+    # Against mistakes, not against forgery: a forged cursor shows its user nothing but their own rows.
+    return hashlib.sha256(json.dumps([user_id, *filters]).encode()).digest()[:8]

@@ -4,12 +4,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, pre_load
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, pre_load, validate
 
 # Patterns of the OpenAPI document say \x00, not \u0000: some generators decode \uXXXX, and a NUL or a line separator in
 # generated code does not compile.
 #: What `storable` lets pass, as a pattern of JSON Schema: there are no lone surrogates in JSON that is UTF-8.
 STORABLE = r"^[^\x00]*$"
+LARGEST_ID = 2**63 - 1
+#: Rows on a page at most.
+PAGE_LIMIT = 1000
 INSTANT = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$"
 
 # What PostgreSQL cannot store, or UTF-8 not express (RFC 3629 section 3).
@@ -52,6 +55,18 @@ class NoQuerySchema(Input):
     """The query string of a call that takes no parameters."""
 
     unknown_message = "Unknown query parameter: {}"
+
+
+class HeaderSchema(Schema):
+    """Headers of a request. Other headers are no concern of it."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: Any) -> None:
+        """Replace the messages by a list, in the order of the fields."""
+        found = cast("dict[str, list[str]]", error.messages)
+        error.messages = [message for messages in found.values() for message in messages]
 
 
 class NaturalNumber(fields.Integer):
@@ -112,6 +127,38 @@ def instant_field() -> fields.String:
         dump_only=True,
         metadata={"format": "date-time", "pattern": INSTANT, "examples": ["2025-01-09T12:34:56.123456Z"]},
     )
+
+
+def id_field(noun: str) -> NaturalNumber:
+    """The id of a row, in a path."""
+    message = f"Invalid {noun} ID"
+    return NaturalNumber(
+        required=True,
+        validate=validate.Range(min=1, max=LARGEST_ID, error=message),
+        error_messages={"invalid": message},
+        metadata={"description": f"The id of the {noun}.", "format": "int64", "examples": [1]},
+    )
+
+
+def limit_field() -> NaturalNumber:
+    """How many rows a page has at most, in a query string."""
+    message = f"Limit must be a whole number from 1 to {PAGE_LIMIT}"
+    return NaturalNumber(
+        validate=validate.Range(min=1, max=PAGE_LIMIT, error=message),
+        error_messages={"invalid": message},
+        metadata={"description": f"How many tasks to answer at most, within 1 MiB; {PAGE_LIMIT} where omitted."},
+    )
+
+
+def cursor_field() -> fields.String:
+    """Where a list goes on, in a query string."""
+    return fields.String(metadata={"description": "Where to go on, from the `Link` header; good for the same filters."})
+
+
+def example_of(schema: type[Schema], **values: Any) -> dict[str, Any]:
+    """Return an object of the examples of the schema's fields, with these values in their place."""
+    described = {name: field.metadata for name, field in schema().fields.items()}
+    return {name: metadata["examples"][0] for name, metadata in described.items() if "examples" in metadata} | values
 
 
 def storable(name: str) -> Callable[[str], None]:

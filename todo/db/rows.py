@@ -1,0 +1,51 @@
+"""What a service does with the rows of its queries: check their owner, and say what is missing.
+
+The second layer of isolation: the queries filter by owner already, and the two must agree.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from todo.db.versions import Expected
+from todo.errors import NotAsExpected, NotFound, OwnershipViolated
+
+
+class OwnedRow(Protocol):
+    """A row of one user."""
+
+    @property
+    def id(self) -> int:
+        """Which row."""
+
+    @property
+    def user_id(self) -> str:
+        """Its owner."""
+
+
+Row = TypeVar("Row", bound=OwnedRow)
+
+
+def owned(user_id: str, row: Row) -> Row:
+    """Return the row. Raises OwnershipViolated unless it belongs to the user."""
+    if row.user_id != user_id:
+        raise OwnershipViolated(f"{type(row).__name__} {row.id} of {row.user_id!r} came back for {user_id!r}")
+    return row
+
+
+def found(user_id: str, row: Row | None, missing: type[NotFound]) -> Row:
+    """Return the row. Raises `missing` if there is none."""
+    if row is None:
+        raise missing
+    return owned(user_id, row)
+
+
+def changed(
+    user_id: str, row: Row | None, missing: type[NotFound], expected: Expected | None, find: Callable[[], object]
+) -> Row:
+    """Return the row that a change returned.
+
+    Raises `missing`; NotAsExpected if find() shows that the row exists, so that its version was not an expected one.
+    """
+    if row is None and expected is not None and find() is not None:
+        raise NotAsExpected
+    return found(user_id, row, missing)

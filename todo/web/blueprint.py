@@ -1,0 +1,92 @@
+"""flask-smorest's Blueprint with the decorators that the views of this service share."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar, TypeVar, cast
+
+import flask_smorest
+from flask import request
+from marshmallow import fields
+
+from todo.errors import TodoError, by_status
+from todo.web.conditions import expected_of, revalidated
+from todo.web.openapi import ETAG, document_error
+from todo.web.parsing import Parser
+from todo.web.schemas import HeaderSchema, NoQuerySchema
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+#: The example of an entity tag is the schema's own: Swagger UI would fill in that of the parameter, and send it.
+TAGS: dict[str, Any] = {"examples": ['"1-1"']}
+
+
+class IfNoneMatchSchema(HeaderSchema):
+    """The condition of a GET."""
+
+    if_none_match = fields.String(
+        data_key="If-None-Match",
+        metadata={"description": "Entity tags that the caller has: 304 where one still holds."} | TAGS,
+    )
+
+
+class IfMatchSchema(HeaderSchema):
+    """The condition of a change."""
+
+    if_match = fields.String(
+        data_key="If-Match",
+        metadata={"description": "Entity tags, one of which must still hold: 412 otherwise."} | TAGS,
+    )
+
+
+class Blueprint(flask_smorest.Blueprint):
+    """flask-smorest's Blueprint with this service's parser and decorators."""
+
+    ARGUMENTS_PARSER: ClassVar[Parser] = Parser()
+
+    def no_query(self, view: View) -> View:
+        """Refuse query parameters. Raises InvalidInput."""
+
+        @wraps(view)
+        def without_query(*args: Any, **arguments: Any) -> Any:
+            if request.query_string:
+                self.ARGUMENTS_PARSER.parse(NoQuerySchema(), location="query")
+            return view(*args, **arguments)
+
+        return cast(View, without_query)
+
+    def conditional_get(self, view: View) -> View:
+        """Answer 304 if If-None-Match names the entity tag of the response (todo/web/conditions.py)."""
+
+        @wraps(view)
+        def with_condition(*args: Any, if_none_match: str | None = None, **arguments: Any) -> Any:
+            return revalidated(view(*args, **arguments))
+
+        documented = self.arguments(IfNoneMatchSchema, location="headers", as_kwargs=True)(with_condition)
+        not_modified = self.alt_response(304, description="What the caller has still holds.", headers=ETAG)
+        return cast(View, not_modified(documented))
+
+    def conditional_change(self, row_id: str) -> Callable[[View], View]:
+        """Pass the view, as `expected`, the versions that the request accepts of the row with that path argument."""
+
+        def decorate(view: View) -> View:
+            @wraps(view)
+            def with_condition(*args: Any, if_match: str | None = None, **arguments: Any) -> Any:
+                return view(*args, expected=expected_of(arguments[row_id]), **arguments)
+
+            documented = self.arguments(IfMatchSchema, location="headers", as_kwargs=True)(with_condition)
+            return self.fails_with(412)(cast(View, documented))
+
+        return decorate
+
+    def fails_with(self, *failures: int | type[TodoError]) -> Callable[[View], View]:
+        """Document the failures of a view, each by its status or by its class. Changes nothing else."""
+
+        def decorate(view: View) -> View:
+            for failure in reversed(failures):
+                if isinstance(failure, int):
+                    view = self.alt_response(failure, by_status()[failure].component)(view)
+                else:
+                    view = self.alt_response(failure.status, **document_error(failure))(view)
+            return view
+
+        return decorate

@@ -1,0 +1,97 @@
+"""The parser of bodies and query strings: strict, with one sentence on what is wrong."""
+
+import json
+from typing import Any, NoReturn, cast
+from urllib.parse import parse_qsl
+
+from flask import Request, request
+from marshmallow import Schema, ValidationError
+from webargs.core import is_json
+from webargs.flaskparser import FlaskParser
+
+from todo.errors import InvalidInput, LengthRequired, UnsupportedMediaType
+
+
+class Parser(FlaskParser):
+    """webargs' parser for this service. Each schema decides which unknown names it refuses."""
+
+    DEFAULT_VALIDATION_STATUS = 400
+    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {}  # noqa: RUF012
+
+    def parse(self, argmap: Any, req: Request | None = None, *, location: str | None = None, **options: Any) -> Any:
+        """Parse as webargs does, but return {} if there is no body and the schema allows that."""
+        if location == "json" and getattr(argmap, "is_body_optional", False) and not _read_body(req or request):
+            return {}
+        return super().parse(argmap, req, location=location, **options)
+
+    def load_json(self, req: Request, schema: Schema) -> dict[str, Any]:
+        """Return the body, a JSON object in UTF-8 (RFC 8259).
+
+        Raises InvalidInput, LengthRequired, UnsupportedMediaType, or Werkzeug's RequestEntityTooLarge.
+        """
+        body = _read_body(req)
+        if not body:
+            raise InvalidInput("Request body is required")
+        if not is_json(req.mimetype):
+            raise UnsupportedMediaType
+        value = _load(body)
+        if not isinstance(value, dict):
+            raise InvalidInput("Request body must be a JSON object")
+        return value
+
+    def load_querystring(self, req: Request, schema: Schema) -> dict[str, str]:
+        """Return the query parameters. Raises InvalidInput if one is given twice or is not UTF-8."""
+        try:
+            pairs = parse_qsl(req.query_string.decode(), keep_blank_values=True, errors="strict")
+        except UnicodeDecodeError as error:
+            raise InvalidInput("Query string must be UTF-8") from error
+        return _unique(pairs, "Query parameter given twice: {}")
+
+    def handle_error(self, error: ValidationError, req: Request, schema: Schema, **_: Any) -> NoReturn:
+        """Raise InvalidInput with the messages of the schema, an Input (todo/web/schemas.py)."""
+        # webargs puts them under their location.
+        (messages,) = cast("dict[str, list[str]]", error.messages).values()
+        raise InvalidInput("; ".join(messages)) from error
+
+
+def _read_body(req: Request) -> bytes:
+    if "Transfer-Encoding" in req.headers:
+        raise LengthRequired
+    if not req.content_length and req.environ.get("SERVER_PROTOCOL", "").startswith("HTTP/1"):
+        # Without either header there is no body (RFC 9112 section 6.3). HTTP/2 may send one all the same.
+        return b""
+    body = req.get_data()
+    if len(body) != (req.content_length or 0):
+        # The client disconnected early. What arrived may be valid JSON all the same.
+        raise InvalidInput("Request body is shorter than its Content-Length")
+    return body
+
+
+def _load(body: bytes) -> Any:
+    try:
+        return json.loads(
+            body.decode(),
+            object_pairs_hook=lambda pairs: _unique(pairs, "Key given twice: {}"),
+            parse_constant=_refuse_constant,
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput("Request body is not valid JSON") from error
+    except ValueError as error:
+        # Python limits the digits of an integer.
+        raise InvalidInput("Request body has a number that is too long") from error
+    except RecursionError as error:
+        raise InvalidInput("Request body is nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]], message: str) -> dict[str, Any]:
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise InvalidInput(message.format(name))
+        unique[name] = value
+    return unique
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    # NaN and Infinity, which Python accepts and JSON does not have.
+    raise InvalidInput("Request body is not valid JSON")
