@@ -7,9 +7,9 @@ from sqlalchemy import URL, bindparam, literal, select
 
 from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql
 from todo.db import db
-from todo.db.connections import UtcInstant
 from todo.db.failures import DRIVER_ERRORS
 from todo.db.statements import Statement
+from todo.db.types import UtcInstant
 from todo.tasks import queries
 
 INSTANTS = [

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from sqlalchemy import BigInteger, Delete, Update, bindparam, or_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from todo.db.connections import IntegerList, is_among
+from todo.db.types import IntegerList, is_among
 
 Change = TypeVar("Change", Update, Delete)
 

@@ -24,7 +24,6 @@ from sqlalchemy import cast as sql_cast
 
 from todo.db import db
 from todo.db.conflicts import violated
-from todo.db.connections import UtcInstant, instant_text
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import (
     ONE_AT_A_TIME,
@@ -39,6 +38,7 @@ from todo.db.ownership import (
     unless_taken,
 )
 from todo.db.statements import Statement
+from todo.db.types import UtcInstant, instant_text
 from todo.errors import KeyLimitReached, KeyReused, LimitReached
 from todo.idempotency import queries
 from todo.idempotency.models import IdempotencyKey

@@ -8,10 +8,10 @@ from typing import Any
 from msgspec import Struct
 from sqlalchemy import Select, Text, bindparam, case, delete, func, or_, select, tuple_, update
 
-from todo.db.connections import UtcInstant, later_instant, octets
 from todo.db.ownership import OwnedInsert, owned_by
 from todo.db.search import contains_ignoring_case, searching
 from todo.db.statements import Statement, columns_of
+from todo.db.types import UtcInstant, later_instant, octets
 from todo.db.versions import Change, Expected, as_expected
 from todo.idempotency.once import InsertOnce
 from todo.tasks.models import Task
