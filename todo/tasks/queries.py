@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Select, Text, bindparam, case, delete, func, or_, select, tuple_, update
+from sqlalchemy import Select, Text, Update, bindparam, case, delete, func, or_, select, tuple_, update
 
-from todo.db.ownership import OwnedInsert, owned_by
+from todo.db.ownership import OwnedInsert, new_parameters, new_values, owned_by
 from todo.db.search import contains_ignoring_case, searching
-from todo.db.statements import Statement, columns_of
+from todo.db.statements import Names, Query, Statement, columns_of
 from todo.db.types import UtcInstant, later_instant, octets
-from todo.db.versions import Change, Expected, as_expected
+from todo.db.versions import Expected, as_expected, expectation
 from todo.idempotency.once import InsertOnce
 from todo.tasks.models import Task
 
@@ -50,22 +49,21 @@ FEW = 101
 IS_THE_TASK = Task.id == bindparam("task_id")
 
 
-@cache
-def _list(*, by_status: bool, by_q: bool, is_continued: bool, is_long: bool) -> Statement[TaskRow]:
+def _list(names: Names) -> Select[Any]:
     statement = owned_by(Task, select(*LISTED)).order_by(*NEWEST_FIRST)
-    if by_status:
+    if "status" in names:
         statement = statement.where(Task.status == bindparam("status"))
-    if by_q:
+    if "q" in names:
         q = bindparam("q", type_=Text)
         statement = statement.where(
             or_(contains_ignoring_case(Task.title, q), contains_ignoring_case(Task.description, q))
         )
-    if is_continued:
+    if "task_id" in names:
         # A comparison of rows, which the index answers from where it left off.
         position = tuple_(bindparam("created_at", type_=UtcInstant), bindparam("task_id"))
         statement = statement.where(tuple_(Task.created_at, Task.id) < position)
     statement = statement.limit(bindparam("limit"))
-    return Statement(_up_to_size(statement) if is_long else statement, TaskRow)
+    return _up_to_size(statement) if "size" in names else statement
 
 
 def _up_to_size(statement: Select[Any]) -> Select[Any]:
@@ -77,36 +75,27 @@ def _up_to_size(statement: Select[Any]) -> Select[Any]:
     return listed.order_by(measured.c.created_at.desc(), measured.c.id.desc())
 
 
-def _of_the_task(change: Change, *, is_conditional: bool) -> Change:
-    change = change.where(IS_THE_TASK)
-    return as_expected(Task, change) if is_conditional else change
-
-
-def _update(*, is_conditional: bool, **values: Any) -> Statement[VersionedTask]:
-    statement = _of_the_task(owned_by(Task, update(Task)), is_conditional=is_conditional)
+def _update(names: Names, values: Mapping[str, Any]) -> Update:
+    statement = as_expected(Task, owned_by(Task, update(Task)).where(IS_THE_TASK), names)
     changes = statement.values(**values, updated_at=later_instant(Task.updated_at), version=Task.version + 1)
-    return Statement(changes.returning(*COLUMNS), VersionedTask)
+    return changes.returning(*COLUMNS)
 
 
-@cache
-def _update_of(names: frozenset[str], *, is_conditional: bool) -> Statement[VersionedTask]:
-    return _update(is_conditional=is_conditional, **{name: bindparam(name) for name in names})
-
-
-@cache
-def _toggle(*, is_conditional: bool) -> Statement[VersionedTask]:
+def _toggle(names: Names) -> Update:
     # The database computes the new status from the old: of two toggles at once, neither is lost.
-    turned_over = case((Task.status == "complete", "incomplete"), else_="complete")
-    return _update(is_conditional=is_conditional, status=turned_over)
+    return _update(names, {"status": case((Task.status == "complete", "incomplete"), else_="complete")})
 
 
-@cache
-def _delete(*, is_conditional: bool) -> Statement[TaskOwner]:
-    statement = _of_the_task(owned_by(Task, delete(Task)), is_conditional=is_conditional)
-    return Statement(statement.returning(Task.id, Task.user_id), TaskOwner)
+def _delete(names: Names) -> Query:
+    statement = as_expected(Task, owned_by(Task, delete(Task)).where(IS_THE_TASK), names)
+    return statement.returning(Task.id, Task.user_id)
 
 
+LIST = Statement(_list, TaskRow)
 FIND = Statement(owned_by(Task, select(*COLUMNS)).where(IS_THE_TASK), VersionedTask)
+UPDATE = Statement(lambda names: _update(names, new_parameters(names)), VersionedTask)
+TOGGLE = Statement(_toggle, VersionedTask)
+DELETE = Statement(_delete, TaskOwner)
 INSERT = OwnedInsert(Task, VersionedTask)
 # The first versions counted an omitted description as null, and keys of theirs may still be kept.
 INSERT_ONCE = InsertOnce(Task, VersionedTask, null_if_omitted=["description"])
@@ -119,11 +108,13 @@ def list_tasks(
 
     Of a long list, only up to the task with which their texts reach `size` bytes. Raises SearchTooSlow, under `q`.
     """
-    statement = _list(by_status=status is not None, by_q=bool(q), is_continued=before is not None, is_long=limit > FEW)
     created_at, task_id = before or (None, None)
-    parameters = {"user_id": user_id, "status": status, "q": q, "created_at": created_at, "task_id": task_id}
+    optional = {"status": status, "q": q or None, "created_at": created_at, "task_id": task_id}
+    parameters = {"limit": limit} | {name: value for name, value in optional.items() if value is not None}
+    if limit > FEW:
+        parameters["size"] = size
     with searching() if q else nullcontext():
-        return statement.all(**parameters, limit=limit, size=size)
+        return LIST.all(user_id=user_id, **parameters)
 
 
 def find_task(user_id: str, task_id: int) -> VersionedTask | None:
@@ -150,21 +141,14 @@ def update_task(
     user_id: str, task_id: int, changes: Mapping[str, Any], expected: Expected | None = None
 ) -> VersionedTask | None:
     """The user's task after the changes (by column); None where there is none, or not of an expected version."""
-    statement = _update_of(frozenset(changes), is_conditional=expected is not None)
-    return statement.first(user_id=user_id, task_id=task_id, **changes, **_parameters(expected))
+    return UPDATE.first(user_id=user_id, task_id=task_id, **new_values(changes), **expectation(expected))
 
 
 def toggle_task(user_id: str, task_id: int, expected: Expected | None = None) -> VersionedTask | None:
     """The user's task with its status turned over; None as in update_task()."""
-    statement = _toggle(is_conditional=expected is not None)
-    return statement.first(user_id=user_id, task_id=task_id, **_parameters(expected))
+    return TOGGLE.first(user_id=user_id, task_id=task_id, **expectation(expected))
 
 
 def delete_task(user_id: str, task_id: int, expected: Expected | None = None) -> TaskOwner | None:
     """What tells whose the task was that is now gone; None as in update_task()."""
-    statement = _delete(is_conditional=expected is not None)
-    return statement.first(user_id=user_id, task_id=task_id, **_parameters(expected))
-
-
-def _parameters(expected: Expected | None) -> Mapping[str, Any]:
-    return {} if expected is None else expected.parameters()
+    return DELETE.first(user_id=user_id, task_id=task_id, **expectation(expected))
