@@ -23,6 +23,7 @@ from tests.live import free_port
 from tests.support import PASSWORD, ROLE, ROOT, Caller, Make, close, migrated_app, postgresql_database
 from tests.wire import Wire, _connect, wire_to
 from todo.db import connections as database
+from todo.db import hosts
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +85,9 @@ def test_a_name_of_several_that_is_never_resolved_is_left_out_within_the_budget(
     def look_up(host: str, *rest: object, type: int) -> object:
         return go.wait(20) and [] if host == "slow" else ask(host, None, type=type)
 
-    monkeypatch.setattr(database, "getaddrinfo", look_up)
-    hosts = f"localhost:{url.port},slow"
-    app = make(parsed(f"postgresql://{ROLE}:{PASSWORD}@{hosts}/{url.database}?sslmode=disable"))
+    monkeypatch.setattr(hosts, "getaddrinfo", look_up)
+    names = f"localhost:{url.port},slow"
+    app = make(parsed(f"postgresql://{ROLE}:{PASSWORD}@{names}/{url.database}?sslmode=disable"))
     started = time.monotonic()
     assert status(app) == 200
     assert 1.5 <= time.monotonic() - started < 6

@@ -17,7 +17,7 @@ from sqlalchemy.exc import InvalidRequestError, OperationalError, ProgrammingErr
 from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, sql, sqlite_database
 from tests.wire import wire_to
 from todo.db import connections as database
-from todo.db import db
+from todo.db import db, hosts
 from todo.db import failures as faults
 
 
@@ -155,7 +155,7 @@ def test_a_connection_that_was_just_made_is_not_replaced_once_more(
 def test_a_name_that_is_never_resolved_is_503_within_the_budget(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
     go = Event()
-    monkeypatch.setattr(database, "getaddrinfo", lambda *_args, **_kw: go.wait(20) and [])
+    monkeypatch.setattr(hosts, "getaddrinfo", lambda *_args, **_kw: go.wait(20) and [])
     url = URL.create("postgresql+psycopg2", host="db.example", database="todo")
     started = time.monotonic()
     assert is_unavailable(Caller(make(url), "alice"))
@@ -170,7 +170,7 @@ def test_a_name_that_is_none_is_503(
 ) -> None:
     host = "db.example" if error else "d" * 64
     if error:
-        monkeypatch.setattr(database, "getaddrinfo", Mock(side_effect=error))
+        monkeypatch.setattr(hosts, "getaddrinfo", Mock(side_effect=error))
     started = time.monotonic()
     assert is_unavailable(Caller(make(URL.create("postgresql+psycopg2", host=host, database="todo")), "alice"))
     assert time.monotonic() - started < 4
@@ -180,7 +180,7 @@ def test_a_name_that_is_none_is_503(
 def test_a_name_is_resolved_to_each_of_its_addresses(make: Make, server: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first address refuses; the second is that of a real server, by way of a proxy."""
     addresses = [(AF_INET, SOCK_STREAM, 6, "", (host, 0)) for host in ("127.0.0.2", "127.0.0.1")]
-    monkeypatch.setattr(database, "getaddrinfo", lambda *_args, **_kw: addresses)
+    monkeypatch.setattr(hosts, "getaddrinfo", lambda *_args, **_kw: addresses)
     with postgresql_database(server) as url, wire_to(url) as (wire, wired):
         assert make(wired.set(host="db.example")).test_client().get("/health/ready").status_code == 503
         assert wire.connections == 1

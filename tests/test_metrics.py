@@ -148,8 +148,9 @@ def plugged_in(app: Flask) -> set[str]:
 
 def test_off_is_off(make: Make, url: URL, counting: Flask) -> None:
     app = make(url)
-    assert "todo.web.metrics" not in plugged_in(app)
-    assert "todo.web.metrics" in plugged_in(counting)
+    counted = {"todo.web.metrics", "todo.db.observation"}
+    assert not counted & plugged_in(app)
+    assert counted <= plugged_in(counting)
     response = Caller(app, "alice").open("GET", "/metrics")
     assert (response.status_code, response.get_json()) == (404, {"error": "Unknown route"})
 

@@ -1,15 +1,18 @@
 """Statements on a plain cursor: what becomes of the connection, of parameters that are missing, and of the types."""
 
+from typing import Any
+
 import pytest
 from flask import Flask
 from msgspec import Struct
-from sqlalchemy import URL, bindparam, literal, select
+from sqlalchemy import URL, Select, Text, bindparam, literal, select
+from sqlalchemy.dialects import postgresql
 
 from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql
 from todo.db import db
-from todo.db.connections import UtcInstant
 from todo.db.failures import DRIVER_ERRORS
-from todo.db.statements import Statement
+from todo.db.statements import Names, Statement
+from todo.db.types import UtcInstant
 from todo.tasks import queries
 
 INSTANTS = [
@@ -25,6 +28,13 @@ class Instants(Struct):
     literal: str
     parameter: str
     none: None
+
+
+class Pair(Struct):
+    """Two texts."""
+
+    one: str
+    two: str
 
 
 def connections(app: Flask) -> tuple[int, int]:
@@ -54,6 +64,31 @@ def test_a_parameter_that_is_missing_is_an_error_rather_than_null(app: Flask, mi
     with app.app_context(), pytest.raises((KeyError, *DRIVER_ERRORS), match=missing):
         queries.FIND.all(**named)
     assert connections(app)[1] == 0
+
+
+def test_a_statement_is_written_once_for_each_set_of_parameters(app: Flask) -> None:
+    written: list[frozenset[str]] = []
+
+    def write(names: Names) -> Select[Any]:
+        written.append(names)
+        return select(*(literal("") if name not in names else bindparam(name, type_=Text) for name in ("one", "two")))
+
+    statement = Statement(write, Pair)
+    with app.app_context():
+        for _ in range(2):
+            assert statement.first(one="1") == Pair("1", "")
+            assert statement.first(two="2", one="1") == statement.first(one="1", two="2") == Pair("1", "2")
+    assert written == [{"one"}, {"one", "two"}]
+
+
+def test_what_is_undocumented_of_sqlalchemy_is_as_we_use_it() -> None:
+    named = bindparam("instant", type_=UtcInstant)
+    compiled = select(named, literal("x")).compile(dialect=postgresql.dialect())
+    # Compiled.bind_names: each parameter, with its name in the SQL.
+    found = {name: (parameter.type, parameter.required) for parameter, name in compiled.bind_names.items()}
+    assert found.keys() == compiled.params.keys() == {"instant", "param_1"}
+    assert found["instant"] == (named.type, True)
+    assert not found["param_1"][1]
 
 
 def test_an_error_of_the_statement_keeps_its_connection(app: Flask, alice: Caller) -> None:

@@ -2,13 +2,14 @@
 
 import os
 import sys
+from functools import partial
 from logging.config import dictConfig
 
 from flask import Flask
 
 from config import ConfigurationError, Settings, load_settings, logging_config
 from todo import identity
-from todo.db import connections, db, failures, migrate, search
+from todo.db import connections, db, failures, migrate, observation, search
 from todo.db.commands import blp as database_blueprint
 from todo.db.readiness import check_database
 from todo.idempotency.commands import blp as idempotency_blueprint
@@ -66,7 +67,7 @@ def _build(settings: Settings) -> Flask:
     with app.app_context():
         connections.init_app(app, db.engine)
         search.init_app(db.engine)
-        metrics.init_app(app, settings, db.engine)
+        metrics.init_app(app, settings, partial(observation.observe, db.engine))
     request_log.init_app(app)
     migrate.init_app(app, db)
     cors.init_app(app, settings)

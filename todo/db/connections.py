@@ -1,32 +1,24 @@
-"""What the two databases do not share: column types, functions, connections and time limits.
+"""The pool of connections: the time that a request may spend on the database, and connections that are lost.
 
 Must not know any table.
 """
 
-import json
 import select
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from socket import SOCK_STREAM, getaddrinfo
-from threading import Thread
 from time import monotonic
 from typing import Any
 
 import psycopg2
 from flask import Flask
 from psycopg2 import errors, extensions
-from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Engine, Integer, Text, event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from config import Settings
-from todo.instants import from_microseconds, to_microseconds
+from todo.db.hosts import resolve_hosts
 
 #: Seconds that one request may spend on the database, the making of a connection included. A hosted database that
 #: sleeps takes most of this to wake.
@@ -54,163 +46,6 @@ _limit: ContextVar[tuple[float, float] | None] = ContextVar("limit", default=Non
 _lost_at = 0.0
 #: Whose request it is.
 _acting_user: ContextVar[str | None] = ContextVar("acting_user", default=None)
-
-#: A 64-bit integer; SQLite counts up by itself only in a column declared INTEGER, which holds 64 bits there.
-BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
-
-
-class UtcInstant(TypeDecorator[str]):
-    """An instant with microseconds: in Python the text that answers show, RFC 3339 in UTC with six digits and `Z`.
-
-    PostgreSQL: timestamp with time zone, which it writes as that text by itself, at less cost than Python makes a
-    datetime of it and a text of that. SQLite, which has no such type: an integer, microseconds since 1970.
-    """
-
-    impl = TIMESTAMP
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """The column's type in that database."""
-        if dialect.name == "sqlite":
-            return dialect.type_descriptor(BigInteger())
-        return dialect.type_descriptor(TIMESTAMP(timezone=True))
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        """What the database is given."""
-        return to_microseconds(value) if value is not None and dialect.name == "sqlite" else value
-
-    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[str]:
-        """What is selected, or returned, in place of a column of this type."""
-        return instant_text(column)
-
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None] | None:
-        """What turns the database's value into the text; None where it is the text."""
-        if dialect.name == "sqlite":
-            return lambda value: None if value is None else from_microseconds(value)
-        return None
-
-
-class IntegerList(TypeDecorator[Sequence[int]]):
-    """A parameter, never a column: a list of integers, for is_among(). Each driver is given what it can make one of."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Collection[int] | None, dialect: Dialect) -> Any:
-        """What the database is given."""
-        if value is None:
-            return None
-        return json.dumps(list(value)) if dialect.name == "sqlite" else list(value)
-
-
-class instant_text(FunctionElement[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
-    """SQL: the instant as text; on SQLite the instant as it is, which UtcInstant turns into text."""
-
-    type = UtcInstant()
-    inherit_cache = True
-
-
-class current_instant(FunctionElement[str]):  # noqa: N801
-    """SQL: the database's clock at the start of the statement. SQLite's has milliseconds."""
-
-    type = UtcInstant()
-    inherit_cache = True
-
-
-class hours_ago(FunctionElement[str]):  # noqa: N801
-    """SQL: the instant that is so many hours before the database's clock."""
-
-    type = UtcInstant()
-    inherit_cache = True
-
-
-class later_instant(FunctionElement[str]):  # noqa: N801
-    """SQL: now, or one microsecond after the argument where the clock does not yet read more than that."""
-
-    type = UtcInstant()
-    inherit_cache = True
-
-
-class octets(FunctionElement[int]):  # noqa: N801
-    """SQL: how many bytes the text has in UTF-8; 0 for NULL."""
-
-    type = BigInteger()
-    inherit_cache = True
-
-
-class is_among(FunctionElement[bool]):  # noqa: N801
-    """SQL: whether the first argument is in the second, an IntegerList. For a list of NULL never true."""
-
-    type = Boolean()
-    inherit_cache = True
-
-
-_SQLITE_NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000"
-
-
-@compiles(instant_text, "postgresql")
-def _(element: instant_text, compiler: SQLCompiler, **kw: Any) -> str:
-    instant = compiler.process(element.clauses, **kw)
-    return f"to_char({instant} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
-
-
-@compiles(instant_text, "sqlite")
-def _(element: instant_text, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses, **kw)
-
-
-@compiles(current_instant, "postgresql")
-def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return "now()"
-
-
-@compiles(current_instant, "sqlite")
-def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return _SQLITE_NOW
-
-
-@compiles(hours_ago, "postgresql")
-def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"(now() - make_interval(hours => {compiler.process(element.clauses, **kw)}))"
-
-
-@compiles(hours_ago, "sqlite")
-def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"({_SQLITE_NOW} - {compiler.process(element.clauses, **kw)} * 3600000000)"
-
-
-@compiles(later_instant, "postgresql")
-def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    # By way of UTC, since adding to a timestamptz is not IMMUTABLE, and an update of shards takes nothing else.
-    instant = compiler.process(element.clauses, **kw)
-    return f"greatest(now(), ({instant} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
-
-
-@compiles(later_instant, "sqlite")
-def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"max({_SQLITE_NOW}, {compiler.process(element.clauses, **kw)} + 1)"
-
-
-@compiles(octets, "postgresql")
-def _(element: octets, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"coalesce(octet_length({compiler.process(element.clauses, **kw)}), 0)"
-
-
-@compiles(octets, "sqlite")
-def _(element: octets, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"coalesce(length(CAST({compiler.process(element.clauses, **kw)} AS BLOB)), 0)"
-
-
-@compiles(is_among, "postgresql")
-def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
-    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({integer} = ANY(CAST({integers} AS BIGINT[])))"
-
-
-@compiles(is_among, "sqlite")
-def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
-    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({integer} IN (SELECT value FROM json_each({integers})))"  # noqa: S608 (of what the compiler wrote)
 
 
 class LimitedCursor(extensions.cursor):
@@ -333,56 +168,8 @@ def _is_overdue() -> bool:
 
 
 def _resolve_hosts(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
-    """Look the server's addresses up within the request's budget: libpq would block in that, beyond any callback.
-
-    The names stay beside the addresses, for TLS to check. Of several hosts, one without an address is left out.
-    """
-    hosts = parameters.get("host", "").split(",")
-    deadline = _deadline.get()
-    if deadline is None or parameters.get("hostaddr") or all(map(_is_local, hosts)):
-        return
-    ports = str(parameters.get("port", "")).split(",")
-    look_ups = [_look_up(host) for host in hosts]
-    if len(hosts) > 1:
-        # A name that is never found must leave time for the other hosts.
-        deadline = (deadline + monotonic()) / 2
-    found, failures = [], []
-    for host, port, look_up in zip(hosts, ports * (len(hosts) // len(ports)), look_ups, strict=True):
-        try:
-            found += [(host, address, port) for address in look_up.result(timeout=max(0.0, deadline - monotonic()))]
-        except (OSError, UnicodeError) as error:
-            # TimeoutError is an OSError too. UnicodeError: a label that is too long, or empty.
-            kind = getattr(error, "strerror", None) or type(error).__name__
-            failures.append(f"could not find the address of {host}: {kind}")
-    if not found:
-        # libpq must not try again, without a bound.
-        raise psycopg2.OperationalError("; ".join(failures))
-    parameters["host"] = ",".join(host for host, *_ in found)
-    parameters["hostaddr"] = ",".join(address for _, address, _ in found)
-    if len(ports) > 1:
-        parameters["port"] = ",".join(port for *_, port in found)
-
-
-def _is_local(host: str) -> bool:
-    """Whether libpq takes that for a socket of this machine."""
-    return not host or host.startswith(("/", "@"))
-
-
-def _look_up(host: str) -> "Future[list[str]]":
-    look_up: Future[list[str]] = Future()
-
-    def find() -> None:
-        try:
-            if _is_local(host):
-                look_up.set_result([""])
-            else:
-                look_up.set_result([str(address[0]) for *_, address in getaddrinfo(host, None, type=SOCK_STREAM)])
-        except (OSError, UnicodeError) as error:
-            look_up.set_exception(error)
-
-    # A daemon: a look-up that never ends holds up neither the request nor the end of the process.
-    Thread(target=find, daemon=True).start()
-    return look_up
+    if (deadline := _deadline.get()) is not None:
+        resolve_hosts(parameters, deadline)
 
 
 def _note_age(_connection: object, record: Any) -> None:

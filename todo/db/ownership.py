@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 from flask import current_app
 from msgspec import Struct
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     ColumnElement,
     Connection,
     ForeignKey,
@@ -35,7 +35,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from todo.db import db
 from todo.db.conflicts import refuse_conflict
 from todo.db.failures import DATABASE_ERRORS, is_foreign_key_violation
-from todo.db.statements import Statement
+from todo.db.statements import Names, Statement
 from todo.errors import LimitReached
 from todo.users.models import User
 
@@ -45,6 +45,8 @@ Made = TypeVar("Made")
 #: SQL for PostgreSQL, before a statement that counts the user's rows: one such statement at a time for each user, so
 #: that it sees what the one before it made. Not a lock on the user's row, which a new user does not have yet.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0)); "
+#: How the names of parameters begin that are values of columns.
+NEW = "new_"
 
 
 class Narrowable(Protocol):
@@ -84,8 +86,9 @@ class OwnedInsert(Generic[Row]):
         self._model = model
         self._row = row
         self._table = table_of(model)
-        self._for_known_user = cache(self._write_for_known_user)
-        self._with_owner = cache(self._write_with_owner)
+        self._for_known_user = Statement(self._write_for_known_user, row)
+        self._with_owner = Statement(self._write_with_owner, row)
+        self._in_turn = Statement(self._write_with_owner, row, first=ONE_AT_A_TIME)
 
     def one(self, user_id: str, email: str | None, values: Mapping[str, Any]) -> Row:
         """The inserted row; the database gives the columns that are not in `values` their defaults.
@@ -95,60 +98,65 @@ class OwnedInsert(Generic[Row]):
         the row, in one transaction: also when fifty first rows arrive at once. The email is left out where another
         user has it. Raises LimitReached, Conflict, or one of DATABASE_ERRORS for any other constraint.
         """
-        names = frozenset(values)
         limit = limit_of(self._table)
-        parameters = {"user_id": user_id, "most": limit, **new_values(values)}
+        parameters = {"user_id": user_id, **new_values(values)}
         inserted = None
         if limit is None:
             try:
-                inserted = self._for_known_user(names).first(**parameters)
+                inserted = self._for_known_user.first(**parameters)
             except DATABASE_ERRORS as error:
                 if not is_foreign_key_violation(error):
                     raise
                 # The user was deleted at the same moment, and is a new one again.
+        else:
+            parameters["most"] = limit
         if inserted is None:
-            inserted = unless_taken(email, lambda email: self._insert(names, {**parameters, "owner_email": email}))
+            inserted = unless_taken(email, lambda email: self._insert({**parameters, "owner_email": email}))
         if inserted is None:
             raise LimitReached(limit, self._table.name)
         return inserted
 
-    def _insert(self, names: frozenset[str], parameters: Mapping[str, Any]) -> Row | None:
-        is_limited = parameters["most"] is not None
+    def _insert(self, parameters: Mapping[str, Any]) -> Row | None:
         if db.engine.dialect.name != "sqlite":
-            return self._with_owner(names, is_limited).first(**parameters)
+            return (self._in_turn if "most" in parameters else self._with_owner).first(**parameters)
         # SQLite has no INSERT within WITH.
         with in_turn() as connection:
             connection.execute(insert_owner("sqlite"), parameters)
-            row = connection.execute(self._new(names, is_limited), parameters).one_or_none()
+            row = connection.execute(self._new(frozenset(parameters)), parameters).one_or_none()
         return None if row is None else self._row(*row)
 
-    def _write_for_known_user(self, names: frozenset[str]) -> Statement[Row]:
+    def _write_for_known_user(self, names: Names) -> Insert:
         # From a SELECT that finds nothing for a new user, rather than from VALUES that break the foreign key:
         # PostgreSQL would have spent an id on those, and logged an error.
-        known_user = select(*new_columns(self._table, names), User.id).where(User.id == bindparam("user_id"))
-        return Statement(self._insert_from(names, known_user), self._row)
+        new = new_columns(self._table, names)
+        return self._insert_from(new, select(*new.values(), User.id).where(User.id == bindparam("user_id")))
 
-    def _write_with_owner(self, names: frozenset[str], is_limited: bool) -> Statement[Row]:
-        new = self._new(names, is_limited).add_cte(insert_owner("postgresql").cte("owner"))
-        return Statement(new, self._row, first=ONE_AT_A_TIME if is_limited else "")
+    def _write_with_owner(self, names: Names) -> Insert:
+        return self._new(names).add_cte(insert_owner("postgresql").cte("owner"))
 
-    def _new(self, names: frozenset[str], is_limited: bool) -> Insert:
-        new_row = select(*new_columns(self._table, names), bindparam("user_id", type_=Text))
-        return self._insert_from(names, new_row.where(has_room(self._model)) if is_limited else new_row)
+    def _new(self, names: Names) -> Insert:
+        new = new_columns(self._table, names)
+        new_row = select(*new.values(), bindparam("user_id", type_=Text))
+        return self._insert_from(new, new_row.where(has_room(self._model)) if "most" in names else new_row)
 
-    def _insert_from(self, names: frozenset[str], new_row: Select[*tuple[Any, ...]]) -> Insert:
+    def _insert_from(self, new: Iterable[str], new_row: Select[*tuple[Any, ...]]) -> Insert:
         columns = [self._table.columns[name] for name in self._row.__struct_fields__]
-        return insert(self._table).from_select([*sorted(names), "user_id"], new_row).returning(*columns)
-
-
-def new_columns(table: Table, names: Iterable[str]) -> list[ColumnElement[Any]]:
-    """The values of a new row, for the columns of those names in the order of the alphabet: see new_values()."""
-    return [sql_cast(bindparam(f"new_{name}"), table.columns[name].type) for name in sorted(names)]
+        return insert(self._table).from_select([*new, "user_id"], new_row).returning(*columns)
 
 
 def new_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of new_columns(), which no other parameter of a statement can be named like."""
-    return {f"new_{name}": value for name, value in values.items()}
+    """The parameters for values of columns, named so that no other parameter of a statement has their names."""
+    return {f"{NEW}{name}": value for name, value in values.items()}
+
+
+def new_parameters(names: Names) -> dict[str, BindParameter[Any]]:
+    """The parameters of new_values() that are among the names, by column and in the order of the alphabet."""
+    return {name.removeprefix(NEW): bindparam(name) for name in sorted(names) if name.startswith(NEW)}
+
+
+def new_columns(table: Table, names: Names) -> dict[str, ColumnElement[Any]]:
+    """The values of a new row: new_parameters(), with the types of the columns."""
+    return {name: sql_cast(value, table.columns[name].type) for name, value in new_parameters(names).items()}
 
 
 def limit_of(table: Table) -> int | None:

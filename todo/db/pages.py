@@ -1,34 +1,32 @@
 """The SELECT of one page of a user's rows, newest first. Knows no table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Text, bindparam, func, select, tuple_
 
-from todo.db.connections import UtcInstant, octets
 from todo.db.ownership import Owned, owned_by
+from todo.db.statements import Names
+from todo.db.types import UtcInstant, octets
 
 #: How many rows may be read without a look at their size in bytes.
 FEW = 101
 
 
 def page_of(
-    model: type[Owned], columns: Sequence[Any], *criteria: ColumnElement[bool], is_continued: bool, is_long: bool
+    model: type[Owned], columns: Sequence[Any], filters: Mapping[str, ColumnElement[bool]], names: Names
 ) -> Select[Any]:
-    """Return the statement for at most `limit` rows of the user that meet the criteria.
-
-    is_continued: only those after the place (`before_created_at`, `before_id`). is_long: only up to the row with which
-    the texts reach `size` bytes. The four names are parameters of the statement, beside `user_id`.
-    """
+    """Write the statement for the parameters of those names: page_parameters(), and values for some of the filters."""
     created_at, row_id = (getattr(model, name) for name in ("created_at", "id"))
     newest_first = (created_at.desc(), row_id.desc())
+    criteria = [criterion for name, criterion in filters.items() if name in names]
     page = owned_by(model, select(*columns)).where(*criteria).order_by(*newest_first)
-    if is_continued:
-        # A comparison of rows, which an index answers from the place on.
+    if "before_id" in names:
+        # A comparison of rows, which an index answers from that place on.
         place = tuple_(bindparam("before_created_at", type_=UtcInstant), bindparam("before_id"))
         page = page.where(tuple_(created_at, row_id) < place)
     page = page.limit(bindparam("limit"))
-    if not is_long:
+    if "size" not in names:
         return page
     first, *others = (octets(column) for column in columns if isinstance(column.type, Text))
     size = sum(others, first)
@@ -36,3 +34,12 @@ def page_of(
     measured = page.add_columns((total - size).label("before")).subquery()
     fitting = select(*(measured.c[column.key] for column in columns)).where(measured.c.before < bindparam("size"))
     return fitting.order_by(measured.c.created_at.desc(), measured.c.id.desc())
+
+
+def page_parameters(before: tuple[str, int] | None, limit: int, size: int) -> dict[str, Any]:
+    """Return the parameters for at most `limit` rows, after the row `before` (created_at, id) if there is one.
+
+    Of a long list, only up to the row with which the texts reach `size` bytes.
+    """
+    place = {} if before is None else dict(zip(("before_created_at", "before_id"), before, strict=True))
+    return {**place, "limit": limit} | ({"size": size} if limit > FEW else {})

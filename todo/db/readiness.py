@@ -11,38 +11,18 @@ from typing import Any
 
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Table,
-    column,
-    exists,
-    false,
-    func,
-    literal_column,
-    not_,
-    null,
-    select,
-    table,
-    text,
-)
+from sqlalchemy import ColumnElement, Connection, column, func, literal_column, null, select, table, text
 
 from todo.db import db
 from todo.db.failures import DATABASE_ERRORS, describe, is_denied, is_outage
+from todo.db.needs import ENCODING, FUNCTIONS, RIGHTS, SCHEMA, SETTING, Need, isolation, needs
 from todo.errors import DatabaseUnfit
 
 ROW_LEVEL_SECURITY = ("enforced", "bypassed", "none")
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
-# What may be said of the database to whoever asks.
 EMPTY = "has no tables yet"
-SCHEMA = "lacks tables or columns"
-RIGHTS = "denies rights that the service needs"
-POLICIES = "hides all rows from the service"
-FUNCTIONS = "lacks a function, or has one that fails"
-ENCODING = "is not encoded in UTF8"
-SETTING = "has a setting under which calls fail, or users are not kept apart"
 
 BYPASSED = (
     "row-level security is bypassed: the database role is a superuser or has BYPASSRLS, or a table has no policy, or "
@@ -63,14 +43,6 @@ GRANT = text(
 
 RESET = "ALTER ROLE and ALTER DATABASE … RESET take a setting back, unless PGOPTIONS has it"
 
-#: The settings of a session that a role, a database or PGOPTIONS may have changed, and what they must be. To set them
-#: in each transaction would cost each request. Without row_security every statement fails on a table with policies;
-#: with the other role PostgreSQL does not enforce foreign keys; and who acts is said by each request alone.
-SETTINGS = {
-    "row_security": "current_setting('row_security') = 'on'",
-    "session_replication_role": "current_setting('session_replication_role') <> 'replica'",
-    "app.user_id": "coalesce(current_setting('app.user_id', true), '') = ''",
-}
 #: Those with which single calls work: of calls at the same time some fail, or all writes do.
 UNWISE_SETTINGS = """
     nullif(concat_ws(', ',
@@ -79,43 +51,9 @@ UNWISE_SETTINGS = """
     ), '')
 """
 
-#: Whether a new row gets a number: from an identity column, or from a sequence that may be used.
-NUMBERED = """
-    (SELECT attidentity <> '' OR has_sequence_privilege(pg_get_serial_sequence('{table}', '{column}'), 'USAGE')
-     FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attname = '{column}')
-"""
-#: The policies that widen what the current role sees and does, of a table.
-POLICIES_OF_ROLE = """
-    SELECT FROM pg_policy WHERE polpermissive AND polrelid = {table}::regclass
-    AND EXISTS (SELECT FROM unnest(polroles) AS role WHERE role = 0 OR pg_has_role(role, 'USAGE'))
-"""
-#: With row-level security and no policy, a table looks empty and takes no row.
-LET_THROUGH = f"""
-    (NOT row_security_active('{{table}}') OR EXISTS ({POLICIES_OF_ROLE.format(table="'{table}'")}))
-"""
-#: Whether each policy asks who is acting: one that does not opens the table to everybody.
-ISOLATED = f"""
-    (SELECT bool_and(row_security_active(name) AND NOT EXISTS (
-        {POLICIES_OF_ROLE.format(table="name")}
-        AND (strpos(pg_get_expr(polqual, polrelid), 'app.user_id') = 0
-             OR strpos(pg_get_expr(polwithcheck, polrelid), 'app.user_id') = 0)
-     )) FROM unnest(ARRAY[{{owned}}]) AS name)
-"""  # noqa: S608 (of constants)
-
 _version_number: ColumnElement[str] = column("version_num")
 #: The revisions that the migrations have brought the database to: one, but for branches.
 REVISIONS = select(func.aggregate_strings(_version_number, ",")).select_from(table("alembic_version")).scalar_subquery()
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """Something that the service cannot do without. It is met where `is_met` is true: not false, NULL or an error."""
-
-    #: What it is about, for the log. Of one subject the first need that is unmet is enough.
-    subject: str
-    is_met: ColumnElement[Any]
-    #: What is wrong where it is not met.
-    otherwise: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,48 +105,6 @@ def warn(backend: str, revisions: str | None, unwise: str | None, *, is_isolated
     if where in ("behind", "ahead"):
         way_back = UPGRADE if where == "behind" else "it has all that this code needs"
         yield f"the database stands at migration {revisions}, this code at {','.join(sorted(newest))}: {way_back}"
-
-
-@cache
-def needs(backend: str) -> list[Need]:
-    """All that is needed of a database of that kind. A further one is a further line here."""
-    wanted = [need for model in db.metadata.sorted_tables for need in needs_of_table(model, backend)]
-    # By their numbers: in another encoding than UTF8 the driver could not even send the letters.
-    char = "char" if backend == "sqlite" else "chr"
-    wanted.append(Need("fold_case()", literal_column(f"fold_case({char}(201)) = fold_case({char}(233))"), FUNCTIONS))
-    if backend == "postgresql":
-        wanted += [Need(f"setting {name}", literal_column(is_fit), SETTING) for name, is_fit in SETTINGS.items()]
-        wanted.append(Need("encoding", literal_column("current_setting('server_encoding') = 'UTF8'"), ENCODING))
-    return wanted
-
-
-def needs_of_table(model: Table, backend: str) -> Iterator[Need]:
-    """What is needed of a table: its mapped columns, the rights to them, ids, and policies that let rows through."""
-    subject = f"table {model.name}"
-    # It reads no row, and yet every column has to be there and may be read.
-    yield Need(subject, not_(exists(select(*model.columns).where(false()))), SCHEMA)
-    if backend == "sqlite":
-        return
-    # A right to some columns is a right: which of them a statement names is its own affair.
-    rights = " AND ".join(
-        [
-            *(f"has_any_column_privilege('{model.name}', '{right}')" for right in ("INSERT", "UPDATE")),
-            f"has_table_privilege('{model.name}', 'DELETE')",
-        ]
-    )
-    yield Need(subject, literal_column(rights), RIGHTS)
-    for identity in (each.name for each in model.columns if each.identity is not None):
-        yield Need(subject, literal_column(NUMBERED.format(table=model.name, column=identity)), SCHEMA)
-    yield Need(subject, literal_column(LET_THROUGH.format(table=model.name)), POLICIES)
-
-
-@cache
-def isolation(backend: str) -> ColumnElement[Any]:
-    """SQL: whether the database itself keeps users apart."""
-    if backend == "sqlite":
-        return false()
-    owned = ", ".join(f"'{name}'" for name, model in db.metadata.tables.items() if "user_id" in model.columns)
-    return literal_column(ISOLATED.format(owned=owned))
 
 
 def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple[str, str]]:

@@ -6,8 +6,8 @@ The second layer of isolation: the queries filter by owner already, and the two 
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from todo.db.versions import Expected
 from todo.errors import NotAsExpected, NotFound, OwnershipViolated
+from todo.expected import Expected
 
 
 class OwnedRow(Protocol):

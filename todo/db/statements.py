@@ -19,6 +19,9 @@ from todo.db.failures import DRIVER_ERRORS
 Row = TypeVar("Row", bound=Struct)
 Convert = Callable[[Any], Any]
 Parameters = Mapping[str, Any]
+#: The names of the parameters that a statement is given.
+Names = frozenset[str]
+Query = Select[Any] | Insert | Update | Delete
 
 
 def columns_of(model: type[Any], row: type[Struct]) -> list[Any]:
@@ -53,21 +56,23 @@ class _Compiled:
 
 
 class Statement(Generic[Row]):
-    """A statement that is written when its module is loaded, and executed by any thread on either database.
+    """A statement that any thread can execute on either database, compiled once. Each execution is a transaction.
 
-    Its parameters are SQLAlchemy's bindparam(); one that is not given is a KeyError, or an error of the driver, never
-    NULL. What it returns are Structs of the class `row`, with a field for each column. Each execution is a transaction
-    of its own.
+    Its parameters are SQLAlchemy's bindparam(). One that is missing is a KeyError, or an error of the driver, never
+    NULL.
 
+    statement: what to execute. If it depends on which parameters are given, a function that writes it: this is called
+    with their names, once for each set of names.
+    row: the class of the rows that are returned, with a field for each column.
     first: SQL for PostgreSQL that is executed before the statement, in the same round trip and transaction. The
     statement sees what was committed while that SQL waited.
     """
 
-    def __init__(self, statement: Select[Any] | Insert | Update | Delete, row: type[Row], *, first: str = "") -> None:
+    def __init__(self, statement: Query | Callable[[Names], Query], row: type[Row], *, first: str = "") -> None:
         self._statement = statement
         self._first = first
         self._row = row
-        self._compiled: dict[str, _Compiled] = {}
+        self._compiled: dict[tuple[str, Names], _Compiled] = {}
 
     def all(self, **parameters: Any) -> list[Row]:
         """Every row that it returns. Raises Conflict, or one of DATABASE_ERRORS (todo/db/failures.py)."""
@@ -81,7 +86,8 @@ class Statement(Generic[Row]):
         engine = db.engine
         connection = engine.raw_connection()
         try:
-            compiled = self._compiled.get(engine.name) or self._compile(engine.dialect)
+            names = frozenset(parameters)
+            compiled = self._compiled.get((engine.name, names)) or self._compile(engine.dialect, names)
             cursor = connection.cursor()
             cursor.execute(compiled.sql, compiled.bind(parameters))
             rows = cursor.fetchall()
@@ -100,8 +106,9 @@ class Statement(Generic[Row]):
         rows = self.all(**parameters)
         return rows[0] if rows else None
 
-    def _compile(self, dialect: Dialect) -> _Compiled:
-        compiled = self._statement.compile(dialect=dialect)
+    def _compile(self, dialect: Dialect, names: Names) -> _Compiled:
+        statement = self._statement(names) if callable(self._statement) else self._statement
+        compiled = statement.compile(dialect=dialect)
         inward, outward, literals = [], [], {}
         for parameter, name in compiled.bind_names.items():
             convert = parameter.type.dialect_impl(dialect).bind_processor(dialect)
@@ -109,9 +116,9 @@ class Statement(Generic[Row]):
                 literals[name] = parameter.value
             if convert is not None:
                 inward.append((name, convert))
-        for position, column in enumerate(self._statement.exported_columns):
+        for position, column in enumerate(statement.exported_columns):
             convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
             if convert is not None:
                 outward.append((position, convert))
-        self._compiled[dialect.name] = _Compiled(self._first + compiled.string, literals, inward, outward)
-        return self._compiled[dialect.name]
+        self._compiled[dialect.name, names] = _Compiled(self._first + compiled.string, literals, inward, outward)
+        return self._compiled[dialect.name, names]

@@ -1,15 +1,19 @@
 """Versions of rows: every change raises the row's, and a change can be meant for some versions alone. Knows no HTTP."""
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from sqlalchemy import BigInteger, Delete, Update, bindparam, or_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from todo.db.connections import IntegerList, is_among
+from todo.db.statements import Names
+from todo.db.types import IntegerList, is_among
+from todo.expected import Expected
 
 Change = TypeVar("Change", Update, Delete)
+
+#: The parameters of a statement that is meant for some versions alone: the fields of Expected.
+EXPECTATION = ("wanted", "unwanted")
 
 
 class Versioned:
@@ -18,22 +22,17 @@ class Versioned:
     version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """The versions that a change is meant for: one of `wanted` (None: whichever there is), and none of `unwanted`."""
-
-    wanted: Collection[int] | None = None
-    unwanted: Collection[int] = ()
-
-    def parameters(self) -> dict[str, Any]:
-        """What a statement takes that is narrowed by as_expected()."""
-        return asdict(self)
+def expectation(expected: Expected | None) -> dict[str, Any]:
+    """The parameters that narrow a statement by as_expected(); none if every version is expected."""
+    return {} if expected is None else asdict(expected)
 
 
-def as_expected(model: type[Versioned], statement: Change) -> Change:
-    """The statement, narrowed to rows of a version that its parameters expect.
+def as_expected(model: type[Versioned], statement: Change, names: Names) -> Change:
+    """The statement, narrowed to rows of an expected version, if the parameters of expectation() are among the names.
 
     The database itself decides: of several changes that expect the same version, one finds it.
     """
-    wanted, unwanted = (bindparam(name, type_=IntegerList) for name in ("wanted", "unwanted"))
+    if names.isdisjoint(EXPECTATION):
+        return statement
+    wanted, unwanted = (bindparam(name, type_=IntegerList) for name in EXPECTATION)
     return statement.where(or_(wanted.is_(None), is_among(model.version, wanted)), ~is_among(model.version, unwanted))

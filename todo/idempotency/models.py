@@ -4,8 +4,8 @@ from sqlalchemy import CheckConstraint, Index, PrimaryKeyConstraint, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.db import Model
-from todo.db.connections import UtcInstant, current_instant
 from todo.db.ownership import Owned
+from todo.db.types import UtcInstant, current_instant
 
 
 class IdempotencyKey(Owned, Model):

@@ -1,7 +1,6 @@
 """The insert that can be sent twice: the row and its idempotency key are made in one transaction, or neither is."""
 
 from collections.abc import Collection, Mapping
-from functools import cache
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +23,6 @@ from sqlalchemy import cast as sql_cast
 
 from todo.db import db
 from todo.db.conflicts import violated
-from todo.db.connections import UtcInstant, instant_text
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import (
     ONE_AT_A_TIME,
@@ -38,7 +36,8 @@ from todo.db.ownership import (
     table_of,
     unless_taken,
 )
-from todo.db.statements import Statement
+from todo.db.statements import Names, Statement
+from todo.db.types import UtcInstant, instant_text
 from todo.errors import KeyLimitReached, KeyReused, LimitReached
 from todo.idempotency import queries
 from todo.idempotency.models import IdempotencyKey
@@ -85,7 +84,8 @@ class InsertOnce(Generic[Row]):
             instant_text(column).label(column.key) if isinstance(column.type, UtcInstant) else column
             for column in self._columns.values()
         ]
-        self._statement = cache(self._write_statement)
+        self._statement = Statement(self._write_statement, Outcome)
+        self._in_turn = Statement(self._write_statement, Outcome, first=ONE_AT_A_TIME)
 
     def one(self, user_id: str, email: str | None, key: str, values: Mapping[str, Any]) -> tuple[Row, bool]:
         """The row that was inserted under the user's key, now or then, and whether it was then.
@@ -96,8 +96,10 @@ class InsertOnce(Generic[Row]):
         """
         fingerprint = self._fingerprint(values)
         limit = limit_of(self._table)
-        parameters = {"user_id": user_id, "key": key, "fingerprint": fingerprint, "most": limit, **new_values(values)}
-        outcome = self._attempt(frozenset(values), email, parameters)
+        parameters = {"user_id": user_id, "key": key, "fingerprint": fingerprint, **new_values(values)}
+        if limit is not None:
+            parameters["most"] = limit
+        outcome = self._attempt(email, parameters)
         if outcome.answer is None:
             raise KeyLimitReached(limit) if outcome.has_room else LimitReached(limit, self._table.name)
         if outcome.fingerprint not in (None, fingerprint):
@@ -119,25 +121,23 @@ class InsertOnce(Generic[Row]):
                 fields |= connection.execute(select(*map(_default, younger))).mappings().one()
         return convert(fields, self._row)
 
-    def _attempt(
-        self, names: frozenset[str], email: str | None, parameters: Mapping[str, Any], others: int = ATTEMPTS - 1
-    ) -> Outcome:
+    def _attempt(self, email: str | None, parameters: Mapping[str, Any], others: int = ATTEMPTS - 1) -> Outcome:
         insert_new = self._insert_in_turn if db.engine.dialect.name == "sqlite" else self._insert
         try:
-            return unless_taken(email, lambda email: insert_new(names, {**parameters, "owner_email": email}))
+            return unless_taken(email, lambda email: insert_new({**parameters, "owner_email": email}))
         except DATABASE_ERRORS as error:
             if not others or violated(error) is not KEYS.primary_key:
                 raise
         # PostgreSQL let this request wait for another with the same key, which was a moment faster.
-        return self._attempt(names, email, parameters, others - 1)
+        return self._attempt(email, parameters, others - 1)
 
-    def _insert(self, names: frozenset[str], parameters: Mapping[str, Any]) -> Outcome:
-        (outcome,) = self._statement(names, parameters["most"] is not None).all(**parameters)
+    def _insert(self, parameters: Mapping[str, Any]) -> Outcome:
+        (outcome,) = (self._in_turn if "most" in parameters else self._statement).all(**parameters)
         return outcome
 
-    def _write_statement(self, names: frozenset[str], is_limited: bool) -> Statement[Outcome]:
+    def _write_statement(self, names: Names) -> Select[*tuple[Any, ...]]:
         before = queries.FIND.cte("before")
-        for_row, for_key = (has_room(self._model), queries.HAS_ROOM) if is_limited else (true(), true())
+        for_row, for_key = (has_room(self._model), queries.HAS_ROOM) if "most" in names else (true(), true())
         room = select(for_row.label("for_row"), for_key.label("for_key")).cte("room")
         is_allowed = select(room.c.for_row & room.c.for_key).scalar_subquery()
         made = self._new(names, is_allowed, ~select(before.c.answer).exists()).returning(*self._returned).cte("made")
@@ -148,14 +148,14 @@ class InsertOnce(Generic[Row]):
         outcome: Select[*tuple[Any, ...]] = select(
             before.c.fingerprint, func.coalesce(before.c.answer, kept_now.c.answer), room.c.for_row
         ).select_from(room.outerjoin(before, true()).outerjoin(kept_now, true()))
-        whole = outcome.add_cte(insert_owner("postgresql").cte("owner"), queries.PRUNE.cte("pruned"))
-        return Statement(whole, Outcome, first=ONE_AT_A_TIME if is_limited else "")
+        return outcome.add_cte(insert_owner("postgresql").cte("owner"), queries.PRUNE.cte("pruned"))
 
-    def _new(self, names: frozenset[str], *criteria: ColumnElement[bool]) -> Insert:
-        new_row = select(*new_columns(self._table, names), bindparam("user_id", type_=Text)).where(*criteria)
-        return insert(self._table).from_select([*sorted(names), "user_id"], new_row)
+    def _new(self, names: Names, *criteria: ColumnElement[bool]) -> Insert:
+        new = new_columns(self._table, names)
+        new_row = select(*new.values(), bindparam("user_id", type_=Text)).where(*criteria)
+        return insert(self._table).from_select([*new, "user_id"], new_row)
 
-    def _insert_in_turn(self, names: frozenset[str], parameters: Mapping[str, Any]) -> Outcome:
+    def _insert_in_turn(self, parameters: Mapping[str, Any]) -> Outcome:
         # SQLite has no INSERT within WITH. The first statement takes the only writer's place: nobody comes between.
         with in_turn() as connection:
             connection.execute(insert_owner("sqlite"), parameters)
@@ -163,11 +163,11 @@ class InsertOnce(Generic[Row]):
             before = connection.execute(queries.FIND, parameters).one_or_none()
             if before is not None:
                 return Outcome(before.fingerprint, before.answer, True)
-            if parameters["most"] is not None:
+            if "most" in parameters:
                 for_row, for_key = connection.execute(select(has_room(self._model), queries.HAS_ROOM), parameters).one()
                 if not (for_row and for_key):
                     return Outcome(None, None, for_row)
-            new = self._new(names).returning(*self._columns.values())
+            new = self._new(frozenset(parameters)).returning(*self._columns.values())
             answer = json.encode(self._row(*connection.execute(new, parameters).one())).decode()
             key = {name: parameters[name] for name in ("user_id", "key", "fingerprint")}
             connection.execute(insert(KEYS).values(**key, answer=answer))

@@ -3,9 +3,9 @@
 from msgspec import Struct
 from sqlalchemy import Integer, bindparam, delete, literal_column, select, tuple_
 
-from todo.db.connections import hours_ago
 from todo.db.ownership import evaluated_once, has_room, is_kept, owned_by
 from todo.db.statements import columns_of
+from todo.db.types import hours_ago
 from todo.idempotency.models import IdempotencyKey
 
 #: Hours for which a key is kept at least. On PostgreSQL a policy of the table holds that too, for sessions that act for

@@ -4,8 +4,8 @@ from sqlalchemy import CheckConstraint, Identity, Index, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.db import Model
-from todo.db.connections import BigIdentity, UtcInstant, current_instant
 from todo.db.ownership import Owned
+from todo.db.types import BigIdentity, UtcInstant, current_instant
 from todo.db.versions import Versioned
 
 #: Every character for which str.isspace() is true.

@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Text, bindparam, case, delete, or_, select, update
+from sqlalchemy import ColumnElement, Text, Update, bindparam, case, delete, or_, select, update
 
-from todo.db.connections import later_instant
-from todo.db.ownership import OwnedInsert, owned_by
-from todo.db.pages import FEW, page_of
+from todo.db.ownership import OwnedInsert, new_parameters, new_values, owned_by
+from todo.db.pages import page_of, page_parameters
 from todo.db.search import contains_ignoring_case, searching
-from todo.db.statements import Statement, columns_of
-from todo.db.versions import Change, Expected, as_expected
+from todo.db.statements import Names, Query, Statement, columns_of
+from todo.db.types import later_instant
+from todo.db.versions import as_expected, expectation
+from todo.expected import Expected
 from todo.idempotency.once import InsertOnce
 from todo.tasks.models import Task
 
@@ -38,6 +38,7 @@ class VersionedTask(TaskRow, frozen=True):
 
 LISTED = columns_of(Task, TaskRow)
 COLUMNS = columns_of(Task, VersionedTask)
+IS_THE_TASK = Task.id == bindparam("task_id")
 Q = bindparam("q", type_=Text)
 #: What each filter of the list requires of a task.
 FILTERS: Mapping[str, ColumnElement[bool]] = {
@@ -48,33 +49,21 @@ FILTERS: Mapping[str, ColumnElement[bool]] = {
 TOGGLED = case((Task.status == "complete", "incomplete"), else_="complete")
 
 
-@cache
-def _list(filters: frozenset[str], *, is_continued: bool, is_long: bool) -> Statement[TaskRow]:
-    criteria = [FILTERS[name] for name in sorted(filters)]
-    return Statement(page_of(Task, LISTED, *criteria, is_continued=is_continued, is_long=is_long), TaskRow)
+def _update(names: Names, values: Mapping[str, Any]) -> Update:
+    statement = as_expected(Task, owned_by(Task, update(Task)).where(IS_THE_TASK), names)
+    changes = statement.values(**values, updated_at=later_instant(Task.updated_at), version=Task.version + 1)
+    return changes.returning(*COLUMNS)
 
 
-@cache
-def _update(names: frozenset[str], *, is_toggle: bool = False, is_conditional: bool) -> Statement[VersionedTask]:
-    values: dict[str, Any] = {name: bindparam(name) for name in names} | ({"status": TOGGLED} if is_toggle else {})
-    changes = _of_the_task(owned_by(Task, update(Task)), is_conditional=is_conditional).values(
-        **values, updated_at=later_instant(Task.updated_at), version=Task.version + 1
-    )
-    return Statement(changes.returning(*COLUMNS), VersionedTask)
+def _delete(names: Names) -> Query:
+    return as_expected(Task, owned_by(Task, delete(Task)).where(IS_THE_TASK), names).returning(*COLUMNS)
 
 
-@cache
-def _delete(*, is_conditional: bool) -> Statement[VersionedTask]:
-    statement = _of_the_task(owned_by(Task, delete(Task)), is_conditional=is_conditional)
-    return Statement(statement.returning(*COLUMNS), VersionedTask)
-
-
-def _of_the_task(change: Change, *, is_conditional: bool) -> Change:
-    change = change.where(Task.id == bindparam("task_id"))
-    return as_expected(Task, change) if is_conditional else change
-
-
-FIND = Statement(owned_by(Task, select(*COLUMNS)).where(Task.id == bindparam("task_id")), VersionedTask)
+LIST = Statement(lambda names: page_of(Task, LISTED, FILTERS, names), TaskRow)
+FIND = Statement(owned_by(Task, select(*COLUMNS)).where(IS_THE_TASK), VersionedTask)
+UPDATE = Statement(lambda names: _update(names, new_parameters(names)), VersionedTask)
+TOGGLE = Statement(lambda names: _update(names, {"status": TOGGLED}), VersionedTask)
+DELETE = Statement(_delete, VersionedTask)
 INSERT = OwnedInsert(Task, VersionedTask)
 # Version 1.0 counted an omitted description as null, and its keys may still be kept.
 INSERT_ONCE = InsertOnce(Task, VersionedTask, null_if_omitted=["description"])
@@ -87,11 +76,8 @@ def list_tasks(
 
     Of a long list, only up to the task with which the texts reach `size` bytes. Raises SearchTooSlow.
     """
-    statement = _list(frozenset(filters), is_continued=before is not None, is_long=limit > FEW)
-    created_at, task_id = before or (None, None)
-    place = {"before_created_at": created_at, "before_id": task_id}
     with searching() if "q" in filters else nullcontext():
-        return statement.all(user_id=user_id, **filters, **place, limit=limit, size=size)
+        return LIST.all(user_id=user_id, **filters, **page_parameters(before, limit, size))
 
 
 def find_task(user_id: str, task_id: int) -> VersionedTask | None:
@@ -118,21 +104,14 @@ def update_task(
     user_id: str, task_id: int, changes: Mapping[str, Any], expected: Expected | None = None
 ) -> VersionedTask | None:
     """Update the user's task. Return None if there is none, or none of an expected version."""
-    statement = _update(frozenset(changes), is_conditional=expected is not None)
-    return statement.first(user_id=user_id, task_id=task_id, **changes, **_parameters(expected))
+    return UPDATE.first(user_id=user_id, task_id=task_id, **new_values(changes), **expectation(expected))
 
 
 def toggle_task(user_id: str, task_id: int, expected: Expected | None = None) -> VersionedTask | None:
     """Update the user's task to the other status. Return None as update_task() does."""
-    statement = _update(frozenset(), is_toggle=True, is_conditional=expected is not None)
-    return statement.first(user_id=user_id, task_id=task_id, **_parameters(expected))
+    return TOGGLE.first(user_id=user_id, task_id=task_id, **expectation(expected))
 
 
 def delete_task(user_id: str, task_id: int, expected: Expected | None = None) -> VersionedTask | None:
     """Delete the user's task, and return it as it was. Return None as update_task() does."""
-    statement = _delete(is_conditional=expected is not None)
-    return statement.first(user_id=user_id, task_id=task_id, **_parameters(expected))
-
-
-def _parameters(expected: Expected | None) -> Mapping[str, Any]:
-    return {} if expected is None else expected.parameters()
+    return DELETE.first(user_id=user_id, task_id=task_id, **expectation(expected))

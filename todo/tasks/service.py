@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from todo.db.rows import changed, found, owned
-from todo.db.versions import Expected
 from todo.errors import TaskNotFound
+from todo.expected import Expected
 from todo.tasks import queries
 from todo.tasks.queries import TaskRow, VersionedTask
 

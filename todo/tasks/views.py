@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from todo.db.versions import Expected
 from todo.errors import TaskNotFound
+from todo.expected import Expected
 from todo.tasks import service
 from todo.tasks.queries import TaskRow, VersionedTask
 from todo.tasks.schemas import (

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from flask import Response, request
 
-from todo.db.versions import Expected
+from todo.expected import Expected
 
 _TAG = re.compile(r"([1-9][0-9]{0,18})-([1-9][0-9]{0,18})")
 _LARGEST_VERSION = 2**63 - 1
