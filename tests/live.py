@@ -1,4 +1,4 @@
-"""Live servers: a process that is started as README says, and plain HTTP to it."""
+"""Live servers: a process that is started as docs/neon.md says, and plain HTTP to it."""
 
 import http.client
 import os

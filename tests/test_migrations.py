@@ -200,7 +200,7 @@ def test_migrations_are_numbered_and_the_last_is_the_head() -> None:
 
 
 def flask_db(command: str, url: URL, *arguments: str) -> subprocess.Popen[str]:
-    """`flask db …` as a process, at the server itself: migrations go past a pooler (README)."""
+    """`flask db …` as a process, at the server itself: migrations go past a pooler (docs/neon.md)."""
     environ = {
         "PATH": os.environ["PATH"],
         "DATABASE_URL": direct(url).render_as_string(hide_password=False),

@@ -17,7 +17,6 @@ from tests.support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 JOB = yaml.safe_load(WORKFLOW.read_text())["jobs"]["test"]
 #: Each image that CI runs in: the version of Python, and the name of the Debian.
@@ -70,15 +69,6 @@ def test_the_licence_is_that_of_pyproject() -> None:
     first, _, copyright_line, *_ = (ROOT / "LICENSE").read_text().splitlines()
     assert first == f"{PROJECT['license']} License"
     assert re.fullmatch(r"Copyright \(c\) \d{4} the todo contributors", copyright_line)
-
-
-def test_contributing_names_targets_and_files_that_are_there() -> None:
-    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = re.findall(r"(?:^|`)make ([a-z-]+)", CONTRIBUTING, re.MULTILINE)
-    assert {"test", "lock"} <= set(named) <= set(targets)
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", CONTRIBUTING + CHANGELOG):
-        assert (ROOT / target).exists(), target
-    assert len(CONTRIBUTING.splitlines()) < 70, "one page"
 
 
 def test_the_pythons_of_ci_are_those_that_the_pages_name() -> None:

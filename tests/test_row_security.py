@@ -235,9 +235,9 @@ def test_the_service_says_that_its_role_bypasses_the_policies(
         sql(url, f"DROP ROLE {role}")
 
 
-def test_the_role_that_readme_makes_is_bound_by_the_policies(server: URL, make: Make) -> None:
+def test_the_role_that_the_page_makes_is_bound_by_the_policies(server: URL, make: Make) -> None:
     """Made by a role like the one that a hosted database gives: no superuser, but one that bypasses."""
-    (block,) = re.findall("```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = re.findall("```sql\n(.*?)```", (ROOT / "docs/neon.md").read_text(), re.DOTALL)
     name = f"todo_{uuid.uuid4().hex[:12]}"
     hosted = server.set(username=f"{name}_hosted", password="x")
     admin = create_engine(server, isolation_level="AUTOCOMMIT")

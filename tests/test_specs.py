@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -67,9 +66,3 @@ def test_a_dead_link_is_seen(link: str) -> None:
 def test_a_link_to_another_file_than_it_names_is_seen() -> None:
     with pytest.raises(AssertionError, match="FR-001"):
         shown_by("| FR-001 | lists | [tests/test_live.py](../../tests/test_http.py) |\n")
-
-
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("**/*.md")), ids=lambda path: path.name)
-def test_every_other_link_leads_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
-        assert (path.parent / target).exists(), target

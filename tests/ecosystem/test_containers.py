@@ -36,8 +36,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What README's line puts into .env; but for the secret of tokens, which the tests sign with."""
-    (line,) = re.findall(r"^.* > \.env\)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    """What the line of docs/containers.md puts into .env; but for the secret of tokens, which the tests sign with."""
+    (line,) = re.findall(r"^.* > \.env\)$", (ROOT / "docs/containers.md").read_text(), re.MULTILINE)
     folder = tmp_path_factory.mktemp("secrets")
     subprocess.run(["sh", "-ec", line], cwd=folder, check=True)
     assert stat.S_IMODE((folder / ".env").stat().st_mode) == 0o600

@@ -1,4 +1,4 @@
-"""Prometheus itself reads the figures, as README has it configured."""
+"""Prometheus itself reads the figures, as docs/operations.md configures it."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.support import ROOT, close, migrated_app, sqlite_database
 
 pytestmark = pytest.mark.ecosystem
 
-(CONFIGURATION,) = re.findall("```yaml\n(scrape_configs:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+(CONFIGURATION,) = re.findall("```yaml\n(scrape_configs:.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
 (TOKEN,) = re.findall("credentials: ([^}]+)", CONFIGURATION)
 
 
@@ -52,7 +52,7 @@ def test_promtool_has_nothing_against_them(live: Server) -> None:
 
 @pytest.fixture
 def prometheus(live: Server, tmp_path: Path) -> Iterator[str]:
-    """The address of a Prometheus that is configured as README says, and looks every second."""
+    """The address of a Prometheus that is configured as docs/operations.md says, and looks every second."""
     configuration, port = tmp_path / "prometheus.yml", free_port()
     scraped = CONFIGURATION.replace("127.0.0.1:8000", f"127.0.0.1:{live.port}")
     configuration.write_text(f"global: {{scrape_interval: 1s, scrape_timeout: 1s}}\n{scraped}")

@@ -221,9 +221,3 @@ def test_every_reason_is_documented_and_no_other() -> None:
     page = (ROOT / "docs/refused-tokens.md").read_text()
     first_cells = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
     assert {reason for cell in first_cells for reason in re.findall("`(.*?)`", cell)} == set(Refusal)
-
-
-def test_the_example_of_the_page_is_true(check: Check) -> None:
-    text = (ROOT / "docs/refused-tokens.md").read_text()
-    (line,) = re.findall(r"flask token check\n(Refused: .*\n)", text)
-    assert check(token(aud="https://app.example.com"), audience="todo").stdout == line
