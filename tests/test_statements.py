@@ -57,12 +57,15 @@ def test_instants_are_in_utc_whatever_the_servers_time_zone(make: Make, server: 
         assert Caller(app, "alice")("GET").get_json() == [task]
 
 
-@pytest.mark.parametrize("missing", ["user_id", "task_id"])
+PAIR = Statement(select(bindparam("one", type_=Text), bindparam("two", type_=Text)), Pair)
+
+
+@pytest.mark.parametrize("missing", ["one", "two"])
 def test_a_parameter_that_is_missing_is_an_error_rather_than_null(app: Flask, missing: str) -> None:
-    named = {"user_id": "alice", "task_id": 1}
+    named = {"one": "1", "two": "2"}
     del named[missing]
     with app.app_context(), pytest.raises((KeyError, *DRIVER_ERRORS), match=missing):
-        queries.FIND.all(**named)
+        PAIR.all(**named)
     assert connections(app)[1] == 0
 
 
@@ -95,7 +98,7 @@ def test_an_error_of_the_statement_keeps_its_connection(app: Flask, alice: Calle
     alice.create()
     before = connections(app)
     with app.app_context(), pytest.raises(DRIVER_ERRORS):
-        queries.insert_task("alice", None, {"title": ""})
+        queries.TASKS.insert("alice", None, {"title": ""})
     assert connections(app) == before
     assert alice.titles() == ["Buy milk"]
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from todo.db.rows import changed, found, owned
+from todo.db.checks import changed, found, owned
 from todo.errors import TaskNotFound
 from todo.expected import Expected
 from todo.tasks import queries
-from todo.tasks.queries import TaskRow, VersionedTask
+from todo.tasks.queries import INSERT_ONCE, TASKS, TaskRow, VersionedTask
 
 
 def list_tasks(
@@ -26,37 +26,39 @@ def create_task(
     Raises LimitReached, and with a key KeyReused (it was used for another task) and KeyLimitReached.
     """
     if key is None:
-        return owned(user_id, queries.insert_task(user_id, email, values)), False
-    task, is_replayed = queries.insert_task_once(user_id, email, key, values)
+        return owned(user_id, TASKS.insert(user_id, email, values)), False
+    task, is_replayed = INSERT_ONCE.one(user_id, email, key, values)
     return owned(user_id, task), is_replayed
 
 
 def get_task(user_id: str, task_id: int) -> VersionedTask:
     """Return the user's task. Raises TaskNotFound, also for a task of another user."""
-    return found(user_id, queries.find_task(user_id, task_id), TaskNotFound)
+    return found(user_id, TASKS.find(user_id, task_id), TaskNotFound)
 
 
 def update_task(
     user_id: str, task_id: int, changes: Mapping[str, Any], expected: Expected | None = None
 ) -> VersionedTask:
     """Return the user's task after the changes. Raises TaskNotFound, and NotAsExpected for another version."""
-    task = queries.update_task(user_id, task_id, changes, expected)
-    return changed(user_id, task, TaskNotFound, expected, lambda: queries.find_task(user_id, task_id))
+    return _changed(user_id, task_id, TASKS.update(user_id, task_id, changes, expected), expected)
 
 
 def complete_task(
     user_id: str, task_id: int, completion: Mapping[str, Any], expected: Expected | None = None
 ) -> VersionedTask:
-    """Return the user's task with the status of the completion; if that is empty, with the other status. Raises like
-    update_task().
+    """Return the user's task with the status of the completion; if that is empty, with the other status.
+
+    Raises like update_task().
     """
     if completion:
         return update_task(user_id, task_id, completion, expected)
-    task = queries.toggle_task(user_id, task_id, expected)
-    return changed(user_id, task, TaskNotFound, expected, lambda: queries.find_task(user_id, task_id))
+    return _changed(user_id, task_id, queries.toggle_task(user_id, task_id, expected), expected)
 
 
 def delete_task(user_id: str, task_id: int, expected: Expected | None = None) -> None:
     """Delete the user's task. Raises like update_task()."""
-    task = queries.delete_task(user_id, task_id, expected)
-    changed(user_id, task, TaskNotFound, expected, lambda: queries.find_task(user_id, task_id))
+    _changed(user_id, task_id, TASKS.delete(user_id, task_id, expected), expected)
+
+
+def _changed(user_id: str, task_id: int, task: VersionedTask | None, expected: Expected | None) -> VersionedTask:
+    return changed(user_id, task, TaskNotFound, expected, lambda: TASKS.find(user_id, task_id))
