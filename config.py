@@ -1,6 +1,6 @@
 """The settings: the environment as typed values, or one line that names every fault.
 
-Opens nothing, logs nothing, and imports neither Flask nor `todo`: gunicorn.conf.py loads this one file anew at each
+Opens nothing, logs nothing, and imports neither Flask nor `todo`: gunicorn.conf.py loads this one file again at each
 HUP, and needs the log's configuration before there is an app (docs/decisions/settings.md).
 """
 
@@ -164,7 +164,7 @@ def _is_origin(value: str) -> bool:
     return port is None or int(port) <= LARGEST_PORT
 
 
-def _is_foreign(path: str) -> bool:
+def _is_no_own_path(path: str) -> bool:
     return path.split("/")[1] not in OWN_PATHS
 
 
@@ -283,7 +283,7 @@ class Settings:
             r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+\Z",
             error="must be a path like /todo: letters, digits, - . _ ~, and no / at its end",
         ),
-        _rule(_is_foreign, f"must not begin with a path of the service: /{', /'.join(OWN_PATHS)}"),
+        _rule(_is_no_own_path, f"must not begin with a path of the service: /{', /'.join(OWN_PATHS)}"),
     )
     #: Flask's command line sets this variable for its own process; nothing else does.
     is_flask_command: bool = _setting("FLASK_RUN_FROM_CLI", False, "true".__eq__, first=())

@@ -63,16 +63,16 @@ class KeySet:
         Returns a known key at once. For an unknown one the set is fetched first, unless it just was.
         Raises InvalidCredentials if the set does not have the key, and Unavailable if the set cannot be fetched.
         """
-        key = self._held(kid)
+        key = self._cached(kid)
         if key is not None:
             if self._clock() >= self._fetched_at + LIFETIME:
                 self._refresh(is_for_unknown=False)
             return key
         fetch, is_mine = self._refresh(is_for_unknown=True)
         if is_mine or self._current() is None:
-            # While there are keys, nobody waits for another caller's fetch: it would slow down known callers.
+            # While there are keys, no caller waits for another caller's fetch: it would slow down known callers.
             fetch.done.wait(TIMEOUT)
-        key = self._held(kid)
+        key = self._cached(kid)
         if key is not None:
             return key
         if self._is_failing or not fetch.done.is_set():
@@ -87,7 +87,7 @@ class KeySet:
         """The ids of the cached keys."""
         return [kid for kid in self._current() or {} if isinstance(kid, str)]
 
-    def _held(self, kid: str | None) -> VerificationKey | None:
+    def _cached(self, kid: str | None) -> VerificationKey | None:
         keys = self._current() or {}
         if kid is None:
             return next(iter(keys.values())) if len(keys) == 1 else None
