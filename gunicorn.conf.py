@@ -1,4 +1,4 @@
-"""How gunicorn runs the service; it reads this file by itself when started in the project folder."""
+"""How gunicorn runs the service. gunicorn reads this file by itself if it starts in the project folder."""
 
 import atexit
 import mmap
@@ -17,12 +17,12 @@ from typing import Any
 
 from gunicorn import glogging
 
-# gunicorn may have been started in another folder, and --config may name this file.
+# gunicorn may have started in another folder, with --config.
 if (folder := str(Path(__file__).resolve().parent)) not in sys.path:
     sys.path.insert(0, folder)
-# config.py tells by this whether gunicorn has read this file.
+# Tells config.py that gunicorn has read this file.
 os.environ["TODO_GUNICORN_CONF"] = folder
-# Not kept by this process: a HUP reads this file again, and new workers are to load a new config.py too.
+# Not kept in this process: a HUP reads this file again, and its workers must load the new config.py.
 sys.modules.pop("config", None)
 from config import ConfigurationError, load_settings, logging_config  # noqa: E402
 
@@ -34,44 +34,42 @@ except ConfigurationError as error:
     sys.exit(f"todo: {error}")
 
 worker_class = "gthread"
-# A container may see far more cores than it may use, hence the ceiling.
+# At most 4: a container may see far more cores than it may use.
 workers = settings.workers or max(2, min(os.cpu_count() or 1, 4))
-# Each worker's connection pool is as large as this (todo/db/connections.py): no thread waits for a connection.
+# Each worker's connection pool has as many connections (todo/db/connections.py): no thread waits for one.
 threads = settings.threads
-# Every worker loads the code by itself: that is what makes a HUP bring new code, and the figures of all workers add up.
+# Each worker loads the code itself. Otherwise a HUP would not load new code, and /metrics would miss workers.
 preload_app = False
 
-# A worker that shows no life for this long is replaced. What a request may take is bounded by the database
-# deadline (todo/db/connections.py), far below.
+# A worker without a heartbeat for this long is replaced. The time of a request is limited by the database deadline
+# (todo/db/connections.py), far below.
 timeout = 30
-# Where the workers touch a file to show life, and keep their figures: in memory where there is such a folder. gunicorn
-# itself ends when it cannot make that file.
-worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 (by names that nobody can guess)
+# For the heartbeat files of the workers, and their metrics: in memory if possible. gunicorn ends if it cannot create
+# a heartbeat file.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 (with unguessable names)
 graceful_timeout = 30
 keepalive = 5
-# Room for a cursor and a long ?q= ; gunicorn itself answers 414 beyond.
+# Enough for a cursor and a long ?q= . gunicorn answers 414 to a longer line.
 limit_request_line = 8190
-# By default a request may say SCRIPT_NAME in a header, and so where links lead. Only the environment says it.
+# By default a header of the request can set SCRIPT_NAME, and so change links. Only the environment may.
 forwarder_headers = ""
 
-# On by default at a path per user, where two instances collide.
+# Its default path is per user, so that two instances would collide.
 control_socket_disable = True
 logconfig_dict = logging_config(settings)
-# gunicorn's own has the name of Basic credentials, the referrer, which is an address with its query, and what the
-# client says of itself.
+# The default format contains the user name of Basic credentials, the referrer with its query, and the user agent.
 access_log_format = '%(h)s %(t)s "%(r)s" %(s)s %(B)s %(L)s'
 
 
-# Seconds until a worker that could not load the app is replaced by another.
+# Seconds until a worker that could not load the app is replaced.
 ANOTHER_LOAD = 5
 
 
 def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
-    """Load the app once before anything else, and before each HUP. The earliest hook: old is None in the first call.
+    """Load the app on trial, at the start and before each HUP. This is the earliest hook: at first, old is None.
 
-    What the settings alone do not tell (a key that is none, a provider that cannot be imported) ends the start with its
-    one line. A HUP onto code or settings that do not load is logged, and the workers go on as they are: gunicorn itself
-    would end with the first new worker.
+    If the app does not load (an invalid key, a provider that cannot be imported), the start ends with one line. A HUP
+    is then only logged, and the workers continue: without this, gunicorn would end with the first new worker.
     """
     if old is not None:
         return
@@ -89,24 +87,24 @@ def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
             reload()
 
     server.reload = reload_if_it_loads
-    # Shared with the workers: whether one of them has loaded the app.
+    # Shared with the workers: 1 once one of them has loaded the app.
     server.has_loaded = mmap.mmap(-1, 1)
 
 
 def _trial(server: Any, *, is_reload: bool) -> tuple[int, str]:
-    """Load the app in a process of its own: its exit status, and what it says.
+    """Load the app in a separate process. Returns its exit status and its output.
 
-    Forked from this one, like a worker, so that it sees what a worker will see: --chdir, --pythonpath, the packages
-    that this process has imported before.
+    The process is forked like a worker, so that it has what a worker will have: --chdir, --pythonpath, and the packages
+    that this process has imported.
     """
     try:
         reading, writing = os.pipe()
         process = multiprocessing.get_context("fork").Process(target=_load, args=(server, is_reload, writing))
         process.start()
     except OSError as error:
-        return 1, f"todo: no process for a trial: {error.strerror}"
+        return 1, f"todo: the app cannot be loaded on trial: {error.strerror}"
     os.close(writing)
-    # gunicorn would end a worker that takes longer than this.
+    # gunicorn ends a worker that takes longer.
     process.join(server.cfg.timeout or None)
     timed_out = process.is_alive()
     process.kill()
@@ -122,7 +120,7 @@ def _trial(server: Any, *, is_reload: bool) -> tuple[int, str]:
 def _load(server: Any, is_reload: bool, output: int) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
-    # The workers will say again what there is to be warned of, and what this process counts is not to be added.
+    # The workers log the warnings, and /metrics must not include this process.
     os.environ["LOG_LEVEL"] = "CRITICAL"
     for name in ("PROMETHEUS_MULTIPROC_DIR", "TODO_METRICS_PROCESS"):
         os.environ.pop(name, None)
@@ -137,9 +135,9 @@ def _load(server: Any, is_reload: bool, output: int) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """Make the folder where the workers keep their figures for each other, when there is to be /metrics.
+    """Create the folder where the workers share their metrics, if /metrics is on.
 
-    Once in the life of this process, and gone with it. A HUP does not come by here: what was counted is kept.
+    It exists as long as this process. A HUP does not call this hook, so that counts survive it.
     """
     if settings.metrics_token is None:
         return
@@ -147,30 +145,30 @@ def on_starting(server: Any) -> None:
         folder = tempfile.mkdtemp(prefix="todo-metrics-", dir=server.cfg.worker_tmp_dir)
         os.chown(folder, server.cfg.uid, server.cfg.gid)
     except OSError as error:
-        server.log.error("metrics: no folder can be made for the figures (%s)", error.strerror)
-        # Where no file can be: each worker counts in memory, and says so.
+        server.log.error("metrics: the folder for the workers cannot be created (%s)", error.strerror)
+        # No file can be created there: each worker counts in memory, and logs that.
         folder = os.devnull
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     atexit.register(_remove, folder, os.getpid())
 
 
 def _remove(folder: str, owner: int) -> None:
-    # The workers, forked as they are, come by here too.
+    # The workers are forks, and call this too.
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Name a worker for its figures: by the lowest number that no living worker has."""
+    """Name a worker in /metrics: the lowest number that no running worker has."""
     taken = {other.metrics_process for other in server.WORKERS.values()}
     worker.metrics_process = next(name for name in map(str, count(1)) if name not in taken)
     os.environ["TODO_METRICS_PROCESS"] = worker.metrics_process
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Let a worker that replaces another try again where the code does not load any more, for as long as that takes.
+    """Let a replacement worker try again if the code no longer loads, until it does.
 
-    gunicorn would end, and with it the workers that still serve.
+    Without this gunicorn would end, with the workers that still serve.
     """
     load = worker.load_wsgi
 
@@ -182,7 +180,7 @@ def post_fork(server: Any, worker: Any) -> None:
                 raise
             worker.log.exception("The app does not load; again in %s s", ANOTHER_LOAD)
             sleep(ANOTHER_LOAD)
-            # One that gunicorn does not end for.
+            # gunicorn continues after this status.
             sys.exit(1)
         server.has_loaded[0] = 1
 
@@ -190,59 +188,58 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def child_exit(_server: Any, worker: Any) -> None:
-    """Take a worker's connections out of the figures; what it has counted stays, and its successor goes on with it."""
+    """Remove a worker's connections from the metrics. Its counts stay, and its successor adds to them."""
     if settings.metrics_token is None:
         return
-    # Not before on_starting(): when imported, it looks whether there are several processes.
+    # Not before on_starting(): its import decides whether there are several processes.
     from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
 
-    # gunicorn would end with an OSError.
+    # An OSError would end gunicorn.
     with suppress(OSError):
         mark_process_dead(worker.metrics_process)
-        # todo/web/metrics_files.py; not to be imported here, where a HUP would not load it anew.
+        # See todo/web/metrics_files.py. Not imported here: a HUP would not load it again.
         Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"unseen_{worker.metrics_process}").unlink(missing_ok=True)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Ask a new worker in the background whether it is ready: what stands in the way is in the log from the start.
+    """Ask a new worker in the background whether it is ready, so that problems are logged at the start.
 
-    It is a request like any other, and counted as one. Likewise the key set is fetched, where there is one.
+    This is an ordinary request, and counted as one. The key set is fetched too, if there is one.
     """
     worker.wsgi.extensions["fetch_keys"]()
     Thread(target=worker.wsgi.test_client().get, args=("/health/ready",), daemon=True).start()
 
 
 def pre_request(_worker: Any, request: Any) -> None:
-    """Put SCRIPT_NAME before the path if the proxy has removed it: gunicorn answers 500 to a path without it."""
+    """Put SCRIPT_NAME before the path if the proxy has removed it. gunicorn answers 500 to a path without it."""
     prefix = settings.script_name
     if prefix and not f"{request.path}/".startswith(f"{prefix}/"):
         request.path = prefix + request.path
 
 
-class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn bears no types
-    """gunicorn's logger, but that it writes of requests only where it is asked to (--access-logfile, --log-syslog).
+class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's logger, which logs requests only with --access-logfile or --log-syslog.
 
-    Whatever it writes, nobody's token, title or search is in it.
+    Its lines contain no token, title or search.
     """
 
     def access(self, *arguments: Any) -> None:
-        """Write of a request. For the sake of a logconfig_dict gunicorn would put a line together that goes nowhere."""
+        """Log a request. With a logconfig_dict, gunicorn would format a line that nothing writes."""
         if self.cfg.accesslog or self.cfg.syslog:
             super().access(*arguments)
 
     def atoms(self, response: Any, request: Any, environ: dict[str, Any], *arguments: Any) -> dict[str, Any]:
-        """What an access line is made of: the request line without its query or fragment."""
+        """The parts of an access line: the request line has neither query nor fragment."""
         target = re.split("[?#]", environ["RAW_URI"], maxsplit=1)[0]
         line = f"{environ['REQUEST_METHOD']} {target} {environ['SERVER_PROTOCOL']}"
         return {**super().atoms(response, request, environ, *arguments), "r": line}
 
     def warning(self, message: str, *arguments: Any, **options: Any) -> None:
-        """Write a warning. Of what is no HTTP: where it came from and what is wrong, not the quotation."""
+        """Log a warning. For an invalid request: the address and the fault, without quoting the request."""
         if message.startswith("Invalid request from "):
             message = ": ".join(message.split(": ")[:2])
         super().warning(message, *arguments, **options)
 
 
-# With --statsd-host, gunicorn's own must be named, whose access lines have the query, if asked for:
-# --logger-class gunicorn.instrument.statsd.Statsd
+# --statsd-host needs --logger-class gunicorn.instrument.statsd.Statsd, whose access lines contain the query.
 logger_class = Logger

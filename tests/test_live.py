@@ -217,7 +217,7 @@ def test_one_log_line_is_one_json_object(tmp_path: Path) -> None:
         pass
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     messages = {(line["level"], line["logger"], line["message"]) for line in lines}
-    warning = "IDENTITY_PROVIDER=development: every caller is believed to be whom the path names"
+    warning = "IDENTITY_PROVIDER=development: no authentication, the user in the path is trusted"
     assert ("WARNING", "todo.identity.hook", warning) in messages
     assert any(logger == "gunicorn.error" for _, logger, _ in messages)
     # RFC 3339.

@@ -103,7 +103,7 @@ class TestWarning:
     ) -> None:
         make_app("development", is_flask_command=False)
         make_app("development", is_flask_command=False)
-        message = "IDENTITY_PROVIDER=development: every caller is believed to be whom the path names"
+        message = "IDENTITY_PROVIDER=development: no authentication, the user in the path is trusted"
         assert [(record.levelname, record.getMessage()) for record in hook_log.records] == [("WARNING", message)] * 2
 
     def test_the_flask_command_does_not_warn(self, make_app: MakeApp, hook_log: pytest.LogCaptureFixture) -> None:

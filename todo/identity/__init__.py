@@ -1,4 +1,4 @@
-"""Who is calling. A provider answers, the hook asks before every request, and nothing behind it knows where from."""
+"""Authentication: a provider identifies the caller, and a hook asks it before every request. Views see the Identity."""
 
 from todo.identity.hook import current_identity, init_app, known_identity
 from todo.identity.identity import Identity, InvalidIdentity, Provider

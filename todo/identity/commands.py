@@ -1,6 +1,6 @@
-"""The commands for tokens: mint one for developers, and say whether one would be accepted, and why not.
+"""`flask token`: mint a token for development, or check whether a token would be accepted and, if not, why.
 
-Of production's tokens the issuer alone is the source.
+Tokens for production come from the issuer alone.
 """
 
 import re
@@ -24,43 +24,43 @@ A_YEAR = 365 * 24 * 60
 
 
 class UserId(click.ParamType[str]):
-    """An argument that can be a user id."""
+    """An argument that is a valid user id."""
 
     name = "user_id"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The user id as it is. Fails for one that nobody can have."""
+        """Return the user id unchanged. Fails if it is not valid."""
         try:
             return Identity(value).user_id
         except InvalidIdentity:
-            self.fail("it cannot be a user id: 1 to 255 characters, no '/', no control characters, not . or ..")
+            self.fail("a user id has 1 to 255 characters, no '/', no control characters, not . or ..")
 
 
 class TokenGroup(AppGroup):
-    """The commands; `flask token USER_ID` is short for `flask token mint USER_ID`."""
+    """The subcommands. `flask token USER_ID` is short for `flask token mint USER_ID`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the name of the command before arguments that begin with none."""
+        """Insert `mint` if the arguments name no subcommand."""
         if not args or (args[0] not in self.commands and args[0] != "--help"):
             args = ["mint", *args]
         return super().parse_args(ctx, args)
 
 
 class Undecided(click.ClickException):
-    """There is no saying whether the token would be accepted."""
+    """The command cannot tell whether the token would be accepted."""
 
     exit_code = 2
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Add `flask token`, which signs, and verifies, with what the service verifies with."""
+    """Add `flask token`. It signs and verifies with the settings of the service."""
     group = TokenGroup("token", help="Mint a token (flask token USER_ID), or check one")
     app.cli.add_command(group)
 
     @group.command("mint")
     @click.argument("user_id", type=UserId())
     @click.option("--email", help="The email claim")
-    @click.option("--minutes", type=click.IntRange(1, A_YEAR), default=60, show_default=True, help="How long it holds")
+    @click.option("--minutes", type=click.IntRange(1, A_YEAR), default=60, show_default=True, help="Its lifetime")
     def mint(user_id: str, email: str | None, minutes: int) -> None:
         """Mint a development token, signed with JWT_SECRET"""
         if settings.jwt is None:
@@ -71,7 +71,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         if settings.jwt.secret is None:
             raise click.ClickException("without JWT_SECRET there is nothing to sign with: ask the issuer for a token")
         if email is not None and Identity(user_id, email).email is None:
-            raise click.BadParameter("the service would not keep it: 1 to 320 characters", param_hint="--email")
+            raise click.BadParameter("the service would not store it: 1 to 320 characters", param_hint="--email")
         now = int(time())
         claims: dict[str, Any] = {
             "sub": user_id,
@@ -87,10 +87,10 @@ def init_app(app: Flask, settings: Settings) -> None:
 
     @group.command("check")
     def check() -> None:
-        """Say whether the token on stdin would be accepted, and why not
+        """Check whether the token on stdin would be accepted and, if not, why
 
-        Status 0: accepted; 1: refused; 2: there is no saying. Reads the token from stdin, where no list of processes
-        and no history of a shell keeps it: flask token check < file
+        Status 0: accepted; 1: refused; 2: undecided. The token comes from stdin, since arguments appear in the list of
+        processes and in the history of the shell: flask token check < file
         """
         if settings.jwt is None:
             raise Undecided(

@@ -1,4 +1,4 @@
-"""The identity provider for a developer's own machine: no credentials at all. Must never meet real data."""
+"""The identity provider for development: no authentication. Never use it with real data."""
 
 from flask import Request
 
@@ -6,6 +6,6 @@ from todo.identity.identity import Identity
 
 
 def identify_by_path(request: Request) -> Identity | None:
-    """Believe the path: whoever it names is calling. Raises InvalidIdentity for a name that cannot be a user id."""
+    """Return the user that the path names, unverified. Raises InvalidIdentity if that is not a valid user id."""
     user_id = (request.view_args or {}).get("user_id")
     return None if user_id is None else Identity(user_id)

@@ -1,6 +1,6 @@
-"""Why a token is refused, for the operator who has it: what is expected beside what came.
+"""Why a token is refused, for the operator who has it: what was expected, and what the token has.
 
-Verifies nothing itself, and must not be used for the log: it quotes claims of the token. Never the signature.
+Verifies nothing. Not for the log, because it quotes claims of the token; it never quotes the signature.
 """
 
 import json
@@ -15,10 +15,10 @@ from config import JwtSettings
 from todo.errors import InvalidCredentials, Refusal
 from todo.identity.jwt import LATEST, LEEWAY, JwtProvider
 
-#: How much of a value is shown, and how many ids of keys.
+#: How many characters of a value are shown, and how many key ids.
 LONGEST_VALUE, MOST_IDS = 200, 10
 
-#: The part of the token that each reason is about: of its header, or of its claims.
+#: The header parameters, or the claims, that each reason is about.
 _HEADER = {Refusal.TYPE: ["typ"], Refusal.ALGORITHM: ["alg"], Refusal.UNKNOWN_KEY: ["kid"]}
 _HEADER |= {Refusal.SIGNATURE: ["alg", "kid"]}
 _CLAIMS = {Refusal.EXPIRED: ["exp"], Refusal.NOT_YET_VALID: ["nbf", "iat"], Refusal.ISSUER: ["iss"]}
@@ -28,7 +28,7 @@ _DATES = ("exp", "nbf", "iat")
 
 
 def explain(refusal: InvalidCredentials, token: str, settings: JwtSettings, provider: JwtProvider) -> str:
-    """The reason, and what it is made of, in one line of ASCII."""
+    """The reason, what was expected and what the token has, in one line of ASCII. May raise Unavailable."""
     reason = refusal.reason
     if reason is Refusal.MISSING:
         return f"{reason}: there is nothing to check"
@@ -46,12 +46,12 @@ def explain(refusal: InvalidCredentials, token: str, settings: JwtSettings, prov
 
 
 def instant(seconds: float) -> str:
-    """A NumericDate as RFC 3339 writes it."""
+    """A NumericDate (RFC 7519 section 2) in the format of RFC 3339."""
     return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def quoted(value: object) -> str:
-    """A value of the token as JSON in ASCII, and not all of it where it is long."""
+    """A value of the token as JSON in ASCII, cut off if it is long."""
     text = json.dumps(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 

@@ -1,4 +1,4 @@
-"""The hook that runs before every request: who is calling, and does the path belong to them? Asks no database."""
+"""The hook before every request: identifies the caller, and checks that the path is theirs. Uses no database."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -20,21 +20,21 @@ logger = logging.getLogger(__name__)
 
 
 def init_app(app: Flask, settings: Settings, *, public: Collection[str], on_identified: Callable[[str], None]) -> None:
-    """Ask the configured provider before every request but those to the public endpoints, named as Flask names them.
+    """Ask the configured provider before every request, except to the public endpoints (Flask's names of them).
 
-    on_identified is told the user id once it is known, and known to own the path. Raises ConfigurationError where there
-    is no such provider, or its settings do not hold.
+    on_identified is called with the user id, once the path is known to be that user's. Raises ConfigurationError if the
+    provider cannot be loaded, or its settings are not usable.
     """
     provider = _provider(settings)
-    #: What a server that starts calls, so that a key set that cannot be fetched is in the log before the first token.
+    # gunicorn.conf.py calls this in each new worker: a key set that cannot be fetched is logged before the first token.
     app.extensions["fetch_keys"] = _key_fetcher(provider)
 
     def authenticate() -> None:
-        # An unknown route has no endpoint, and a preflight bears no credentials: neither says anything of anybody.
+        # An unknown route has no endpoint, and a preflight has no credentials. Neither answer depends on a user.
         if request.endpoint is None or request.endpoint in public or request.method == "OPTIONS":
             return
         identity = g.identity = _identify(provider)
-        # Taken out of the view's arguments: from here on the identity alone says whose data it is.
+        # Removed from the view's arguments: from here on only the identity says who the owner is.
         owner = (request.view_args or {}).pop("user_id", identity.user_id)
         if owner != identity.user_id:
             raise NotOwner
@@ -44,12 +44,12 @@ def init_app(app: Flask, settings: Settings, *, public: Collection[str], on_iden
 
 
 def current_identity() -> Identity:
-    """The caller of the request at hand. Raises AttributeError on a public endpoint: nobody was asked for there."""
+    """The caller of this request. Raises AttributeError on a public endpoint, where the caller is not identified."""
     return cast(Identity, g.identity)
 
 
 def known_identity() -> Identity | None:
-    """Who is known to send the request at hand, be they refused or not; None for nobody."""
+    """The caller of this request, even if it was refused after that; None if the caller was not identified."""
     return cast("Identity | None", g.get("identity"))
 
 
@@ -59,11 +59,11 @@ def _identify(provider: Provider) -> Identity:
     except InvalidIdentity as error:
         raise InvalidCredentials(reason=Refusal.SUBJECT) from error
     except (NotAuthenticated, Unavailable) as failure:
-        # A message of a provider of one's own may quote the token: everybody is told the same.
+        # The message of a custom provider may quote the token: the caller gets the standard one.
         failure.message = type(failure).message
         raise
     except Unauthorized as error:
-        # Flask's abort(401), which many a middleware does.
+        # From Flask's abort(401), which a custom provider may call.
         raise NotAuthenticated from error
     if identity is None:
         raise NotAuthenticated
@@ -75,7 +75,7 @@ def _identify(provider: Provider) -> Identity:
 def _provider(settings: Settings) -> Provider:
     if settings.identity_provider == DEVELOPMENT:
         if not settings.is_flask_command:
-            logger.warning("IDENTITY_PROVIDER=development: every caller is believed to be whom the path names")
+            logger.warning("IDENTITY_PROVIDER=development: no authentication, the user in the path is trusted")
         return identify_by_path
     if settings.identity_provider == JWT:
         if settings.jwt is None:
@@ -94,7 +94,7 @@ def _imported_provider(name: str) -> Provider:
     try:
         imported = import_module(module)
     except (Exception, SystemExit) as error:
-        # Whatever the module does when it is imported, the start ends with one line.
+        # Whatever happens during the import, the start ends with one line.
         raise ConfigurationError(f"IDENTITY_PROVIDER={name} cannot be loaded: {_describe(error)}") from error
     try:
         provider = attrgetter(attribute)(imported)
@@ -106,7 +106,7 @@ def _imported_provider(name: str) -> Provider:
 
 
 def _describe(error: BaseException) -> str:
-    """What went wrong in a module of somebody else's, and where: not its message, which may quote a secret."""
+    """The kind and place of an error in a custom provider. Not its message, which may quote a secret."""
     kind = type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         return f"{kind}: No module named {error.name!r}"

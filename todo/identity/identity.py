@@ -1,4 +1,4 @@
-"""The caller as a plain value, and the shape of what makes one. Knows no Flask app and no database."""
+"""The authenticated caller as a plain value, and the type of a provider. Knows neither the app nor the database."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,21 +11,22 @@ from flask import Request
 USER_ID_LIMIT = 255
 EMAIL_LIMIT = 320
 
-# Control characters, lone surrogates, what a path cannot carry, and what stands for bytes that are not UTF-8.
+# Control characters, lone surrogates, the slash (WSGI decodes %2F before routing), and U+FFFD, which stands for bytes
+# that are not UTF-8.
 _IMPOSSIBLE = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff/\ufffd]")
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class InvalidIdentity(Exception):
-    """The user id is one that nobody can have."""
+    """The value is not a valid user id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Somebody who is known to be who they say.
+    """An authenticated caller.
 
-    user_id: 1 to 255 code points, compared exactly; email: the claim, or None where it is not fit to be kept; claims:
-    whatever else the provider verified, read-only. Raises InvalidIdentity for a user_id that cannot be one.
+    user_id: 1 to 255 code points, compared exactly. email: the claim, or None if it cannot be stored. claims: what else
+    the provider verified, read-only. Raises InvalidIdentity if user_id is not valid.
     """
 
     user_id: str
@@ -34,13 +35,14 @@ class Identity:
 
     def __post_init__(self) -> None:
         if not _is_user_id(self.user_id):
-            raise InvalidIdentity("the user id cannot be one")
+            raise InvalidIdentity("not a valid user id")
         if not _is_email(self.email):
             object.__setattr__(self, "email", None)
         object.__setattr__(self, "claims", MappingProxyType(dict(self.claims)))
 
 
-#: Says who sends the request; None is nobody. May raise InvalidCredentials or Unavailable (todo/errors.py).
+#: Returns the sender of the request, or None if there is none. May raise InvalidCredentials or Unavailable
+#: (todo/errors.py).
 Provider = Callable[[Request], Identity | None]
 
 

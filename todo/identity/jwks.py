@@ -1,7 +1,8 @@
-"""The issuer's key set, fetched over HTTP and kept (RFC 7517). Verifies nothing.
+"""The issuer's key set (RFC 7517), fetched over HTTP and cached. Verifies nothing.
 
-In place of PyJWT's client, which lets known callers wait for a slow fetch, fetches again for each unknown key id while
-the issuer is away, and fails everybody when its keys grow old at that moment (docs/decisions/key-set.md).
+PyJWT's client is not used: its cooldown counts from successful fetches only, so that an unreachable issuer is asked for
+each unknown key id; known keys wait for a slow fetch; and an expired set refuses every token until the issuer answers
+(docs/decisions/key-set.md).
 """
 
 import json
@@ -23,24 +24,24 @@ from todo.identity.keys import UnusableKey, VerificationKey, jwk_key
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which keys are fetched anew, in the background of a request that holds one of them.
+#: Seconds after which the set is fetched again, in the background of a request with a known key.
 LIFETIME = 300.0
-#: Seconds that keys are used beyond that while the issuer is away.
+#: Seconds for which known keys stay in use after that, while the issuer is unreachable.
 GRACE = 3600.0
-#: After a fetch for an unknown key id that brought no new key, and after one that failed, the next waits 1 s, then 2,
-#: 4, 8, and never longer than this. A fetch that brought a new key may be followed by another at once.
+#: The longest pause, in seconds. After a fetch that failed, or that was made for an unknown key id and brought no new
+#: key, the pause is 1 s, then 2, 4, 8 and this. After a fetch that brought a new key there is none.
 LONGEST_PAUSE = 10.0
-#: Fetches within LONGEST_PAUSE at most, also where each brings new keys: an issuer may be broken.
+#: Fetches within LONGEST_PAUSE at most: a broken issuer may send new keys each time.
 MOST_FETCHES = 10
 #: Seconds that one fetch may take.
 TIMEOUT = 2.0
 SIZE_LIMIT = 1024 * 1024
-#: How many keys that are left out are named in the log, and how much of the id of each.
+#: How many unusable keys the log names, and how many characters of each id.
 MOST_NAMED, LONGEST_ID = 20, 100
 
 
 class KeySet:
-    """The keys behind a URL. Safe to use from many threads; opens no connection before the first look-up."""
+    """The keys at a URL. Thread-safe. Opens no connection before find() or fetch_early()."""
 
     def __init__(self, url: str, algorithms: tuple[str, ...], clock: Callable[[], float] = monotonic) -> None:
         self._url = url
@@ -57,21 +58,21 @@ class KeySet:
         self._fetch.done.set()
 
     def find(self, kid: str | None) -> VerificationKey:
-        """The key of that id; without an id, the only key of a set of one.
+        """The key with that id; without an id, the only key of a set of one.
 
-        A known key is answered at once. For an unknown one the set is fetched first, unless that was done lately.
-        Raises InvalidCredentials where the set does not have it, Unavailable where the set cannot be fetched.
+        Returns a known key at once. For an unknown one the set is fetched first, unless it just was.
+        Raises InvalidCredentials if the set does not have the key, and Unavailable if the set cannot be fetched.
         """
-        key = self._held(kid)
+        key = self._cached(kid)
         if key is not None:
             if self._clock() >= self._fetched_at + LIFETIME:
                 self._refresh(is_for_unknown=False)
             return key
         fetch, is_mine = self._refresh(is_for_unknown=True)
         if is_mine or self._current() is None:
-            # While keys are held nobody waits for somebody else's fetch: it would slow down known callers.
+            # While there are keys, no caller waits for another caller's fetch: it would slow down known callers.
             fetch.done.wait(TIMEOUT)
-        key = self._held(kid)
+        key = self._cached(kid)
         if key is not None:
             return key
         if self._is_failing or not fetch.done.is_set():
@@ -79,39 +80,39 @@ class KeySet:
         raise InvalidCredentials(reason=Refusal.UNKNOWN_KEY)
 
     def fetch_early(self) -> None:
-        """Fetch the set in the background, before a token asks for a key; a failure is in the log, and nowhere else."""
+        """Fetch the set in the background, before a token needs a key. A failure is only logged."""
         self._refresh(is_for_unknown=False)
 
     def ids(self) -> list[str]:
-        """The ids of the keys that are held."""
+        """The ids of the cached keys."""
         return [kid for kid in self._current() or {} if isinstance(kid, str)]
 
-    def _held(self, kid: str | None) -> VerificationKey | None:
+    def _cached(self, kid: str | None) -> VerificationKey | None:
         keys = self._current() or {}
         if kid is None:
             return next(iter(keys.values())) if len(keys) == 1 else None
         return keys.get(kid)
 
     def _current(self) -> "Mapping[str | int, VerificationKey] | None":
-        """The keys, unless there are none yet or they are too old to be used."""
+        """The cached keys, or None if there are none yet or they are too old."""
         found = self._found
         return found.keys if found is not None and self._clock() < self._fetched_at + LIFETIME + GRACE else None
 
     def _refresh(self, *, is_for_unknown: bool) -> "tuple[_Fetch, bool]":
-        """The latest fetch, and whether this call began it."""
+        """Return the latest fetch, and whether this call started it."""
         with self._lock:
             now = self._clock()
-            # One that has not ended by its time is given up.
+            # A fetch that exceeds TIMEOUT is given up.
             is_under_way = not self._fetch.done.is_set() and now < self._fetch.started_at + TIMEOUT
-            are_enough = len(self._starts) == MOST_FETCHES and now < self._starts[0] + LONGEST_PAUSE
-            if is_under_way or now < self._next_fetch_at or are_enough:
+            is_at_limit = len(self._starts) == MOST_FETCHES and now < self._starts[0] + LONGEST_PAUSE
+            if is_under_way or now < self._next_fetch_at or is_at_limit:
                 return self._fetch, False
             if now >= self._next_fetch_at + LONGEST_PAUSE:
-                # Nobody has asked for a while.
+                # No look-up was held back for a while: the pauses begin at 1 s again.
                 self._fruitless = 0
             fetch = self._fetch = _Fetch(now, is_for_unknown)
             self._starts.append(now)
-            # Until it has succeeded.
+            # _keep() resets this on success.
             self._is_failing = True
             self._fruitless += 1
             self._next_fetch_at = now + self._pause()
@@ -145,10 +146,10 @@ class KeySet:
             found.log()
 
     def _download(self) -> "_Found":
-        """The keys. Raises OSError, HTTPException, ValueError, TypeError, KeyError or RecursionError."""
+        """Fetch the keys. Raises OSError, HTTPException, ValueError, TypeError, KeyError or RecursionError."""
         deadline = self._clock() + TIMEOUT
         body = b""
-        # config.py let only http and https through.
+        # config.py accepts http and https only.
         request = Request(self._url, headers={"Accept": "application/json", "User-Agent": "todo"})  # noqa: S310
         with build_opener(_NoRedirect).open(request, timeout=TIMEOUT) as response:
             while chunk := response.read1(SIZE_LIMIT):
@@ -169,21 +170,21 @@ class KeySet:
                 name = json.dumps(kid[:LONGEST_ID]) if isinstance(kid, str) else f"number {place + 1}, without an id"
                 left_out.append((name, str(error)))
                 continue
-            # A key without an id counts, for a set of one, but cannot be asked for: its place stands in.
+            # A key without an id can be the only key of a set, but not be found by an id: its position replaces it.
             keys[kid if isinstance(kid, str) else place] = key
             contents.add(json.dumps(jwk, sort_keys=True))
         return _Found(keys, frozenset(contents), tuple(left_out))
 
 
 class _Found(NamedTuple):
-    """What a fetch found: the usable keys by id, what they were made of, and the name and fault of each other key."""
+    """The result of a fetch: the usable keys by id, their JWKs, and the name and fault of each unusable key."""
 
     keys: Mapping[str | int, VerificationKey]
     contents: frozenset[str]
     left_out: tuple[tuple[str, str], ...]
 
     def log(self) -> None:
-        """Say which keys are left out, and why."""
+        """Log which keys are left out, and why."""
         for name, fault in self.left_out[:MOST_NAMED]:
             logger.info("JWT_JWKS_URL: the key %s of the set is left out: %s", name, fault)
         if len(self.left_out) > MOST_NAMED:
@@ -193,11 +194,11 @@ class _Found(NamedTuple):
 
 
 class _NotAKeySet(ValueError):
-    """The answer is not a key set. The message quotes nothing of it."""
+    """The response is not a key set. The message quotes nothing of it."""
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """A redirect would lead to whichever host and scheme the answer names."""
+    """Follows no redirect: it could name any host and scheme."""
 
     def redirect_request(self, *_: object) -> None:
         return None
@@ -211,7 +212,7 @@ class _Fetch:
 
 
 def _describe(error: Exception) -> str:
-    """Why a fetch failed. Not in the words of the exception: they may quote the URL, or what the issuer answered."""
+    """Why a fetch failed. Not the exception's message, which may quote the URL or the response."""
     if isinstance(error, HTTPError):
         return f"the answer has the status {error.code}"
     cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
@@ -221,7 +222,7 @@ def _describe(error: Exception) -> str:
     if isinstance(cause, gaierror):
         return f"{kind}: the host is not found"
     if isinstance(cause, SSLError):
-        # A word of OpenSSL's own: CERTIFICATE_VERIFY_FAILED, say.
+        # A name of OpenSSL, such as CERTIFICATE_VERIFY_FAILED.
         return f"{kind}: {cause.reason}"
     word = errorcode.get(cause.errno or 0) if isinstance(cause, OSError) else None
     return f"{kind}: {word}" if word else kind

@@ -1,4 +1,4 @@
-"""The identity provider for bearer tokens: verifies, and believes nothing before that (RFC 7519, RFC 8725)."""
+"""The identity provider for bearer tokens: uses no claim before the token is verified (RFC 7519, RFC 8725)."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -22,24 +22,25 @@ from todo.identity.keys import (
     secret_key,
 )
 
+#: Seconds by which the clocks of issuer and service may differ.
 LEEWAY = 30
-#: How many verified tokens a worker remembers; the longest is 8 KiB.
+#: How many verified tokens a worker caches; the longest is 8 KiB.
 REMEMBERED_TOKENS = 1024
-#: The last second of the year 9999; a NumericDate (RFC 7519 section 2) beyond is no date.
+#: The last second of the year 9999, the largest NumericDate (RFC 7519 section 2) that is accepted.
 LATEST = 253402300799
-#: The `typ` of tokens that say who is calling: none, a plain JWT, an access token (RFC 9068 section 2.1).
+#: The `typ` of tokens that identify a caller: none, a plain JWT, an access token (RFC 9068 section 2.1).
 TOKEN_TYPES = (None, "jwt", "at+jwt", "application/jwt", "application/at+jwt")
 
-# The scheme is named in any letter case (RFC 9110 section 11.1); a token is three parts of base64url (RFC 7515).
+# The scheme has any letter case (RFC 9110 section 11.1); a token is three parts of base64url (RFC 7515).
 _BEARER = re.compile(r"bearer +([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
 
-#: Header parameters that name a key, bring one along (RFC 7515 section 4.1), or ask for more than a plain signature.
+#: Header parameters that name or contain a key (RFC 7515 section 4.1), or ask for more than a plain signature.
 REFUSED_PARAMETERS = ("jku", "jwk", "x5u", "x5c", "crit", "b64")
 
-# Whatever PyJWT, json or a claim of an unexpected type can raise on a token that somebody made up.
+# What PyJWT, json and claims of unexpected types can raise for a forged token.
 _FAULTS = (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
 
-#: What PyJWT's refusals mean; any other is a malformed token.
+#: The reason for each exception of PyJWT; any other means a malformed token.
 _REASONS: Mapping[type[Exception], Refusal] = {
     jwt.InvalidAlgorithmError: Refusal.ALGORITHM,
     jwt.InvalidSignatureError: Refusal.SIGNATURE,
@@ -49,7 +50,7 @@ _REASONS: Mapping[type[Exception], Refusal] = {
     jwt.InvalidAudienceError: Refusal.AUDIENCE_WRONG,
     InvalidSubjectError: Refusal.SUBJECT,
 }
-#: What the lack of a claim means; without exp a token is malformed.
+#: The reason for each missing claim; without exp a token is malformed.
 _REASONS_MISSING: Mapping[str, Refusal] = {
     "sub": Refusal.SUBJECT,
     "iss": Refusal.ISSUER,
@@ -58,10 +59,10 @@ _REASONS_MISSING: Mapping[str, Refusal] = {
 
 
 class JwtProvider:
-    """Identities from `Authorization: Bearer` (RFC 6750 section 2.1); the token's `sub` is the user."""
+    """Identifies callers by `Authorization: Bearer` (RFC 6750 section 2.1). The token's `sub` is the user."""
 
     def __init__(self, settings: JwtSettings) -> None:
-        """Raises ConfigurationError for a key that cannot be used."""
+        """Raises ConfigurationError if the key cannot be used. Fetches nothing."""
         register_algorithms()
         self.key_set: KeySet | None = None
         if settings.jwks_url is not None:
@@ -83,28 +84,28 @@ class JwtProvider:
             self._required.append("iss")
         if settings.audience is not None:
             self._required.append("aud")
-        # A caller sends the same token until it expires, and a signature that held will hold: what is remembered is
-        # that this very key signed it. Whether the key is still good, and the token alive, is asked each time.
+        # A caller sends the same token until it expires, and a valid signature stays valid. A cache entry says that
+        # this key signed this token. Whether the key is still in use, and the token unexpired, is checked each time.
         self._verified = lru_cache(REMEMBERED_TOKENS)(self._verify)
 
     def __call__(self, request: Request) -> Identity:
-        """Who the token says is calling.
+        """The caller that the request's token names.
 
-        Raises NotAuthenticated without a token, InvalidCredentials for one that is not valid, and Unavailable where the
-        keys cannot be fetched.
+        Raises NotAuthenticated without a token, InvalidCredentials if it is not valid, and Unavailable if the keys
+        cannot be fetched.
         """
         authorization = request.headers.get("Authorization", "")
         if not authorization.lower().startswith("bearer"):
             if "access_token" in request.args:
-                # RFC 6750 section 2.3: in the query string, which every log on its way shows, it is not taken.
+                # RFC 6750 section 2.3: not accepted in the query string, which appears in logs on the way.
                 raise InvalidCredentials(reason=Refusal.MISSING)
-            # None, or of a scheme that is not ours: a bare challenge (RFC 6750 section 3.1).
+            # No credentials, or another scheme: the challenge has no error code (RFC 6750 section 3.1).
             raise NotAuthenticated(reason=Refusal.MISSING)
         return self.identify(authorization)
 
     def identify(self, authorization: str) -> Identity:
-        """The user of `Bearer TOKEN`. Raises InvalidCredentials or Unavailable."""
-        # Two Authorization headers arrive as one, joined by a comma, and match nothing.
+        """The caller that `Bearer TOKEN` names. Raises InvalidCredentials or Unavailable."""
+        # Two Authorization headers arrive as one, joined by a comma, and do not match.
         match = _BEARER.fullmatch(authorization)
         if match is None:
             raise InvalidCredentials(reason=Refusal.MALFORMED)
@@ -120,18 +121,18 @@ class JwtProvider:
         return identity
 
     def algorithms_for(self, token: str) -> tuple[str, ...]:
-        """What the `alg` of that token may be. Raises Unavailable."""
+        """The algorithms that the `alg` of this token may name. Raises Unavailable."""
         try:
             return self._find_key(token).algorithms
         except InvalidCredentials:
             return self._algorithms
 
     def key_ids(self) -> list[str]:
-        """The ids of the usable keys in the key set, where there is one."""
+        """The ids of the usable keys in the key set; none without a key set."""
         return [] if self.key_set is None else self.key_set.ids()
 
     def _verify(self, token: str, key: VerificationKey) -> Identity:
-        # First of all: what is no token for this service is called so, whoever signed it.
+        # First: a token of another kind is refused as such, whoever signed it.
         _check_header(jwt.get_unverified_header(token))
         claims = jwt.decode(
             token,
@@ -140,11 +141,11 @@ class JwtProvider:
             audience=self._audience,
             issuer=self._issuer,
             leeway=LEEWAY,
-            # PyJWT lets an empty audience pass where none is expected.
+            # PyJWT accepts an empty audience if none is expected.
             options={"require": self._required, "verify_aud": self._audience is not None},
         )
         for name in ("exp", "nbf", "iat"):
-            # bool is an int to Python.
+            # Not isinstance(): bool is a subclass of int.
             if name in claims and (type(claims[name]) not in (int, float) or not 0 <= claims[name] <= LATEST):
                 raise ValueError(f"{name} is not a date, in seconds since 1970")
         if self._audience is None and "aud" in claims:
@@ -159,7 +160,7 @@ def _reason(error: Exception) -> Refusal:
 
 
 def _in_set(keys: KeySet, algorithms: tuple[str, ...]) -> Callable[[str], VerificationKey]:
-    """What finds the key for a token in the set. For a token of another kind nothing is fetched."""
+    """A function that finds a token's key in the set. It fetches nothing for a token of another kind."""
 
     def find(token: str) -> VerificationKey:
         header = jwt.get_unverified_header(token)
@@ -168,7 +169,7 @@ def _in_set(keys: KeySet, algorithms: tuple[str, ...]) -> Callable[[str], Verifi
             return keys.find(header.get("kid"))
         except InvalidCredentials as refusal:
             if header.get("alg") not in algorithms:
-                # No key of the set could verify it: that says more than which one is unknown.
+                # No key of the set could verify it: a better reason than the unknown id.
                 raise InvalidCredentials(reason=Refusal.ALGORITHM) from refusal
             raise
 
@@ -176,7 +177,7 @@ def _in_set(keys: KeySet, algorithms: tuple[str, ...]) -> Callable[[str], Verifi
 
 
 def _check_header(header: Mapping[str, Any]) -> None:
-    """Refuse tokens of another kind, and those that say themselves with what, or how, they are to be verified."""
+    """Refuse tokens of another kind, and those that say which key verifies them, or how."""
     kind = header.get("typ")
     if (kind.lower() if isinstance(kind, str) else kind) not in TOKEN_TYPES:
         raise InvalidCredentials(reason=Refusal.TYPE)

@@ -1,4 +1,4 @@
-"""What a signature is verified with: a key, and the algorithms that it may be used with. Fetches nothing."""
+"""Verification keys, each with the algorithms that it may be used with. Fetches nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from config import ALGORITHM_FAMILIES, ConfigurationError
 
 SMALLEST_RSA_KEY = 2048
-#: The names of the algorithms that fit each kind of asymmetric key. EdDSA with a key on either curve has two names: the
-#: one of RFC 8037, and the one of its curve (RFC 9864).
+#: The algorithms that fit each kind of asymmetric key. EdDSA has two names for each curve: the one of RFC 8037, and the
+#: one of the curve (RFC 9864).
 _ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "RSA": ALGORITHM_FAMILIES["RSA"],
     "secp256r1": ("ES256",),
@@ -25,19 +25,19 @@ _ALGORITHMS: Mapping[str, tuple[str, ...]] = {
 
 
 class UnusableKey(Exception):
-    """A key of a key set that is left out. The message says why, without a value of the key."""
+    """A key of a key set cannot be used. The message says why, and quotes nothing of the key."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VerificationKey:
-    """A key and the algorithms that may be used with it, never of two families (RFC 8725 section 3.1)."""
+    """A key and the algorithms that it may be used with, all of one family (RFC 8725 section 3.1)."""
 
     key: Any
     algorithms: tuple[str, ...]
 
 
 def register_algorithms() -> None:
-    """Teach PyJWT the names of RFC 9864, unless it knows them."""
+    """Register the algorithm names of RFC 9864 with PyJWT, if it lacks them."""
     for name in ("Ed25519", "Ed448"):
         try:
             jwt.get_algorithm_by_name(name)
@@ -46,13 +46,13 @@ def register_algorithms() -> None:
 
 
 def asymmetric_algorithms(algorithms: tuple[str, ...]) -> tuple[str, ...]:
-    """What the `alg` of a token may be with some key of a key set, narrowed to those given."""
+    """Every `alg` that a token may have with a key set, limited to those algorithms unless there are none."""
     return tuple(dict.fromkeys(name for names in _ALGORITHMS.values() for name in _narrowed(names, algorithms)))
 
 
 def secret_key(secret: str, algorithms: tuple[str, ...]) -> VerificationKey:
-    """The key of JWT_SECRET: for HS256, unless algorithms says otherwise. Raises ConfigurationError."""
-    # Bytes of the environment that are not UTF-8 stand as surrogates in the string.
+    """The key of JWT_SECRET: for those algorithms, or HS256. Raises ConfigurationError for a key of another kind."""
+    # Python represents bytes of the environment that are not UTF-8 as surrogates.
     key = secret.encode(errors="surrogateescape")
     try:
         jwt.get_algorithm_by_name("HS256").prepare_key(key)
@@ -62,9 +62,9 @@ def secret_key(secret: str, algorithms: tuple[str, ...]) -> VerificationKey:
 
 
 def public_key(pem: str, algorithms: tuple[str, ...]) -> VerificationKey:
-    """The key of JWT_PUBLIC_KEY. Raises ConfigurationError."""
+    """The key of JWT_PUBLIC_KEY, for those algorithms that fit. Raises ConfigurationError if there are none."""
     try:
-        # Where a variable cannot hold line ends they are written as \n.
+        # Some tools cannot put line ends into a variable; there they are written as \n.
         key = load_pem_public_key(pem.replace("\\n", "\n").encode())
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigurationError("JWT_PUBLIC_KEY is not a public key in PEM") from error
@@ -75,15 +75,12 @@ def public_key(pem: str, algorithms: tuple[str, ...]) -> VerificationKey:
 
 
 def jwk_key(jwk: object, algorithms: tuple[str, ...]) -> VerificationKey:
-    """The key of a JWK (RFC 7517). Raises UnusableKey.
-
-    A symmetric key is never taken: a key set is public.
-    """
+    """The key of a JWK (RFC 7517). Raises UnusableKey, also for a symmetric key: a key set is public."""
     try:
         return _jwk_key(jwk, algorithms)
     except UnusableKey:
         raise
-    except Exception as error:  # whatever a malformed key makes the libraries raise, the others must serve
+    except Exception as error:  # Any error of the libraries: the other keys must stay usable.
         raise UnusableKey("it is malformed, or its curve is not known") from error
 
 
@@ -95,7 +92,7 @@ def _jwk_key(jwk: Any, algorithms: tuple[str, ...]) -> VerificationKey:
     family = {"RSA": "RS256", "EC": None, "OKP": "EdDSA"}
     if jwk.get("kty") not in family:
         raise UnusableKey("its kty is not RSA, EC or OKP")
-    # PyJWT would choose by alg, of which it does not know every name, and knows no Ed448 without one.
+    # Without the alg: PyJWT does not know every name. It needs one for Ed448.
     key = jwt.PyJWK({name: value for name, value in jwk.items() if name != "alg"}, family[jwk["kty"]]).key
     fitting = _ALGORITHMS.get(_kind(key))
     if fitting is None:
@@ -112,14 +109,14 @@ def _jwk_key(jwk: Any, algorithms: tuple[str, ...]) -> VerificationKey:
 
 
 def _narrowed(names: tuple[str, ...], algorithms: tuple[str, ...]) -> tuple[str, ...]:
-    """Of the names that fit a key those that are given; all where none is given. Two names of EdDSA stand together."""
+    """Those of the names that are among the algorithms; all if there are none. The two names of EdDSA count as one."""
     if "EdDSA" in names:
         return names if not algorithms or set(names) & set(algorithms) else ()
     return tuple(name for name in names if not algorithms or name in algorithms)
 
 
 def _kind(key: object) -> str:
-    """Its place in _ALGORITHMS; another word for a key that is weak, private or unknown."""
+    """The kind in _ALGORITHMS, or another word for a weak, private or unknown key."""
     if isinstance(key, rsa.RSAPublicKey):
         return "RSA" if key.key_size >= SMALLEST_RSA_KEY else "weak"
     if isinstance(key, ec.EllipticCurvePublicKey):
