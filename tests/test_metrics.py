@@ -1,18 +1,10 @@
 """The figures for Prometheus: who may see them, what they count, and that they are those of all workers."""
 
 import inspect
-import os
 import re
 import resource
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +13,10 @@ import pytest
 from flask import Flask
 from prometheus_client import CollectorRegistry, mmap_dict, values
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, text
 from werkzeug.test import TestResponse
 
-from tests.live import Server, gunicorn
-from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql, token
+from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql, statements_of, token
 from todo.db import db
 from todo.web import metrics_files as figures_module
 
@@ -38,7 +29,13 @@ Figures = dict[Any, float]
 
 
 @pytest.fixture
-def counting(make: Make, url: URL) -> Flask:
+def counting(make: Make, database: URL) -> Flask:
+    """An app with /metrics."""
+    return make(database, metrics_token=TOKEN)
+
+
+@pytest.fixture
+def timing(make: Make, url: URL) -> Flask:
     """An app with /metrics on one of the databases."""
     return make(url, metrics_token=TOKEN)
 
@@ -90,17 +87,8 @@ def test_the_text_is_what_prometheus_reads(counting: Flask) -> None:
 @pytest.mark.parametrize(
     "authorization",
     [
-        None,
-        "",
-        TOKEN,
-        "Bearer",
-        "Bearer ",
-        f"Basic {TOKEN}",
-        f"Bearer {TOKEN}x",
-        f"Bearer {TOKEN[:-1]}",
-        f"Bearer {TOKEN.lower()}",
-        f"Bearer {TOKEN}, Bearer {TOKEN}",
-        "Bearer \u00e9\u00e9\u00e9",
+        *(None, "", TOKEN, "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}"),
+        *(f"Bearer {TOKEN.lower()}", f"Bearer {TOKEN}, Bearer {TOKEN}", "Bearer \u00e9\u00e9\u00e9"),
         f"Bearer {token('alice')}",
     ],
 )
@@ -115,19 +103,20 @@ def test_the_name_of_the_scheme_has_no_case(counting: Flask) -> None:
     assert scrape(counting, f"bearer {TOKEN}").status_code == 200
 
 
-def test_the_development_provider_does_not_open_them_either(make: Make, url: URL) -> None:
-    app = make(url, metrics_token=TOKEN, identity_provider="development", jwt=None, is_flask_command=True)
+def test_the_development_provider_does_not_open_them_either(make: Make, database: URL) -> None:
+    app = make(database, metrics_token=TOKEN, identity_provider="development", jwt=None, is_flask_command=True)
     assert scrape(app, None).status_code == 401
     assert scrape(app).status_code == 200
 
 
-def test_their_token_opens_nothing_else(counting: Flask, statements: list[str]) -> None:
-    for rule in counting.url_map.iter_rules():
-        if "<user_id>" in rule.rule:
-            path = rule.rule.replace("<user_id>", "alice").replace("<task_id>", "1")
-            for method in (rule.methods or set()) - {"OPTIONS"}:
-                headers = {"Authorization": f"Bearer {TOKEN}"}
-                response = counting.test_client().open(path, method=method, headers=headers, json={"title": "x"})
+def test_their_token_opens_nothing_else(counting: Flask) -> None:
+    client, headers = counting.test_client(), {"Authorization": f"Bearer {TOKEN}"}
+    routes = [(rule.rule, method) for rule in counting.url_map.iter_rules() for method in rule.methods or ()]
+    with statements_of(counting) as statements:
+        for rule, method in routes:
+            if "<user_id>" in rule and method != "OPTIONS":
+                path = rule.replace("<user_id>", "alice").replace("<task_id>", "1")
+                response = client.open(path, method=method, headers=headers, json={"title": "x"})
                 assert response.status_code == 401, (method, path)
     assert statements == []
 
@@ -146,17 +135,17 @@ def plugged_in(app: Flask) -> set[str]:
     return {function.__module__ for function in called}
 
 
-def test_off_is_off(make: Make, url: URL, counting: Flask) -> None:
-    app = make(url)
+def test_off_is_off(app: Flask, timing: Flask) -> None:
     counted = {"todo.web.metrics", "todo.db.observation"}
     assert not counted & plugged_in(app)
-    assert counted <= plugged_in(counting)
+    assert counted <= plugged_in(timing)
     response = Caller(app, "alice").open("GET", "/metrics")
     assert (response.status_code, response.get_json()) == (404, {"error": "Unknown route"})
 
 
-def test_they_are_no_part_of_the_api(counting: Flask, app: Flask) -> None:
-    assert counting.test_client().get("/openapi.json").data == app.test_client().get("/openapi.json").data
+def test_they_are_no_part_of_the_api(counting: Flask, apps: dict[str, Flask]) -> None:
+    plain = apps["sqlite"].test_client().get("/openapi.json")
+    assert counting.test_client().get("/openapi.json").data == plain.data
 
 
 def test_each_request_is_counted_once(counting: Flask) -> None:
@@ -230,48 +219,48 @@ SLOW = {
 }
 
 
-def test_what_a_statement_of_sqlalchemy_takes_is_time_of_the_database(counting: Flask) -> None:
-    with counting.app_context():
+def test_what_a_statement_of_sqlalchemy_takes_is_time_of_the_database(timing: Flask) -> None:
+    with timing.app_context():
         connection = db.session.connection()
-        before = now(counting)
+        before = now(timing)
         started = time.perf_counter()
         connection.execute(text(SLOW[connection.dialect.name])).all()
         took = time.perf_counter() - started
-    after = now(counting)
+    after = now(timing)
     assert after["todo_database_statements_total"] - before["todo_database_statements_total"] == 1
     assert 0.8 * took <= after["todo_database_seconds_total"] - before["todo_database_seconds_total"] <= took
 
 
-def test_each_statement_of_a_call_is_one(counting: Flask) -> None:
-    alice = Caller(counting, "alice")
+def test_each_statement_of_a_call_is_one(timing: Flask) -> None:
+    alice = Caller(timing, "alice")
     alice.create()
-    before = now(counting)
+    before = now(timing)
     alice("GET")
     alice("GET", "/1")
     alice("GET", "/x")
-    after = now(counting)
+    after = now(timing)
     assert after["todo_database_statements_total"] - before["todo_database_statements_total"] == 2
     assert after["todo_database_seconds_total"] > before["todo_database_seconds_total"]
 
 
-def test_a_statement_that_fails_is_counted_and_timed_too(counting: Flask, url: URL) -> None:
-    alice = Caller(counting, "alice")
+def test_a_statement_that_fails_is_counted_and_timed_too(timing: Flask, url: URL) -> None:
+    alice = Caller(timing, "alice")
     alice.create()
     sql(url, "ALTER TABLE tasks RENAME TO elsewhere")
-    before = now(counting)
+    before = now(timing)
     assert alice("GET").status_code == 500
-    after = now(counting)
+    after = now(timing)
     sql(url, "ALTER TABLE elsewhere RENAME TO tasks")
     assert after["todo_database_statements_total"] - before["todo_database_statements_total"] == 1
     assert after["todo_database_seconds_total"] > before["todo_database_seconds_total"]
 
 
-def test_connections_are_in_use_while_somebody_has_them(counting: Flask) -> None:
-    with counting.app_context():
+def test_connections_are_in_use_while_somebody_has_them(timing: Flask) -> None:
+    with timing.app_context():
         engine = db.engine
     with engine.connect(), engine.connect():
-        assert now(counting)["todo_database_connections_in_use"] == 2
-    found = now(counting)
+        assert now(timing)["todo_database_connections_in_use"] == 2
+    found = now(timing)
     assert (found["todo_database_connections_in_use"], found["todo_database_connections_size"]) == (0, 8)
 
 
@@ -294,27 +283,35 @@ def test_lost_connections_are_not_in_use_nor_fewer_than_none(make: Make, server:
         assert now(app)["todo_database_connections_in_use"] == 0
 
 
-def test_what_other_processes_have_counted_is_shown(make: Make, url: URL, tmp_path: Path) -> None:
-    for amount in (1, 2):
-        code = f"from prometheus_client import Counter; Counter('seen', 'How often.').inc({amount})"
-        environ = {"PATH": os.environ["PATH"], "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-        subprocess.run([sys.executable, "-c", code], env=environ, check=True)
-    app = make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))
-    assert now(app) == {"seen_total": 3, UNSEEN: 0}
-
-
-def test_a_process_that_has_only_begun_or_just_ended_stops_nobody(make: Make, url: URL, tmp_path: Path) -> None:
-    (tmp_path / "histogram_1.db").touch()
-    (tmp_path / "gauge_livesum_2.db").symlink_to("gone")
-    assert now(make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path))) == {UNSEEN: 0}
-
-
 @pytest.fixture
-def count_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], Figures]:
-    """Counts to 2,001 as a worker does, all but the first when no file may become larger; what is shown of it."""
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder where this process, as a worker, keeps its figures; undone afterwards."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     monkeypatch.setattr(values, "MmapedDict", values.MmapedDict)
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    monkeypatch.setattr(figures_module, "_files", [])
+    return tmp_path
+
+
+def test_what_other_processes_have_counted_is_shown(make: Make, database: URL, folder: Path) -> None:
+    own = values.ValueClass
+    for amount in (1, 2):
+        values.ValueClass = values.MultiProcessValue(process_identifier=lambda amount=amount: amount)
+        prometheus_client.Counter("seen", "How often.", registry=CollectorRegistry()).inc(amount)
+    values.ValueClass = own
+    app = make(database, metrics_token=TOKEN, metrics_folder=str(folder))
+    assert now(app) == {"seen_total": 3, UNSEEN: 0}
+
+
+def test_a_process_that_has_only_begun_or_just_ended_stops_nobody(make: Make, database: URL, folder: Path) -> None:
+    (folder / "histogram_1.db").touch()
+    (folder / "gauge_livesum_2.db").symlink_to("gone")
+    assert now(make(database, metrics_token=TOKEN, metrics_folder=str(folder))) == {UNSEEN: 0}
+
+
+@pytest.fixture
+def count_in_files(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[[int], Figures]:
+    """Counts to 2,001 as a worker does, all but the first when no file may become larger; what is shown of it."""
 
     def count(limit: int) -> Figures:
         monkeypatch.setattr(figures_module, "_files", [])
@@ -330,7 +327,7 @@ def count_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
             counter.labels("first").inc()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        families = figures_module.FiguresOfAll(tmp_path).collect()
+        families = figures_module.FiguresOfAll(folder).collect()
         samples = [sample for family in families for sample in family.samples]
         return {sample.labels.get("number", sample.name): sample.value for sample in samples}
 
@@ -361,31 +358,22 @@ def test_a_file_that_cannot_grow_stays_as_it_was_and_the_process_counts_in_memor
     assert (shown["first"], shown["0"], shown["1999"], caplog.messages) == (3, 2, 1, [])
 
 
-def test_a_file_that_cannot_be_made_is_done_without(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(figures_module, "_files", [])
+def test_a_file_that_cannot_be_made_is_done_without(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for kind in ("counter", "histogram"):
-        file = figures_module.FiguresFile(str(tmp_path / "nowhere" / f"{kind}_7.db"))
+        file = figures_module.FiguresFile(str(folder / "nowhere" / f"{kind}_7.db"))
         file.write_value("a", 1.0, 0.0)
         assert (file.read_value("a"), file.is_seen) == ((1.0, 0.0), False)
     assert len(caplog.messages) == 1
-    (family,) = figures_module.FiguresOfAll(tmp_path / "nowhere").collect()
+    (family,) = figures_module.FiguresOfAll(folder / "nowhere").collect()
     assert [(sample.name, sample.value) for sample in family.samples] == [(UNSEEN, 1)]
 
 
-def test_a_worker_keeps_its_figures_under_the_name_that_it_is_given(
-    monkeypatch: pytest.MonkeyPatch, make: Make, url: URL, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    monkeypatch.setattr(values, "MmapedDict", values.MmapedDict)
-    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
-    monkeypatch.setattr(figures_module, "_files", [])
+def test_a_worker_keeps_its_figures_under_the_name_that_it_is_given(make: Make, database: URL, folder: Path) -> None:
     for times in (1, 2):
-        app = make(url, metrics_token=TOKEN, metrics_folder=str(tmp_path), metrics_process="7")
+        app = make(database, metrics_token=TOKEN, metrics_folder=str(folder), metrics_process="7")
         app.test_client().get("/nowhere")
         assert now(app)["GET", "unmatched", "404"] == times
-    assert {path.stem for path in tmp_path.iterdir()} == {"counter_7", "histogram_7", "gauge_livesum_7"}
+    assert {path.stem for path in folder.iterdir()} == {"counter_7", "histogram_7", "gauge_livesum_7"}
 
 
 def test_what_is_private_of_prometheus_client_is_as_we_use_it() -> None:
@@ -397,195 +385,3 @@ def test_what_is_private_of_prometheus_client_is_as_we_use_it() -> None:
     assert "_init_value" in vars(mmap_dict.MmapedDict)
     # Whoever was given a value in place of a file of its own would never be asked for more room.
     assert "while self._used + len(value) > self._capacity:" in source
-
-
-def live_figures(live: Server) -> Figures:
-    """The figures that a scrape of the live service finds."""
-    connection = live.connect()
-    connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
-    response = connection.getresponse()
-    body = response.read().decode()
-    connection.close()
-    assert response.status == 200, body
-    return figures(body)
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    """Return once it holds. Raises AssertionError where that takes too long."""
-    deadline = time.monotonic() + 15
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def counters(found: Figures) -> Figures:
-    """The figures that must never go back."""
-    return {key: value for key, value in found.items() if "connections" not in key}
-
-
-@contextmanager
-def serving(server: URL, tmp_path: Path) -> Iterator[tuple[Server, URL, Path]]:
-    """A gunicorn of two workers with /metrics, its database, and where it keeps the figures."""
-    with postgresql_database(server) as url:
-        close(migrated_app(url))
-        environ = {"METRICS_TOKEN": TOKEN, "GUNICORN_CMD_ARGS": f"--worker-tmp-dir {tmp_path}"}
-        with gunicorn(url, tmp_path / "log", **environ) as live:
-            (folder,) = tmp_path.glob("todo-metrics-*")
-            # One worker may answer before the other has started.
-            wait_for(lambda: len(live.workers()) == 2 and live_figures(live)["todo_database_connections_size"] == 16)
-            yield live, url, folder
-        assert not folder.exists()
-
-
-@pytest.fixture
-def live(server: URL, tmp_path: Path) -> Iterator[tuple[Server, URL, Path]]:
-    """A service whose figures can be kept."""
-    with serving(server, tmp_path) as live:
-        yield live
-
-
-def test_two_workers_have_one_sum_through_kills_and_hangups(live: tuple[Server, URL, Path]) -> None:
-    gunicorn, _, folder = live
-    sent: Counter[Any] = Counter()
-    seen = set(gunicorn.workers())
-
-    def send_all(numbers: range) -> None:
-        def send(number: int) -> list[Any]:
-            paths = [("GET", LIST, "/api/alice/tasks"), ("GET", ONE, "/api/alice/tasks/x")]
-            paths += [("GET", "unmatched", f"/{number}"), ("BREW", "unmatched", f"/{number}")]
-            answered = []
-            for method, route, path in paths:
-                status, _ = gunicorn.request(method, path)
-                answered.append(("other" if method == "BREW" else method, route, str(status)))
-            return answered
-
-        with ThreadPoolExecutor(8) as pool:
-            for answered in pool.map(send, numbers):
-                sent.update(answered)
-
-    def assert_all_counted(before: Figures) -> Figures:
-        # From whichever worker it comes.
-        for _ in range(5):
-            found = live_figures(gunicorn)
-            assert {key: value for key, value in found.items() if key in sent} == dict(sent)
-            assert (
-                sum(value for key, value in found.items() if isinstance(key, tuple) and len(key) == 3) == sent.total()
-            )
-            assert all(found[key] >= value for key, value in counters(before).items())
-        # A new worker asks the database by itself whether it is ready.
-        wait_for(lambda: live_figures(gunicorn)["todo_database_connections_in_use"] == 0)
-        return found
-
-    send_all(range(20))
-    found = assert_all_counted({})
-    assert len(sent) == 4
-
-    victim = gunicorn.workers()[0]
-    os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: victim not in gunicorn.workers() and len(gunicorn.workers()) == 2)
-    gunicorn.wait_until("/health/live")
-    sent["GET", "/health/live", "200"] += 1
-    seen |= set(gunicorn.workers())
-    found = assert_all_counted(found)
-    send_all(range(20, 40))
-    found = assert_all_counted(found)
-
-    before = set(gunicorn.workers())
-    os.kill(gunicorn.process.pid, signal.SIGHUP)
-    wait_for(lambda: not before & set(gunicorn.workers()) and len(gunicorn.workers()) == 2)
-    seen |= set(gunicorn.workers())
-    found = assert_all_counted(found)
-    send_all(range(40, 60))
-    assert_all_counted(found)
-    wait_for(lambda: live_figures(gunicorn)["todo_database_connections_size"] == 16)
-    # Of nobody else, the trial of a start among them: five workers so far, of whom no more than four at a time.
-    assert len(seen) == 5
-    assert {path.stem.rsplit("_", 1)[1] for path in folder.iterdir()} <= {"1", "2", "3", "4"}
-
-
-def test_the_files_are_as_many_as_the_workers_at_a_time_however_often_one_ends(live: tuple[Server, URL, Path]) -> None:
-    gunicorn, _, folder = live
-    assert gunicorn.request("GET", "/api/alice/tasks")[0] == 200
-    ended: set[int] = set()
-    while len(ended) < 6:
-        victim = gunicorn.workers()[0]
-        os.kill(victim, signal.SIGKILL)
-        ended.add(victim)
-        wait_for(lambda: not ended & set(gunicorn.workers()) and len(gunicorn.workers()) == 2)
-    gunicorn.wait_until("/health/live")
-    wait_for(lambda: live_figures(gunicorn)["todo_database_connections_size"] == 16)
-    assert live_figures(gunicorn)["GET", LIST, "200"] == 1
-    kinds = ("counter", "histogram", "gauge_livesum")
-    assert {path.name for path in folder.iterdir()} == {f"{kind}_{number}.db" for kind in kinds for number in (1, 2)}
-
-
-def gone(folder: Path, _: Server) -> None:
-    """The folder is removed."""
-    shutil.rmtree(folder)
-
-
-def no_room(folder: Path, server: Server) -> None:
-    """New files may not become as large as they have to; what is there may."""
-    for path in folder.iterdir():
-        path.unlink()
-    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (40_000, 40_000))
-
-
-@pytest.mark.parametrize("spoil", [gone, no_room])
-def test_without_a_place_for_the_figures_every_request_is_answered_and_they_say_so(
-    server: URL, tmp_path: Path, spoil: Callable[[Path, Server], None]
-) -> None:
-    with serving(server, tmp_path) as (gunicorn, _, folder):
-        old = set(gunicorn.workers())
-        assert live_figures(gunicorn)[UNSEEN] == 0
-        spoil(folder, gunicorn)
-        assert live_figures(gunicorn)[UNSEEN] >= 1
-        os.kill(gunicorn.process.pid, signal.SIGHUP)
-        wait_for(lambda: not old & set(gunicorn.workers()) and len(gunicorn.workers()) == 2)
-        workers = gunicorn.workers()
-        # Each in one line.
-        wait_for(lambda: gunicorn.log.read_text().count("This worker counts in memory") == 2)
-        for number in range(20):
-            assert gunicorn.request("GET", f"/{number}")[0] == 404
-            assert gunicorn.request("POST", "/api/alice/tasks", json={"title": "x"})[0] == 201
-        assert gunicorn.workers() == workers
-        found = live_figures(gunicorn)
-        assert found[UNSEEN] >= 1
-        assert ("POST", LIST, "201") not in found
-        assert gunicorn.log.read_text().count("This worker counts in memory") == 2
-
-
-def test_the_connections_of_a_killed_worker_are_not_in_use_for_ever(live: tuple[Server, URL, Path]) -> None:
-    gunicorn, url, _ = live
-    engine = create_engine(url)
-    with engine.begin() as connection, ThreadPoolExecutor(4) as pool:
-        connection.execute(text("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"))
-        # Of four users, since slow requests of one are refused beyond a share.
-        waiting = [pool.submit(gunicorn.request, "GET", f"/api/{name}/tasks", name) for name in "abcd"]
-        wait_for(lambda: live_figures(gunicorn)["todo_database_connections_in_use"] == 4)
-        killed = gunicorn.workers()
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-        assert all(isinstance(request.exception(), OSError) for request in waiting)
-    engine.dispose()
-    wait_for(lambda: not set(killed) & set(gunicorn.workers()) and len(gunicorn.workers()) == 2)
-    gunicorn.wait_until("/health/live")
-    wait_for(lambda: live_figures(gunicorn)["todo_database_connections_size"] == 16)
-    wait_for(lambda: live_figures(gunicorn)["todo_database_connections_in_use"] == 0)
-
-
-def test_two_services_on_one_machine_count_for_themselves(live: tuple[Server, URL, Path], tmp_path: Path) -> None:
-    first, url, folder = live
-    other_log = tmp_path / "other"
-    # As where one is started from within the other.
-    environ = {
-        "METRICS_TOKEN": TOKEN,
-        "GUNICORN_CMD_ARGS": f"--worker-tmp-dir {tmp_path}",
-        "PROMETHEUS_MULTIPROC_DIR": str(folder),
-        "TODO_METRICS_PROCESS": "1",
-    }
-    with gunicorn(url, other_log, **environ) as second:
-        assert second.request("GET", "/api/alice/tasks") == (200, [])
-        assert live_figures(second)["GET", LIST, "200"] == 1
-        assert ("GET", LIST, "200") not in live_figures(first)
-    assert folder.exists()

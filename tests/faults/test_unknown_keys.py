@@ -15,8 +15,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.faults.test_slow_clients import p99
-from tests.identity.test_jwks import EcKey, Issuer, jwk
-from tests.identity.test_jwt import base64url
+from tests.identity.issuer import EcKey, Issuer, jwk
+from tests.identity.tokens import base64url
 from tests.live import Server, free_port, running
 from tests.support import close, migrated_app, sqlite_database, token
 from todo.identity.jwks import LONGEST_PAUSE

@@ -6,17 +6,19 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
-from flask import Flask, jsonify
-from flask.typing import ResponseReturnValue
+from flask import Flask
 from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
 from config import ConfigurationError
-from tests.identity.test_jwt import leaving_no_trace, no_database_connection
+from tests.identity.conftest import with_who
+from tests.identity.tokens import assert_challenged, no_database_connection
 from tests.support import Make, sql
+from todo.errors import Refusal
 from todo.identity import current_identity
 
 PROVIDERS = "tests.identity.providers"
+INVALID = 'Bearer error="invalid_token"'
 MakeApp = Callable[..., Flask]
 
 
@@ -39,14 +41,7 @@ def development(make_app: MakeApp) -> Flask:
 @pytest.fixture
 def gateway(make_app: MakeApp) -> Flask:
     """An app that believes a header, with a view that shows who is calling."""
-    app = make_app(f"{PROVIDERS}:by_header")
-
-    @app.get("/api/<user_id>/who")
-    def who() -> ResponseReturnValue:
-        identity = current_identity()
-        return jsonify(user_id=identity.user_id, email=identity.email, claims=dict(identity.claims))
-
-    return app
+    return with_who(make_app(f"{PROVIDERS}:by_header"))
 
 
 def get(app: Flask, path: str = "/api/alice/tasks", **headers: str) -> TestResponse:
@@ -134,52 +129,35 @@ class TestCustomProvider:
         assert get(app, **{"X-User": "alice"}).status_code == 200
         assert_unauthorized(get(app), "Bearer")
 
-    @pytest.mark.parametrize("provider", ["by_header", "nobody"])
-    def test_none_is_401(self, make_app: MakeApp, provider: str) -> None:
-        app = make_app(f"{PROVIDERS}:{provider}")
-        with no_database_connection(app):
-            response = get(app)
-        assert_unauthorized(response, "Bearer")
-
-    @pytest.mark.parametrize("provider", ["impossible", "refusing"])
-    def test_credentials_that_do_not_hold_are_401(self, make_app: MakeApp, provider: str) -> None:
-        app = make_app(f"{PROVIDERS}:{provider}")
-        with no_database_connection(app):
-            response = get(app)
-        assert_unauthorized(response, 'Bearer error="invalid_token"')
-
-    def test_a_provider_may_abort_with_401(self, make_app: MakeApp) -> None:
-        assert_unauthorized(get(make_app(f"{PROVIDERS}:aborting")), "Bearer")
-
     @pytest.mark.parametrize(
-        ("provider", "reason"),
+        ("provider", "challenge", "reason"),
         [
-            ("nobody", "no identity"),
-            ("aborting", "no identity"),
-            ("impossible", "subject"),
-            ("refusing", "refused by provider"),
-            ("refusing_for_a_reason", "expired"),
-            ("quoting", "refused by provider"),
+            ("by_header", "Bearer", Refusal.NO_IDENTITY),
+            ("nobody", "Bearer", Refusal.NO_IDENTITY),
+            ("aborting", "Bearer", Refusal.NO_IDENTITY),
+            ("impossible", INVALID, Refusal.SUBJECT),
+            ("refusing", INVALID, Refusal.REFUSED_BY_PROVIDER),
+            ("refusing_for_a_reason", INVALID, Refusal.EXPIRED),
+            ("quoting", INVALID, Refusal.REFUSED_BY_PROVIDER),
         ],
     )
-    def test_the_reason_is_in_the_log_and_nothing_of_the_providers_own(
-        self, make_app: MakeApp, provider: str, reason: str
+    def test_a_refusal_is_401_and_nothing_of_the_providers_own_is_logged(
+        self, make_app: MakeApp, provider: str, challenge: str, reason: Refusal
     ) -> None:
-        app = make_app(f"{PROVIDERS}:{provider}")
-        with leaving_no_trace(app) as reasons:
-            response = get(app)
-        assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
-        assert reasons == [reason]
+        assert_challenged(make_app(f"{PROVIDERS}:{provider}"), challenge, reason)
 
     def test_a_reason_that_is_not_of_the_list_is_a_fault_of_the_provider(self, make_app: MakeApp) -> None:
         assert get(make_app(f"{PROVIDERS}:refusing_in_its_own_words")).status_code == 500
 
     @pytest.mark.parametrize("provider", ["away", "away_by_url", "away_in_its_own_words"])
-    def test_of_what_is_away_the_kind_alone_is_said(
+    def test_what_is_away_is_503_and_only_its_kind_is_logged(
         self, make_app: MakeApp, provider: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        response = get(make_app(f"{PROVIDERS}:{provider}"))
+        app = make_app(f"{PROVIDERS}:{provider}")
+        with no_database_connection(app):
+            response = get(app)
         assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
+        assert response.headers["Retry-After"] == "1"
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "WARNING todo.web.app: GET " in line]
         assert line.endswith("Service unavailable (ConnectionError)" if provider == "away_by_url" else " unavailable")
         assert "secret" not in line
@@ -191,13 +169,6 @@ class TestCustomProvider:
             response = get(app)
         assert (response.status_code, response.get_json()) == (500, {"error": "Internal server error"})
         assert "secret" not in response.get_data(as_text=True) + str(response.headers)
-
-    def test_what_is_away_is_503(self, make_app: MakeApp) -> None:
-        app = make_app(f"{PROVIDERS}:away")
-        with no_database_connection(app):
-            response = get(app)
-        assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
-        assert response.headers["Retry-After"] == "1"
 
 
 class TestRoutes:

@@ -1,0 +1,209 @@
+"""Hostile and odd requests on the wire to a running gunicorn: those of tests/test_hostile_input.py, and its own.
+
+What gunicorn refuses before the service sees it gets gunicorn's own page of HTML.
+"""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import URL, Connection, create_engine, text
+
+from tests.live import PATIENCE, Server, gunicorn
+from tests.support import as_superuser, close, migrated_app, postgresql_database, sqlite_database
+from tests.test_hostile_input import (
+    BODY,
+    CHUNKED,
+    HARMLESS,
+    LENGTH,
+    MISSING,
+    REFUSED,
+    TASKS,
+    Row,
+    ask,
+    framed,
+    post,
+)
+
+
+class Service(NamedTuple):
+    """A gunicorn, and a connection to look behind it."""
+
+    server: Server
+    connection: Connection
+
+    def send(self, request: bytes) -> bytes:
+        """All that comes back, until the server closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.server.port), timeout=PATIENCE) as connection:
+            answer = b""
+            # Who refuses a body need not read it to its end.
+            with suppress(ConnectionError):
+                connection.sendall(request)
+                connection.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionError):
+                while part := connection.recv(65536):
+                    answer += part
+            return answer
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """All that is stored."""
+        tables = [
+            self.connection.execute(text(f"SELECT * FROM {name} ORDER BY id")).all() for name in ("users", "tasks")
+        ]
+        return [tuple(row) for table in tables for row in table]
+
+
+#: What gunicorn refuses, by the status.
+OWN: dict[int, dict[str, bytes]] = {
+    400: {
+        "a type with NUL": post(BODY, content_type="Content-Type: application/json\0"),
+        "two types": post(BODY, content_type="Content-Type: application/json\r\nContent-Type: text/plain"),
+        **{
+            f"Content-Length: {said}".replace("\r\n", ", "): framed(f"Content-Length: {said}")
+            for said in (
+                *(f"{LENGTH}\r\nContent-Length: {LENGTH + 1}", f"{LENGTH}\r\nContent-Length: {LENGTH}"),
+                *(f"{LENGTH}, {LENGTH}", f"{LENGTH}\r\nTransfer-Encoding: chunked", f"-{LENGTH}", f"+{LENGTH}"),
+                *(f"{LENGTH};", f"{LENGTH}.0", "0xe", "1_4", "\u00b9\u00b4", ""),
+            )
+        },
+        **{
+            f"Transfer-Encoding: {said}".replace("\r\n", ", "): framed(f"Transfer-Encoding: {said}", body=CHUNKED)
+            for said in (
+                *("chunked, gzip", "chunked, chunked", "chunked\r\nTransfer-Encoding: identity", "\vchunked"),
+                "identity",
+            )
+        },
+        "chunks of HTTP/1.0": framed("Transfer-Encoding: chunked", body=CHUNKED, version="HTTP/1.0"),
+        "a request within chunks": framed(
+            "Content-Length: 5", "Transfer-Encoding: chunked", body=b"0\r\n\r\n" + ask("DELETE", f"{TASKS}/1")
+        ),
+        "an id that is not ASCII": ask("DELETE", f"{TASKS}/\u00d9\u00a1"),
+        "a query that is not ASCII": ask("GET", f"{TASKS}?q=\u00ff"),
+        **{
+            target or "no target": ask("GET", target)
+            for target in (
+                *("/api/al\u00c3\u00adce/tasks", "http://[::1/api/alice/tasks", "localhost:80", "api/alice/tasks"),
+                *("*", "", f" {TASKS}", "/api/alice /tasks", f"{TASKS}\0", f"{TASKS}\x7f"),
+            )
+        },
+        **{f"method {method}": ask(method, TASKS) for method in ("get", "Get", "P@TCH", "G\0T", "GE T", "G" * 30, "")},
+        **{
+            host.replace("\r\n", ", "): post(BODY, host=host)
+            for host in (
+                *("Host: localhost\r\nHost: evil.example", "Host: localhost\r\n evil.example", "Host: localhost\0"),
+                "Host : localhost",
+            )
+        },
+        **{
+            line.replace("\r\n", ", "): post(BODY, line)
+            for line in (
+                *("X-A B: c", "X\u00ff: c", "X", ": c", "X: a\0b", "X: a\rb", "X: a\r\n b"),
+                "Authorization : Bearer x",
+            )
+        },
+        **{
+            version or "no version": ask("GET", TASKS, version=version)
+            for version in ("HTTP/0.9", "HTTP/2.0", "HTTP/9.9", "HTTP/1", "HTTP/1.10", "http/1.1", "")
+        },
+        "HTTP/0.9 itself": b"GET /api/alice/tasks\r\n\r\n",
+        "HTTP/2 itself": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        "lines that end in LF alone": post(BODY).replace(b"\r\n", b"\n"),
+    },
+    414: {"a long query": ask("GET", f"{TASKS}?q={'a' * 9000}")},
+    417: {"another expectation": post(BODY, "Expect: 200-ok")},
+    431: {
+        "a long header": post(BODY, "X: " + "a" * 9000),
+        "101 headers": post(BODY, "\r\n".join(["X: y"] * 101)),
+    },
+    # A coding that a server does not know: RFC 9112 section 6.1 asks for this status.
+    501: {"Transfer-Encoding: xchunked": framed("Transfer-Encoding: xchunked", body=CHUNKED)},
+}
+
+
+@pytest.fixture(scope="module")
+def services(server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Service]]:
+    """The service on SQLite and on PostgreSQL; alice has the tasks 1 and 2, bob 3 and 4."""
+    with ExitStack() as stack:
+        found, logs = [], []
+        for url in (stack.enter_context(sqlite_database()), stack.enter_context(postgresql_database(server))):
+            close(migrated_app(url))
+            logs.append(tmp_path_factory.mktemp("live") / "log")
+            live = stack.enter_context(gunicorn(url, logs[-1], WEB_CONCURRENCY="1"))
+            engine = create_engine(as_superuser(url), isolation_level="AUTOCOMMIT")
+            stack.callback(engine.dispose)
+            found.append(Service(live, stack.enter_context(engine.connect())))
+            for user in ("alice", "alice", "bob", "bob"):
+                assert live.request("POST", f"/api/{user}/tasks", user, json={"title": "kept"})[0] == 201
+        yield found
+        for log in logs:
+            assert not re.search("ERROR|CRITICAL|Traceback", log.read_text()), log.read_text()
+
+
+def statuses_of(answer: bytes) -> list[int]:
+    """The status of each answer on the connection."""
+    return [int(status) for status in re.findall(rb"^HTTP/1\.[01] (\d{3}) ", answer, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("row", (REFUSED | MISSING).values(), ids=REFUSED | MISSING)
+def test_what_the_service_refuses_writes_nothing(services: list[Service], row: Row) -> None:
+    service = services[0]
+    before = service.rows()
+    answer = service.send(row.request)
+    head, _, body = answer.rpartition(b"\r\n\r\n")
+    expected = [100, row.status] if b"100-continue" in row.request else [row.status]
+    assert statuses_of(answer) == expected, answer
+    assert b"x-evil" not in head.lower()
+    assert b"Content-Type: application/json\r\n" in head
+    assert json.loads(body) == {"error": row.message}
+    assert service.rows() == before
+
+
+@pytest.mark.parametrize(
+    ("status", "request_"),
+    [
+        pytest.param(status, request_, id=name)
+        for status, requests in OWN.items()
+        for name, request_ in requests.items()
+    ],
+)
+def test_what_gunicorn_refuses_writes_nothing(services: list[Service], status: int, request_: bytes) -> None:
+    before = services[0].rows()
+    answer = services[0].send(request_)
+    assert statuses_of(answer) == [status], answer
+    assert b"x-evil" not in answer.lower()
+    assert b"Content-Type: text/html" in answer
+    assert services[0].rows() == before
+
+
+def test_what_is_no_request_behind_one_is_refused(services: list[Service]) -> None:
+    first = ask("GET", TASKS).replace(b"Connection: close\r\n", b"")
+    assert statuses_of(services[0].send(first + b"garbage\r\n\r\n")) == [200, 400]
+
+
+@pytest.mark.parametrize("request_", HARMLESS.values(), ids=HARMLESS)
+def test_what_is_only_odd_is_answered_alike_and_writes_nothing(services: list[Service], request_: bytes) -> None:
+    for service in services:
+        before = service.rows()
+        answer = service.send(request_)
+        head, _, body = answer.rpartition(b"\r\n\r\n")
+        found = json.loads(body)
+        assert statuses_of(answer) == [200], answer
+        assert b"evil" not in head.lower()
+        assert [task["id"] for task in found] == [2, 1] if isinstance(found, list) else found["id"] == 1
+        assert service.rows() == before
+
+
+def test_requests_in_one_breath_are_answered_one_by_one(services: list[Service]) -> None:
+    for service in services:
+        before = service.rows()
+        first, second, third = ask("GET", TASKS), post(BODY), ask("DELETE", f"{TASKS}/999999")
+        answer = service.send(b"".join(part.replace(b"Connection: close\r\n", b"") for part in (first, second)) + third)
+        assert statuses_of(answer) == [200, 201, 404]
+        (location,) = re.findall(rb"Location: (\S+)", answer)
+        assert service.server.request("DELETE", location.decode())[0] == 204
+        assert service.rows() == before
