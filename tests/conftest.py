@@ -1,6 +1,7 @@
 """The databases and the apps on them.
 
-Every test that takes `app` or `call` runs on SQLite, on PostgreSQL, and on PostgreSQL with its tasks in partitions.
+Each test that takes `app` or `call` runs on SQLite and PostgreSQL. A test that is marked `sql` runs on PostgreSQL with the
+tasks in partitions too.
 """
 
 import logging
@@ -38,6 +39,14 @@ from todo.db.ownership import Owned
 
 DATABASES = ("sqlite", "postgresql", "partitioned")
 THROUGH_PGBOUNCER = os.environ.get("TEST_THROUGH") == "pgbouncer"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the kinds of database for a test that takes `watched` and does not choose by itself."""
+    chosen = {name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[:1]}
+    if "watched" in metafunc.fixturenames and "watched" not in chosen:
+        is_sql = metafunc.definition.get_closest_marker("sql") is not None
+        metafunc.parametrize("watched", DATABASES if is_sql else DATABASES[:2], indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,7 +87,7 @@ def _logging() -> Iterator[None]:
     root.setLevel(level)
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture
 def watched(request: pytest.FixtureRequest, apps: dict[str, Flask]) -> Iterator[tuple[Flask, list[str]]]:
     """The app on one of the databases, empty, and what it executes."""
     app = apps[request.param]

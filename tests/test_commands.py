@@ -28,6 +28,8 @@ from todo.db.ownership import Owned
 from todo.tasks.commands import make_tasks
 from todo.users import commands
 
+pytestmark = pytest.mark.sql
+
 AWAY = {"postgresql": "postgresql+psycopg2://nobody@127.0.0.1:1/todo", "sqlite": "sqlite:////nowhere/at/all.db"}
 ODD = 'Ünï "çødé" \u2028 \U0001f95b \\ \x7f \r\n\t ليل e\u0301'
 

@@ -16,6 +16,8 @@ from todo.db.conflicts import CONFLICT
 from todo.db.ownership import Owned, table_of
 from todo.tasks.models import Task
 
+pytestmark = pytest.mark.sql
+
 SENTENCE = "You have a task of that title"
 WITH_AND_WITHOUT_KEY = pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}], ids=["plain", "key"])
 

@@ -20,6 +20,8 @@ from todo.db import connections as database
 from todo.db import db
 from todo.db import failures as faults
 
+pytestmark = pytest.mark.sql
+
 
 @pytest.fixture
 def postgresql(server: URL) -> Iterator[URL]:

@@ -11,6 +11,8 @@ from tests.support import Caller, Make, migrate, migrated_app, postgresql_databa
 from todo.db import db
 from todo.db.search import fold_case
 
+pytestmark = pytest.mark.sql
+
 #: Every character that Python's Unicode knows.
 KNOWN = [chr(point) for point in range(1, 0x110000) if category(chr(point)) not in ("Cn", "Cs")]
 MARKS = "\u0300\u0301\u0304\u0307\u0308\u030a\u0323\u0331\u0345"

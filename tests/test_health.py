@@ -29,6 +29,8 @@ from tests.support import (
 from todo.db import readiness
 from todo.web import health
 
+pytestmark = pytest.mark.sql
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request: pytest.FixtureRequest, server: URL, make: Make) -> Iterator[Flask]:

@@ -30,6 +30,8 @@ from tests.support import (
 )
 from todo.idempotency import once
 
+pytestmark = pytest.mark.sql
+
 KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 MILK = {"title": "Buy milk", "description": 'Two litres 🥛 "whole"'}
 

@@ -21,6 +21,8 @@ from tests.support import ROOT, Make, direct, empty_database, migrate, partition
 from todo.db import db
 from todo.tasks.models import WHITE_SPACE
 
+pytestmark = pytest.mark.sql
+
 DDL = {
     "sqlite": """
         SELECT sql FROM sqlite_master WHERE tbl_name IN ('users', 'tasks', 'idempotency_keys') AND sql IS NOT NULL

@@ -19,6 +19,8 @@ from todo.errors import OwnershipViolated
 from todo.tasks import queries, service
 from todo.web.swagger import OURS, SWAGGER_UI
 
+pytestmark = pytest.mark.sql
+
 #: Every call that belongs to somebody: its body, and the status for its owner.
 MATRIX = {
     ("GET", "/api/<user_id>/tasks"): (None, 200),

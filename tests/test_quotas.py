@@ -14,6 +14,8 @@ from tests.live import Server, gunicorn
 from tests.support import Caller, Make, close, empty_database, migrated_app, sql
 from tests.test_idempotency import age, create, keys_of
 
+pytestmark = pytest.mark.sql
+
 LIMIT = 3
 TOO_MANY_TASKS = {"error": "A user may have 3 tasks at most: delete some first"}
 TOO_MANY_KEYS = {"error": "A user may use 3 idempotency keys a day at most: send the request later, or without one"}

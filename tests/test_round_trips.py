@@ -10,6 +10,8 @@ from tests.conftest import url_of
 from tests.support import Caller, Make, close, migrated_app, postgresql_database
 from tests.wire import Wire, wire_to
 
+pytestmark = pytest.mark.sql
+
 
 @pytest.fixture(scope="module")
 def wired(server: URL) -> Iterator[tuple[Flask, Wire]]:

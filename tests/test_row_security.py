@@ -36,6 +36,8 @@ from todo.db import connections as database
 from todo.db import db
 from todo.web import health
 
+pytestmark = pytest.mark.sql
+
 on_postgresql = pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
 
 #: What narrows a statement to its owner, as it is sent.

@@ -12,6 +12,8 @@ from todo.db.failures import DRIVER_ERRORS
 from todo.db.statements import Statement
 from todo.tasks import queries
 
+pytestmark = pytest.mark.sql
+
 INSTANTS = [
     f"{second}.{microseconds}Z"
     for second in ("0001-01-01T00:00:00", "0999-12-31T23:59:59", "1969-12-31T23:59:59", "2025-01-09T12:34:56")

@@ -17,6 +17,8 @@ from tests.wire import wire_to
 from todo import create_app
 from todo.web import health
 
+pytestmark = pytest.mark.sql
+
 ODD = ["a\\b", "it's", 'quo"te', "%s %(x)s", "ß Größe", "日本 🥛", "\\'; DROP TABLE tasks; --", "E'\\n'", ":q", "$$"]
 SEARCHED = ["\\", "GRÖSSE", "'", "%", "🥛", "$$"]
 COMMANDS = [

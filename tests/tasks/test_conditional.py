@@ -10,6 +10,8 @@ from sqlalchemy import URL
 from tests.live import Server, gunicorn
 from tests.support import Caller, close, empty_database, migrated_app
 
+pytestmark = pytest.mark.sql
+
 CHANGES: list[tuple[str, str, object]] = [
     ("PUT", "", {"title": "Buy oat milk"}),
     ("PATCH", "/complete", None),
