@@ -1,4 +1,4 @@
-"""No message about a setting repeats a secret. Each secret here contains the canary; tests/live/test_canary.py has the log."""
+"""No message about a setting repeats a secret. Each contains the canary. For the log: tests/live/test_canary.py."""
 
 import base64
 
