@@ -1,10 +1,7 @@
 """Idempotency-Key: a create that is sent twice, or eight times at once, is carried out once."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -13,14 +10,11 @@ from flask import Flask
 from sqlalchemy import URL, create_engine
 from werkzeug.test import TestResponse
 
-from tests.live import Server, gunicorn
 from tests.support import (
-    ROOT,
     Call,
     Caller,
     as_superuser,
     close,
-    empty_database,
     migrated_app,
     plans_of_statements,
     postgresql_database,
@@ -309,65 +303,6 @@ def test_a_field_that_only_a_newer_version_knows_is_passed_over(alice: Caller, u
     assert create(alice).data == first.data
 
 
-#: What docs/migrations.md asks of the code when a field is added, and two columns more: one of numbers, one of nulls.
-NEW_FIELDS = {
-    "models.py": (
-        "    description: Mapped",
-        '    priority: Mapped[str] = mapped_column(Text, server_default="normal")\n'
-        '    stars: Mapped[int] = mapped_column(server_default=text("3"))\n'
-        "    place: Mapped[str | None] = mapped_column(Text)\n",
-    ),
-    "queries.py": ("    description: str", "    priority: str\n    stars: int\n    place: str | None\n"),
-    "schemas.py": (
-        "    description = ",
-        "    priority = fields.String()\n    stars = fields.Integer()\n    place = fields.String(allow_none=True)\n",
-    ),
-}
-
-
-@pytest.fixture
-def next_version(tmp_path: Path) -> Path:
-    """A copy of the service whose tasks have more fields."""
-    copy = tmp_path / "next"
-    shutil.copytree(ROOT / "todo", copy / "todo", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("config.py", "wsgi.py", "gunicorn.conf.py"):
-        shutil.copy(ROOT / name, copy)
-    for name, (before, added) in NEW_FIELDS.items():
-        path = copy / "todo/tasks" / name
-        path.write_text(path.read_text().replace(before, added + before).replace("Index, Text", "Index, Text, text"))
-    return copy
-
-
-@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
-def test_a_key_outlives_a_deploy_that_adds_fields(
-    server: URL, next_version: Path, tmp_path: Path, backend: str
-) -> None:
-    """Also in the other direction, for as long as both versions run."""
-    with empty_database(backend, server) as url:
-        app = migrated_app(url)
-        alice = Caller(app, "alice")
-        first = create(alice, "before").get_json()
-        for column in ("priority TEXT DEFAULT 'normal' NOT NULL", "stars INT DEFAULT 3 NOT NULL", "place TEXT"):
-            sql(url, f"ALTER TABLE tasks ADD COLUMN {column}")
-        with gunicorn(url, tmp_path / "log", cwd=next_version, WEB_CONCURRENCY="1") as newer:
-
-            def send(key: str, **body: object) -> tuple[int, Any]:
-                return newer.request("POST", "/api/alice/tasks", json=body, **{"Idempotency-Key": key})
-
-            defaults = {"priority": "normal", "stars": 3, "place": None}
-            assert send("before", **MILK) == (201, first | defaults)
-            assert send("before", **MILK, place=None) == (201, first | defaults)
-            assert send("before", **MILK, priority="high")[0] == 422
-            status, task = send("meanwhile", **MILK)
-            assert (status, {name: task.pop(name) for name in defaults}) == (201, defaults)
-            assert create(alice, "meanwhile").get_json() == task
-            assert send("after", **MILK, priority="high")[1]["priority"] == "high"
-            assert send("after", **MILK, priority="high")[1]["priority"] == "high"
-            assert send("after", **MILK)[0] == 422
-        assert len(alice.titles()) == 3
-        close(app)
-
-
 def keys_of(url: URL, user_id: str = "alice") -> set[str]:
     """The user's keys that are kept."""
     return {key for (key,) in sql(url, "SELECT key FROM idempotency_keys WHERE user_id = :user_id", user_id=user_id)}
@@ -486,29 +421,3 @@ def test_a_key_that_is_always_taken_and_never_found_is_tried_three_times(
         assert "UniqueViolation 23505: taken, and gone" in capsys.readouterr().err
         assert alice.titles() == ["Buy milk"]
         close(app)
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def live(request: pytest.FixtureRequest, server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A gunicorn of three workers."""
-    with empty_database(request.param, server) as url:
-        close(migrated_app(url))
-        with gunicorn(url, tmp_path_factory.mktemp("live") / "log", WEB_CONCURRENCY="3") as server_process:
-            yield server_process
-
-
-def test_of_eight_at_once_on_three_workers_one_makes_the_task(live: Server) -> None:
-    """For a user who is new, and for one who is known."""
-    with ThreadPoolExecutor(8) as pool:
-        for number in range(20):
-            key, path = f"key {number}", f"/api/user{number % 10}/tasks"
-
-            def send(_: int, key: str = key, path: str = path, user: str = f"user{number % 10}") -> tuple[int, Any]:
-                return live.request("POST", path, user, json=MILK, **{"Idempotency-Key": key})
-
-            answers = list(pool.map(send, range(8)))
-            assert [status for status, _ in answers] == [201] * 8
-            assert len({task["id"] for _, task in answers}) == 1
-            assert all(task == answers[0][1] for _, task in answers)
-            status, tasks = live.request("GET", path, f"user{number % 10}")
-            assert (status, len(tasks)) == (200, number // 10 + 1)
