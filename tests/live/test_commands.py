@@ -100,7 +100,7 @@ def started(
         "DATABASE_URL": url.render_as_string(hide_password=False),
         "IDENTITY_PROVIDER": "development",
     }
-    whole = settings | environ
+    whole = settings | (environ or {})
     return subprocess.Popen([sys.executable, "-m", "flask", *arguments], cwd=ROOT, env=whole, **options)
 
 
