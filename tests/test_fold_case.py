@@ -1,13 +1,12 @@
 """fold_case(): the same for all that a search takes for the same, alike on both databases, and after a restore."""
 
-from collections.abc import Iterator
 from unicodedata import category, normalize
 
 import pytest
 from flask import Flask
 from sqlalchemy import URL, text
 
-from tests.support import Caller, Make, migrate, migrated_app, postgresql_database, sql
+from tests.support import Caller, Make, migrate, sql
 from todo.db import db
 from todo.db.search import fold_case
 
@@ -64,16 +63,15 @@ def test_both_databases_fold_alike(apps: dict[str, Flask]) -> None:
 
 
 @pytest.fixture
-def restored(server: URL) -> Iterator[URL]:
+def restored(postgresql: URL, make: Make) -> URL:
     """A database that was dumped on a server with another collation: pg_restore does not look at what functions do."""
-    with postgresql_database(server) as url:
-        Caller(migrated_app(url), "alice").create("Müsli")
-        sql(
-            url,
-            "SET check_function_bodies = off; CREATE OR REPLACE FUNCTION fold_case(text) RETURNS text LANGUAGE sql"
-            """ IMMUTABLE STRICT PARALLEL SAFE AS 'SELECT upper(lower($1 COLLATE "of another server"))'""",
-        )
-        yield url
+    Caller(make(postgresql), "alice").create("Müsli")
+    sql(
+        postgresql,
+        "SET check_function_bodies = off; CREATE OR REPLACE FUNCTION fold_case(text) RETURNS text LANGUAGE sql"
+        """ IMMUTABLE STRICT PARALLEL SAFE AS 'SELECT upper(lower($1 COLLATE "of another server"))'""",
+    )
+    return postgresql
 
 
 def test_an_upgrade_mends_the_function_of_a_database_that_was_restored_elsewhere(restored: URL, make: Make) -> None:

@@ -7,7 +7,7 @@ from flask import Flask
 from sqlalchemy import URL
 
 from tests.conftest import url_of
-from tests.support import Caller, close, migrated_app, postgresql_database, sql, sqlite_database
+from tests.support import Caller, Make, sql
 
 BIDI = "\u202eright to left\u200b"
 REQUESTS = [
@@ -66,10 +66,7 @@ def test_all_databases_tell_the_same_story(apps: dict[str, Flask], user_id: str)
     assert {status for status, _, _ in sqlite} == {200, 201, 204, 400, 404, 415}
 
 
-def test_both_databases_count_from_one(server: URL) -> None:
-    with sqlite_database() as sqlite_url, postgresql_database(server) as postgresql_url:
-        for url in (sqlite_url, postgresql_url):
-            app = migrated_app(url)
-            people = [("alice", "shared@example.com"), ("bob", "shared@example.com"), ("alice", None)]
-            assert [Caller(app, *person).create()["id"] for person in people] == [1, 2, 3]
-            close(app)
+def test_both_databases_count_from_one(own: URL, make: Make) -> None:
+    people = [("alice", "shared@example.com"), ("bob", "shared@example.com"), ("alice", None)]
+    app = make(own)
+    assert [Caller(app, *person).create()["id"] for person in people] == [1, 2, 3]

@@ -57,7 +57,7 @@ def test_every_link_leads_to_a_test_that_is_run() -> None:
     [
         "tests/tasks/test_list.py::test_that_nobody_wrote",
         "tests/tasks/test_that_nobody_wrote.py",
-        "tests/test_ownership.py::TestMatrix::test_that_nobody_wrote",
+        "tests/test_ownership.py::TestRoute::test_that_nobody_wrote",
         # CI does not run it everywhere.
         "tests/ecosystem/test_clients.py",
     ],
