@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL, text
 
-from tests.pgbouncer import goes_through, pgbouncer
+from tests.ecosystem.pgbouncer import goes_through, pgbouncer
 from tests.support import (
     PASSWORD,
     ROLE,

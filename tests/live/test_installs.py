@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tests.containers import copy_pip
+from tests.ecosystem.containers import copy_pip
 from tests.support import ROOT
 from tests.test_supply_chain import TARGETS, dockerfile_install
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
+from tests.ecosystem.programs import program
 from tests.live import PATIENCE, free_port
-from tests.programs import program
 
 CONFIGURATION = """
 [databases]
