@@ -21,7 +21,7 @@ programs = for program in $(1); do command -v $$program >/dev/null || missing="$
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test programs ecosystem screenshot faults fuzz audit bench bench-scale bench-parts openapi lock clean
+.PHONY: help run test live programs ecosystem screenshot faults fuzz audit bench bench-scale bench-parts openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,11 +35,14 @@ run: $(VENV)/installed ## Serve on http://127.0.0.1:5000 with SQLite in instance
 	@echo
 	@$(BIN)/flask run --host 127.0.0.1 --port $(PORT)
 
-test: $(VENV)/installed-dev ## Check style and types, and run the whole suite on SQLite and PostgreSQL
+test: $(VENV)/installed-dev ## Check style and types, and run the tests on SQLite and PostgreSQL, in a minute and a half
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
+
+live: $(VENV)/installed-dev ## Run the tests that start processes or take long: gunicorn, the commands, installs, README, short faults
+	$(BIN)/pytest tests/live tests/fuzz tests/faults -n 3 --dist worksteal
 
 programs: ## Install, as root on Debian, the programs that make ecosystem tries the service with
 	@$(call programs,chromium curl nginx npm openssl pgbouncer prometheus redis-server)

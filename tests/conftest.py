@@ -1,6 +1,7 @@
 """The databases and the apps on them.
 
-Every test that takes `app` or `call` runs on SQLite, on PostgreSQL, and on PostgreSQL with its tasks in partitions.
+Each test that takes `app` or `call` runs on SQLite and PostgreSQL. A test that is marked `sql` also runs on PostgreSQL
+with the tasks in partitions.
 """
 
 import logging
@@ -14,7 +15,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL, text
 
-from tests.pgbouncer import goes_through, pgbouncer
+from tests.ecosystem.pgbouncer import goes_through, pgbouncer
 from tests.support import (
     PASSWORD,
     ROLE,
@@ -22,15 +23,15 @@ from tests.support import (
     Caller,
     Make,
     close,
-    migrated_app,
+    migrated_database,
     partition,
     pooled,
-    postgresql_database,
     postgresql_server,
+    run_alone,
     settings,
     sql,
-    sqlite_database,
     statements_of,
+    templates,
 )
 from todo import create_app
 from todo.db import db
@@ -38,6 +39,14 @@ from todo.db.ownership import Owned
 
 DATABASES = ("sqlite", "postgresql", "partitioned")
 THROUGH_PGBOUNCER = os.environ.get("TEST_THROUGH") == "pgbouncer"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the kinds of database for a test that takes `watched` and does not choose by itself."""
+    chosen = {name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[:1]}
+    if "watched" in metafunc.fixturenames and "watched" not in chosen:
+        is_sql = metafunc.definition.get_closest_marker("sql") is not None
+        metafunc.parametrize("watched", DATABASES if is_sql else DATABASES[:2], indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,15 +63,22 @@ def server() -> Iterator[URL]:
         if THROUGH_PGBOUNCER:
             pooler = stack.enter_context(pgbouncer(url, 4, url.set(username=ROLE, password=PASSWORD)))
             stack.enter_context(pooled(url, pooler))
+        if "TEST_DATABASE_URL" not in os.environ:
+            # A crash of this server may lose what the tests wrote.
+            for parameter in ("fsync", "synchronous_commit", "full_page_writes"):
+                run_alone(url, f"ALTER SYSTEM SET {parameter} = off")
+            run_alone(url, "SELECT pg_reload_conf()")
+        stack.enter_context(templates(url))
         yield url
 
 
 @pytest.fixture(scope="session")
 def apps(server: URL) -> Iterator[dict[str, Flask]]:
-    """The app on each database, migrated."""
-    with sqlite_database() as sqlite, postgresql_database(server) as postgresql, postgresql_database(server) as sharded:
-        apps = dict(zip(DATABASES, map(migrated_app, (sqlite, postgresql, sharded)), strict=True))
-        partition(sharded)
+    """The app on each database."""
+    with ExitStack() as stack:
+        urls = [stack.enter_context(migrated_database(kind, server)) for kind in ("sqlite", "postgresql", "postgresql")]
+        partition(urls[-1])
+        apps = {name: create_app(settings(url)) for name, url in zip(DATABASES, urls, strict=True)}
         yield apps
         for app in apps.values():
             close(app)
@@ -78,7 +94,7 @@ def _logging() -> Iterator[None]:
     root.setLevel(level)
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture
 def watched(request: pytest.FixtureRequest, apps: dict[str, Flask]) -> Iterator[tuple[Flask, list[str]]]:
     """The app on one of the databases, empty, and what it executes."""
     app = apps[request.param]
@@ -113,6 +129,27 @@ def make() -> Iterator[Make]:
     yield make_app
     for app in made:
         close(app)
+
+
+@pytest.fixture
+def sqlite(server: URL) -> Iterator[URL]:
+    """A migrated SQLite database of the test's own."""
+    with migrated_database("sqlite", server) as url:
+        yield url
+
+
+@pytest.fixture
+def postgresql(server: URL) -> Iterator[URL]:
+    """A migrated PostgreSQL database of the test's own."""
+    with migrated_database("postgresql", server) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def own(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
+    """A migrated database of the test's own, of each kind."""
+    with migrated_database(request.param, server) as url:
+        yield url
 
 
 @pytest.fixture

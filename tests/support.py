@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -17,7 +18,7 @@ from unittest import mock
 import jwt
 from flask import Flask
 from flask_migrate import upgrade
-from sqlalchemy import URL, NullPool, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, NullPool, create_engine, event, make_url, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
@@ -35,6 +36,8 @@ ROLE, PASSWORD = "todo_test_owner", "todo"
 OUTPUT_ONLY = [name for name, field in TaskSchema().fields.items() if field.dump_only]
 IGNORED = [1, None, "bob", "2025-01-09T12:34:56.123456Z", [{"id": 2.5}], "a\0\ud800", "x" * 6000]
 
+#: The names of the databases that are copied.
+_templates: dict[str, Any] = {}
 #: Who made them, by the name of the database.
 _makers: dict[str | None, URL] = {}
 #: By way of what the app reaches a server, where something is between.
@@ -105,6 +108,29 @@ def empty_database(backend: str, server: URL) -> AbstractContextManager[URL]:
     return sqlite_database() if backend == "sqlite" else postgresql_database(server)
 
 
+@contextmanager
+def templates(server: URL) -> Iterator[None]:
+    """Migrate one database of each kind; until the end `migrated_database` copies them."""
+    with sqlite_database() as sqlite, postgresql_database(server) as postgresql:
+        for url in (sqlite, postgresql):
+            close(migrated_app(url))
+        _templates.update({"sqlite": sqlite.database, "postgresql": postgresql.database})
+        yield
+        _templates.clear()
+
+
+@contextmanager
+def migrated_database(backend: str, server: URL) -> Iterator[URL]:
+    """A copy of the migrated database of that kind, gone afterwards."""
+    if backend == "postgresql":
+        with postgresql_database(server, template=_templates[backend]) as url:
+            yield url
+    else:
+        with sqlite_database() as url:
+            shutil.copy(_templates[backend], str(url.database))
+            yield url
+
+
 def as_superuser(url: URL) -> URL:
     """The same database, with the rights of whoever made it."""
     maker = _makers.get(url.database, url)
@@ -142,6 +168,23 @@ def sql_as_role(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, 
         engine.dispose()
 
 
+def run_alone(url: URL, statement: str) -> None:
+    """Run raw SQL as a superuser, outside a transaction."""
+    engine = create_engine(direct(as_superuser(url)), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+@contextmanager
+def session(url: URL) -> Iterator[Connection]:
+    """Another session, as a superuser, in a transaction that the test ends, or else is undone."""
+    engine = create_engine(direct(as_superuser(url)))
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
 @contextmanager
 def sqlite_database() -> Iterator[URL]:
     """An empty SQLite database, gone afterwards."""
@@ -150,8 +193,8 @@ def sqlite_database() -> Iterator[URL]:
 
 
 @contextmanager
-def postgresql_database(server: URL, encoding: str = "UTF8") -> Iterator[URL]:
-    """An empty database of ROLE's on that server, dropped afterwards."""
+def postgresql_database(server: URL, encoding: str = "UTF8", template: str = "template0") -> Iterator[URL]:
+    """A database of ROLE's on that server, a copy of the template, dropped afterwards."""
     name = f"todo_test_{uuid.uuid4().hex[:12]}"
     # A connection each time: in between the server may be stopped.
     admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
@@ -163,7 +206,7 @@ def postgresql_database(server: URL, encoding: str = "UTF8") -> Iterator[URL]:
         )
         # Without a locale of its own the server's goes with UTF8 alone.
         locale = "" if encoding == "UTF8" else "LOCALE_PROVIDER libc LOCALE 'C'"
-        options = f"OWNER {ROLE} TEMPLATE template0 ENCODING '{encoding}' {locale}"
+        options = f"OWNER {ROLE} TEMPLATE {template} ENCODING '{encoding}' {locale}"
         connection.exec_driver_sql(f"CREATE DATABASE {name} {options}")
     _makers[name] = server.set(database=name)
     try:

@@ -1,32 +1,26 @@
 """The commands of the `flask` program that are about users: what they print, and what is left in the database."""
 
 import json
-import os
-import pty
 import re
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from click import ClickException
 from click.testing import Result
 from flask import Flask
-from sqlalchemy import URL, create_engine, make_url
+from sqlalchemy import URL, make_url
 
 from config import JwtSettings
-from tests.live import gunicorn
-from tests.support import ROOT, SECRET, Call, Caller, Make, as_superuser, empty_database, migrate, sql
+from tests.support import SECRET, Call, Caller, Make, empty_database, session, sql
 from todo.db.commands import on_database
 from todo.db.ownership import Owned
 from todo.tasks.commands import make_tasks
 from todo.users import commands
+
+pytestmark = pytest.mark.sql
 
 AWAY = {"postgresql": "postgresql+psycopg2://nobody@127.0.0.1:1/todo", "sqlite": "sqlite:////nowhere/at/all.db"}
 ODD = 'Ünï "çødé" \u2028 \U0001f95b \\ \x7f \r\n\t ليل e\u0301'
@@ -87,22 +81,6 @@ class TestToken:
         assert client.get("/api/bob/tasks", headers=headers).status_code == 403
         assert sql(url, "SELECT id, email FROM users") == [("alice", "alice@example.com")]
 
-    def test_a_live_service_accepts_it(self, server: URL, tmp_path: Path, make: Make) -> None:
-        with empty_database("sqlite", server) as url:
-            migrate(make(url))
-            environ = {
-                "PATH": os.environ["PATH"],
-                "DATABASE_URL": url.render_as_string(hide_password=False),
-                "IDENTITY_PROVIDER": "jwt",
-                "JWT_SECRET": SECRET,
-            }
-            command = [sys.executable, "-m", "flask", "token", "josé 🥛"]
-            minted = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
-            with gunicorn(url, tmp_path / "log") as live:
-                bearer = {"Authorization": f"Bearer {minted.stdout.strip()}"}
-                path = "/api/jos%C3%A9%20%F0%9F%A5%9B/tasks"
-                assert live.request("POST", path, json={"title": "x"}, **bearer)[0] == 201
-
     def test_it_holds_no_longer_than_asked_for(self, app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("todo.identity.commands.time", lambda: datetime.now(UTC).timestamp() - 3600)
         for minutes, status in (("59", 401), ("61", 200)):
@@ -126,25 +104,13 @@ class TestToken:
         (line,) = result.stderr.splitlines()
         assert why in line
 
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            ["a/b"],
-            [""],
-            ["."],
-            ["x" * 256],
-            ["a\nb"],
-            ["\udcff"],
-            ["alice", "--minutes", "0"],
-            ["alice", "--email", ""],
-            ["alice", "--email", "x" * 321],
-        ],
-        ids=ascii,
-    )
-    def test_what_the_service_would_not_take_is_refused(self, app: Flask, arguments: list[str]) -> None:
-        result = run(app, "token", *arguments)
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert "Error: Invalid value" in result.stderr
+    def test_what_the_service_does_not_accept_is_refused(self, apps: dict[str, Flask]) -> None:
+        user_ids = [["a/b"], [""], ["."], ["x" * 256], ["a\nb"], ["\udcff"]]
+        options = [["--minutes", "0"], ["--email", ""], ["--email", "x" * 321]]
+        for arguments in (*user_ids, *(["alice", *option] for option in options)):
+            result = run(apps["sqlite"], "token", *arguments)
+            assert (result.exit_code, result.stdout) == (2, ""), arguments
+            assert "Error: Invalid value" in result.stderr
 
 
 class TestSeed:
@@ -185,9 +151,9 @@ class TestSeed:
         assert texts("alice") == texts("alice")
         assert texts("alice") != texts("bob")
 
-    @pytest.mark.parametrize("arguments", [["alice", "--count", "0"], ["alice", "--count", "1000001"], ["a/b"], []])
-    def test_what_cannot_be_is_refused(self, app: Flask, url: URL, arguments: list[str]) -> None:
-        assert run(app, "seed", *arguments).exit_code == 2
+    def test_bad_arguments_are_refused(self, app: Flask, url: URL) -> None:
+        for arguments in (["alice", "--count", "0"], ["alice", "--count", "1000001"], ["a/b"], []):
+            assert run(app, "seed", *arguments).exit_code == 2
         assert sql(url, "SELECT * FROM users") == []
 
 
@@ -239,52 +205,15 @@ class TestDelete:
     @pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
     def test_a_task_that_is_made_at_the_same_moment_is_erased_too(self, app: Flask, alice: Caller, url: URL) -> None:
         alice.create()
-        making = create_engine(as_superuser(url))
-        with making.connect() as connection, ThreadPoolExecutor(1) as pool:
+        with session(url) as connection, ThreadPoolExecutor(1) as pool:
             connection.exec_driver_sql("INSERT INTO tasks (user_id, title) VALUES ('alice', 'late')")
             erasing = pool.submit(run, app, "users", "delete", "alice", "--yes")
             with pytest.raises(TimeoutError):
-                erasing.result(timeout=1)
+                erasing.result(timeout=0.3)
             connection.commit()
             assert "2 tasks" in erasing.result().stdout
-        making.dispose()
         assert sql(url, "SELECT * FROM tasks") == []
         assert sql(url, "SELECT * FROM users") == []
-
-    def test_every_task_that_was_made_is_erased_or_a_new_users(
-        self, app: Flask, alice: Caller, url: URL, small_batches: None
-    ) -> None:
-        """Of somebody who goes on making tasks, each under a key, while being erased over and over."""
-        is_over = threading.Event()
-
-        def make_tasks_until_it_is_over(name: str) -> int:
-            number = 0
-            while not is_over.is_set():
-                headers = {"Idempotency-Key": f"{name}{number}"} if name == "a" else {}
-                response = alice("POST", json={"title": f"{number}"}, headers=headers)
-                # On SQLite the writers take turns, in no order; whoever waits for too long is told so.
-                assert response.status_code in (201, 503)
-                number += response.status_code == 201
-                # Leaves SQLite's only place to others too, or the command would be told that it is taken.
-                time.sleep(0.005)
-            return number
-
-        erased: list[int] = []
-        deadline = time.monotonic() + 60
-        with ThreadPoolExecutor(2) as pool:
-            making = [pool.submit(make_tasks_until_it_is_over, name) for name in "ab"]
-            try:
-                while len(erased) < 8 and time.monotonic() < deadline:
-                    result = run(app, "users", "delete", "alice", "--yes")
-                    if result.exit_code == 0:
-                        erased.extend(map(int, re.findall(r"(\d+) tasks", result.stdout)))
-                    else:
-                        assert "There is no user alice" in result.stderr, result
-            finally:
-                is_over.set()
-            made = sum(future.result() for future in making)
-        assert len(erased) == 8
-        assert sum(erased) + owned(url)["tasks"]["alice"] == made
 
 
 class TestExport:
@@ -334,30 +263,6 @@ class TestExport:
         assert [line["kind"] for line in self.lines(app)] == ["user", "task"]
         assert len(alice.titles()) == 3
 
-    def test_a_reader_that_has_enough_ends_it_quietly(self, server: URL, make: Make) -> None:
-        with empty_database("sqlite", server) as url:
-            app = make(url)
-            migrate(app)
-            run(app, "seed", "alice", "--count", "5000")
-            with started(url, "users", "export", "alice", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-                assert process.stdout
-                assert json.loads(process.stdout.readline()) == {"kind": "user", "id": "alice", "email": None}
-                process.stdout.close()
-                assert process.stderr
-                assert process.stderr.read() == b""
-
-    def test_a_disk_that_is_full_is_said_in_one_line(self, alice: Caller, url: URL) -> None:
-        alice.create()
-        with (
-            Path("/dev/full").open("wb") as full,
-            started(url, "users", "export", "alice", stdout=full, stderr=subprocess.PIPE) as process,
-        ):
-            assert process.stderr
-            # At its end Python tries once more, and complains of that too.
-            assert process.stderr.readline() == b"Error: The output failed: No space left on device\n"
-            assert b"Traceback" not in process.stderr.read()
-        assert process.returncode != 0
-
 
 @pytest.mark.parametrize(
     ("failure", "seen"), [(OSError(28, "No space left"), ClickException), (BrokenPipeError(), BrokenPipeError)]
@@ -373,64 +278,24 @@ def test_an_output_that_fails_is_no_fault_of_the_database(
         fail()
 
 
-def started(url: URL, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-    """`flask` with those arguments, as a process."""
-    environ = {
-        "PATH": os.environ["PATH"],
-        "DATABASE_URL": url.render_as_string(hide_password=False),
-        "IDENTITY_PROVIDER": "development",
-    }
-    return subprocess.Popen([sys.executable, "-m", "flask", *arguments], cwd=ROOT, env=environ, **options)
+NEED_DATABASE = [
+    ["seed", "alice"],
+    ["users", "delete", "alice", "--yes"],
+    ["users", "export", "alice"],
+    ["idempotency-keys", "prune"],
+]
 
 
-def on_a_terminal(url: URL, *arguments: str, is_read: bool = False) -> str:
-    """What a terminal shows of stderr, and where it is read there of stdout."""
-    terminal, side = pty.openpty()
-    stdout = side if is_read else subprocess.DEVNULL
-    process = started(url, *arguments, stdout=stdout, stderr=side)
-    os.close(side)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(terminal, 65536)
-        except OSError:
-            break
-    os.close(terminal)
-    assert process.wait() == 0, shown
-    return shown.decode()
-
-
-def test_progress_is_shown_where_a_command_takes_long_and_somebody_looks(server: URL, make: Make) -> None:
-    with empty_database("sqlite", server) as url:
-        migrate(make(url))
-        assert re.search(r"Making tasks .*100%", on_a_terminal(url, "seed", "alice", "--count", "5001"))
-        # Between lines that are read on the terminal it would be in the way.
-        assert "Writing" not in on_a_terminal(url, "users", "export", "alice", is_read=True)
-        assert re.search(r"Erasing .*100%", on_a_terminal(url, "users", "delete", "alice", "--yes"))
-        assert on_a_terminal(url, "seed", "alice", "--count", "50") == ""
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["seed", "alice"],
-        ["users", "delete", "alice", "--yes"],
-        ["users", "export", "alice"],
-        ["idempotency-keys", "prune"],
-    ],
-    ids=" ".join,
-)
-@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
-class TestBadDatabase:
-    """What the commands say of a database that is not as it should be."""
-
-    def test_without_tables_it_is_one_line(self, server: URL, make: Make, command: list[str], backend: str) -> None:
-        with empty_database(backend, server) as url:
-            result = run(make(url), *command)
-        told = "Error: The database has no tables yet: run flask db upgrade\n"
-        assert (result.exit_code, result.stdout, result.stderr) == (1, "", told)
-
-    def test_away_it_is_one_line(self, make: Make, command: list[str], backend: str) -> None:
-        result = run(make(make_url(AWAY[backend])), *command)
+@pytest.mark.parametrize("backend", AWAY)
+def test_without_tables_or_a_database_each_command_says_so_in_one_line(server: URL, make: Make, backend: str) -> None:
+    with empty_database(backend, server) as url:
+        app = make(url)
+        for command in NEED_DATABASE:
+            result = run(app, *command)
+            told = "Error: The database has no tables yet: run flask db upgrade\n"
+            assert (result.exit_code, result.stdout, result.stderr) == (1, "", told)
+    app = make(make_url(AWAY[backend]))
+    for command in NEED_DATABASE:
+        result = run(app, *command)
         assert (result.exit_code, result.stdout) == (1, "")
         assert re.fullmatch("Error: The database failed: OperationalError: .+\n", result.stderr)

@@ -1,20 +1,16 @@
 """A violated unique constraint: 409 in the words of the model, else 500; never mistaken for that of a key."""
 
-import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, Index, PrimaryKeyConstraint, UniqueConstraint
 
-from tests.support import ROOT, Caller, close, migrated_app, postgresql_database, sql
+from tests.support import Caller, Make, sql
 from todo.db.conflicts import CONFLICT
 from todo.db.ownership import Owned, table_of
 from todo.tasks.models import Task
+
+pytestmark = pytest.mark.sql
 
 SENTENCE = "You have a task of that title"
 WITH_AND_WITHOUT_KEY = pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}], ids=["plain", "key"])
@@ -76,19 +72,16 @@ def test_a_change_is_refused_like_a_create(alice: Caller) -> None:
 
 @WITH_AND_WITHOUT_KEY
 def test_a_sequence_behind_its_table_is_a_500_of_one_statement_and_a_line_in_the_log(
-    server: URL, capsys: pytest.CaptureFixture[str], headers: dict[str, str]
+    postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str], headers: dict[str, str]
 ) -> None:
     """As after a restore that forgot the sequences."""
-    with postgresql_database(server) as url:
-        app = migrated_app(url)
-        alice = Caller(app, "alice")
-        alice.create()
-        sql(url, "SELECT setval('tasks_id_seq', 1, false)")
-        assert alice("POST", json={"title": "x"}, headers=headers).status_code == 500
-        assert capsys.readouterr().err.count('unique constraint "pk_tasks"') == 1
-        # Each attempt spends one id: this is the second.
-        assert alice("POST", json={"title": "x"}, headers=headers).get_json()["id"] == 2
-        close(app)
+    alice = Caller(make(postgresql), "alice")
+    alice.create()
+    sql(postgresql, "SELECT setval('tasks_id_seq', 1, false)")
+    assert alice("POST", json={"title": "x"}, headers=headers).status_code == 500
+    assert capsys.readouterr().err.count('unique constraint "pk_tasks"') == 1
+    # Each attempt spends one id: this is the second.
+    assert alice("POST", json={"title": "x"}, headers=headers).get_json()["id"] == 2
 
 
 def test_what_is_unique_is_unique_for_each_user() -> None:
@@ -100,53 +93,3 @@ def test_what_is_unique_is_unique_for_each_user() -> None:
                 assert "user_id" in unique.columns, unique.name
             if isinstance(unique, PrimaryKeyConstraint):
                 assert "user_id" in unique.columns or [column.identity for column in unique.columns] != [None]
-
-
-CREATE_NOTES_TWICE = """
-from wsgi import app
-for user_id in ("alice", "alice", "bob"):
-    answer = app.test_client().post(f"/api/{user_id}/notes", json={"title": "The first"})
-    print(answer.status_code, answer.get_json().get("error"))
-print(app.test_client().get("/openapi.json").status_code)
-"""
-
-
-def test_the_page_gives_a_second_resource_its_409(tmp_path: Path) -> None:
-    """The notes of the recipe, with the lines of docs/decisions/conflicts.md put in where it says."""
-    copy = tmp_path / "todo"
-    ignored = shutil.ignore_patterns("__pycache__", ".*", "instance", "node_modules")
-    for name in ("todo", "migrations"):
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-    for name in ("config.py", "wsgi.py"):
-        shutil.copy(ROOT / name, copy)
-    (recipe,) = [text for path in ROOT.glob("**/*.md") if "cp -r todo/tasks todo/notes" in (text := path.read_text())]
-    recipe = recipe[recipe.index("cp -r todo/tasks") - 20 :]
-    environ = {"PATH": os.environ["PATH"], "FLASK_RUN_FROM_CLI": "true", "IDENTITY_PROVIDER": "development"}
-
-    def run(*command: str) -> str:
-        result = subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    for command in re.findall(r"^\$ ((?:cp|sed|printf) .*)", recipe, re.MULTILINE):
-        run("bash", "-c", command)
-    path, migration = re.findall(r"`(migrations/\S+)`:\n\n```python\n(.*?)```", recipe, re.DOTALL)[0]
-    (copy / path).write_text(migration)
-    page = (ROOT / "docs/decisions/conflicts.md").read_text()
-    for name, before, lines in re.findall(r"In `(\S+)`, before `(.*?)`:\n\n```python\n(.*?)```", page, re.DOTALL):
-        (file,) = [copy / name] if (copy / name).exists() else (copy / "migrations/versions").glob(name)
-        text = file.read_text()
-        assert before in text
-        # An expression is one more argument of the call.
-        added = lines if lines.startswith("from ") else f"        {lines.strip()},\n"
-        start = text.rindex("\n", 0, text.index(before)) + 1
-        file.write_text(text[:start] + added + text[start:])
-    run(sys.executable, "-m", "flask", "db", "upgrade")
-    sentence = "You have a note of that title"
-    assert run(sys.executable, "-c", CREATE_NOTES_TWICE).splitlines() == [
-        "201 None",
-        f"409 {sentence}",
-        "201 None",
-        "200",
-    ]
-    assert "No new upgrade operations" in run(sys.executable, "-m", "flask", "db", "check")

@@ -3,7 +3,6 @@
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
 from socket import AF_INET, SOCK_STREAM, gaierror
 from threading import Event
 from typing import Any
@@ -11,36 +10,25 @@ from unittest.mock import Mock
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, create_engine, event, text
+from sqlalchemy import URL, event, text
 from sqlalchemy.exc import InvalidRequestError, OperationalError, ProgrammingError
 
-from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, sql, sqlite_database
+from tests.support import Caller, Make, close, postgresql_database, session, sql
 from tests.wire import wire_to
 from todo.db import connections as database
 from todo.db import db, hosts
 from todo.db import failures as faults
 
-
-@pytest.fixture
-def postgresql(server: URL) -> Iterator[URL]:
-    """A migrated PostgreSQL database of the test's own, with a task of alice."""
-    with postgresql_database(server) as url:
-        put_away(migrated_app(url))
-        yield url
+pytestmark = [pytest.mark.sql, pytest.mark.usefixtures("_task")]
 
 
 @pytest.fixture
-def sqlite() -> Iterator[URL]:
-    """A migrated SQLite database of the test's own, with a task of alice."""
-    with sqlite_database() as url:
-        put_away(migrated_app(url))
-        yield url
-
-
-def put_away(app: Flask) -> None:
-    """Leave a task of alice behind, and no connection."""
-    Caller(app, "alice").create()
-    close(app)
+def _task(make: Make, request: pytest.FixtureRequest) -> None:
+    """A task of alice in each database of the test's own."""
+    for name in {"postgresql", "sqlite"} & set(request.fixturenames):
+        app = make(request.getfixturevalue(name))
+        Caller(app, "alice").create()
+        close(app)
 
 
 def is_unavailable(caller: Caller, method: str = "GET", **options: Any) -> bool:
@@ -84,14 +72,12 @@ def still_running(url: URL) -> list[str]:
 def test_a_locked_row_is_503_within_a_second_and_leaves_nothing_waiting(make: Make, postgresql: URL) -> None:
     alice = Caller(make(postgresql), "alice")
     task = alice("GET").get_json()[0]
-    engine = create_engine(as_superuser(postgresql))
-    with engine.begin() as connection:
+    with session(postgresql) as connection:
         connection.execute(text("SELECT 1 FROM tasks FOR UPDATE"))
         started = time.monotonic()
         assert is_unavailable(alice, "PATCH", path=f"/{task['id']}/complete")
         assert 1 <= time.monotonic() - started < 2.5
         assert still_running(postgresql) == []
-    engine.dispose()
     assert alice("GET").get_json() == [task]
 
 
@@ -192,20 +178,16 @@ def test_the_bounds_add_up_to_less_than_ten_seconds() -> None:
     assert database.POOL_TIMEOUT + 3 * database.SQLITE_BUSY_TIMEOUT < 10
 
 
-@pytest.mark.parametrize(
-    "code", ["08006", "53100", "53200", "53300", "57014", "58030", "55P03", "25006", "40001", "40P01"]
-)
-def test_what_the_server_cannot_do_now_is_503(make: Make, postgresql: URL, code: str) -> None:
-    raising = f"'BEGIN RAISE EXCEPTION USING ERRCODE = ''{code}''; END'"
+def test_what_the_server_cannot_do_now_is_503(make: Make, postgresql: URL) -> None:
+    alice = Caller(make(postgresql), "alice")
+    raising = "'BEGIN RAISE EXCEPTION USING ERRCODE = NEW.title; END'"
     sql(postgresql, f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS {raising}")
     sql(postgresql, "CREATE TRIGGER fail BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION fail()")
-    assert is_unavailable(Caller(make(postgresql), "alice"), "POST", **NEW)
+    for code in ("08006", "53100", "53200", "53300", "57014", "58030", "55P03", "25006", "40001", "40P01"):
+        assert is_unavailable(alice, "POST", json={"title": code}), code
 
 
-@pytest.mark.parametrize(
-    "code",
-    [5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 26, 5 | 1 << 8, 10 | 3 << 8],
-)
+@pytest.mark.parametrize("code", [5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 26, 5 | 1 << 8, 10 | 3 << 8])
 def test_what_sqlite_cannot_do_now_is_an_outage(code: int) -> None:
     cause = sqlite3.OperationalError()
     cause.sqlite_errorcode = code
@@ -214,12 +196,9 @@ def test_what_sqlite_cannot_do_now_is_an_outage(code: int) -> None:
 
 def test_a_new_file_can_be_opened_while_somebody_writes_to_it(make: Make, sqlite: URL) -> None:
     assert sql(sqlite, "PRAGMA journal_mode = DELETE") == [("delete",)]
-    engine = create_engine(sqlite, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    with session(sqlite) as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         assert not is_unavailable(Caller(make(sqlite), "alice"))
-        connection.exec_driver_sql("ROLLBACK")
-    engine.dispose()
     assert not is_unavailable(Caller(make(sqlite), "alice"))
     assert sql(sqlite, "PRAGMA journal_mode") == [("wal",)]
 
@@ -273,13 +252,10 @@ def test_no_free_connection_is_503(make: Make, postgresql: URL, monkeypatch: pyt
 def test_a_writer_that_stays_is_503_to_writes_alone(make: Make, sqlite: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT", 0.1)
     alice = Caller(make(sqlite), "alice")
-    engine = create_engine(sqlite, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    with session(sqlite) as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         assert is_unavailable(alice, "POST", **NEW)
         assert not is_unavailable(alice)
-        connection.exec_driver_sql("ROLLBACK")
-    engine.dispose()
     assert not is_unavailable(alice, "POST", **NEW)
 
 

@@ -8,26 +8,30 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL
 
-from tests.conftest import url_of
-from tests.live import gunicorn
+from tests.conftest import DATABASES, url_of
 from tests.support import (
     ROLE,
     Caller,
     Make,
     as_superuser,
     close,
-    direct,
     empty_database,
-    migrated_app,
+    migrate,
+    migrated_database,
     partition,
     postgresql_database,
+    session,
+    settings,
     sql,
-    sqlite_database,
 )
+from todo import create_app
 from todo.db import readiness
+from todo.db.ownership import Owned
 from todo.web import health
+
+pytestmark = pytest.mark.sql
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -83,11 +87,12 @@ def test_ready_says_that_the_tables_are_missing_and_calls_are_500(empty: Flask) 
         assert (call.status_code, call.get_json()) == (500, {"error": "Internal server error"})
 
 
-TABLES = ("users", "tasks", "idempotency_keys")
+TABLES = ["users", *(model.__tablename__ for model in Owned.__subclasses__())]
+State = tuple[str, str, str, str]
 SAYS_MORE = "the log of the service says more"
 
 #: States in which some call fails: what brings them about, what undoes it, the answer, and what stands in the log.
-UNFIT_ON_BOTH = {
+UNFIT_ON_BOTH: dict[str, State] = {
     "a table is missing": (
         "ALTER TABLE idempotency_keys RENAME TO elsewhere",
         "ALTER TABLE elsewhere RENAME TO idempotency_keys",
@@ -101,31 +106,18 @@ UNFIT_ON_BOTH = {
         "table tasks: .*description.*; all its migrations have been run",
     ),
 }
-UNFIT_ON_POSTGRESQL = {
-    "the right to read is missing": (
-        f"REVOKE SELECT ON tasks FROM {ROLE}",
-        f"GRANT SELECT ON tasks TO {ROLE}",
-        "denies rights that the service needs",
-        f"table tasks: .*permission denied for table tasks; as the owner .* IN SCHEMA public TO {ROLE}$",
-    ),
-    "the right to create is missing": (
-        f"REVOKE INSERT ON tasks FROM {ROLE}",
-        f"GRANT INSERT ON tasks TO {ROLE}",
-        "denies rights that the service needs",
-        "table tasks: denies rights",
-    ),
-    "the right to change is missing": (
-        f"REVOKE UPDATE ON tasks FROM {ROLE}",
-        f"GRANT UPDATE ON tasks TO {ROLE}",
-        "denies rights that the service needs",
-        "table tasks: denies rights",
-    ),
-    "the right to delete is missing": (
-        f"REVOKE DELETE ON tasks FROM {ROLE}",
-        f"GRANT DELETE ON tasks TO {ROLE}",
-        "denies rights that the service needs",
-        "table tasks: denies rights",
-    ),
+UNFIT_ON_POSTGRESQL: dict[str, State] = {
+    **{
+        f"the right to {right} is missing": (
+            f"REVOKE {right} ON tasks FROM {ROLE}",
+            f"GRANT {right} ON tasks TO {ROLE}",
+            "denies rights that the service needs",
+            "table tasks: denies rights"
+            if right != "SELECT"
+            else f"table tasks: .*permission denied for table tasks; as the owner .* IN SCHEMA public TO {ROLE}$",
+        )
+        for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
+    },
     "new rows get no id": (
         "ALTER TABLE tasks ALTER id DROP IDENTITY",
         "ALTER TABLE tasks ALTER id ADD GENERATED ALWAYS AS IDENTITY (START 1000)",
@@ -154,7 +146,7 @@ UNFIT_ON_POSTGRESQL = {
     ),
 }
 #: States in which every call is served: what brings them about, what undoes it, how users are kept apart, and the log.
-FIT = {
+FIT_ON_BOTH: dict[str, State] = {
     "the migrations are behind": (
         "UPDATE alembic_version SET version_num = '0001'",
         "UPDATE alembic_version SET version_num = '{head}'",
@@ -173,6 +165,8 @@ FIT = {
         "enforced",
         "",
     ),
+}
+FIT_ON_POSTGRESQL: dict[str, State] = {
     "the policies do not bind the owner": (
         "ALTER TABLE tasks NO FORCE ROW LEVEL SECURITY",
         "ALTER TABLE tasks FORCE ROW LEVEL SECURITY",
@@ -198,7 +192,6 @@ FIT = {
         "",
     ),
 }
-ON_SQLITE = {name: FIT[name] for name in list(FIT)[:3]}
 
 
 def statuses(app: Flask) -> set[int]:
@@ -213,24 +206,22 @@ def statuses(app: Flask) -> set[int]:
     return {answer.status_code for answer in answers}
 
 
-@pytest.fixture(scope="module", params=["postgresql", "partitioned"])
+@pytest.fixture(scope="module", params=DATABASES)
 def served(request: pytest.FixtureRequest, server: URL) -> Iterator[Flask]:
-    """An app whose PostgreSQL is spoilt and mended."""
-    with postgresql_database(server) as url:
-        app = migrated_app(url)
+    """An app whose database the tests spoil and mend."""
+    backend = "sqlite" if request.param == "sqlite" else "postgresql"
+    with migrated_database(backend, server) as url:
         if request.param == "partitioned":
             partition(url)
+        app = create_app(settings(url))
         yield app
         close(app)
 
 
-@pytest.fixture(scope="module")
-def served_by_sqlite() -> Iterator[Flask]:
-    """An app whose SQLite is spoilt and mended."""
-    with sqlite_database() as url:
-        app = migrated_app(url)
-        yield app
-        close(app)
+def on(app: Flask, on_both: dict[str, State], on_postgresql: dict[str, State]) -> list[State]:
+    """The states that the app's database can be in."""
+    is_sqlite = url_of(app).get_backend_name() == "sqlite"
+    return [*on_both.values(), *({} if is_sqlite else on_postgresql).values()]
 
 
 @contextmanager
@@ -245,105 +236,72 @@ def spoilt(app: Flask, spoil: str, mend: str) -> Iterator[None]:
         sql(url_of(app), mend.format(head=head))
 
 
-def refuse_unfit(app: Flask, caplog: pytest.LogCaptureFixture, state: tuple[str, str, str, str]) -> None:
-    """In that state the service is not ready, some call is a 500, and afterwards all is well again."""
-    spoil, mend, wrong, logged = state
-    with spoilt(app, spoil, mend):
-        response = app.test_client().get("/health/ready")
-        way_back = "run flask db upgrade" if logged.endswith("flask db upgrade$") else SAYS_MORE
-        assert (response.status_code, response.get_json()) == (503, {"error": f"The database {wrong}: {way_back}"})
-        (line,) = caplog.messages
-        assert re.search(logged, line), line
-        assert 500 in statuses(app)
-        result = app.test_cli_runner().invoke(args=["ready"])
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert re.search(logged, result.stderr.strip()), result.stderr
+def test_the_service_is_not_ready_if_a_call_would_be_a_500(served: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    """Afterwards all is well again."""
+    for spoil, mend, wrong, logged in on(served, UNFIT_ON_BOTH, UNFIT_ON_POSTGRESQL):
+        caplog.clear()
+        with spoilt(served, spoil, mend):
+            response = served.test_client().get("/health/ready")
+            way_back = "run flask db upgrade" if logged.endswith("flask db upgrade$") else SAYS_MORE
+            assert (response.status_code, response.get_json()) == (503, {"error": f"The database {wrong}: {way_back}"})
+            (line,) = caplog.messages
+            assert re.search(logged, line), line
+            assert 500 in statuses(served)
+            result = served.test_cli_runner().invoke(args=["ready"])
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert re.search(logged, result.stderr.strip()), result.stderr
+        assert served.test_client().get("/health/ready").status_code == 200
+        assert statuses(served) == {200, 201, 204}
+        assert served.test_cli_runner().invoke(args=["ready"]).exit_code == 0
+
+
+def test_the_service_is_ready_if_every_call_works(served: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    """It says what is odd, once."""
+    is_sqlite = url_of(served).get_backend_name() == "sqlite"
+    (head,) = sql(url_of(served), "SELECT version_num FROM alembic_version")[0]
+    for spoil, mend, security, logged in on(served, FIT_ON_BOTH, FIT_ON_POSTGRESQL):
+        security = "none" if is_sqlite else security
+        caplog.clear()
+        with spoilt(served, spoil, mend):
+            for _ in range(2):
+                response = served.test_client().get("/health/ready")
+                assert (response.status_code, response.get_json()["row_level_security"]) == (200, security)
+            assert statuses(served) == {200, 201, 204}
+            assert logged.format(head=head) in "\n".join(caplog.messages)
+            assert len(caplog.messages) == bool(logged)
+            result = served.test_cli_runner().invoke(args=["ready"])
+            told = f"The database has what the service needs; row-level security: {security}\n"
+            assert (result.exit_code, result.stdout) == (0, told)
+            assert logged.format(head=head) in result.stderr
+
+
+def test_what_is_missing_because_the_migrations_are_behind_takes_an_upgrade(postgresql: URL, make: Make) -> None:
+    sql(postgresql, "UPDATE alembic_version SET version_num = '0003'; DROP TABLE idempotency_keys")
+    app = make(postgresql)
+    message = "The database lacks tables or columns: run flask db upgrade"
+    assert app.test_client().get("/health/ready").get_json() == {"error": message}
+    migrate(app)
     assert app.test_client().get("/health/ready").status_code == 200
-    assert statuses(app) == {200, 201, 204}
-    assert app.test_cli_runner().invoke(args=["ready"]).exit_code == 0
-
-
-@pytest.mark.parametrize(
-    "state", {**UNFIT_ON_BOTH, **UNFIT_ON_POSTGRESQL}.values(), ids=[*UNFIT_ON_BOTH, *UNFIT_ON_POSTGRESQL]
-)
-def test_what_would_be_a_500_makes_it_unready_on_postgresql(
-    served: Flask, caplog: pytest.LogCaptureFixture, state: tuple[str, str, str, str]
-) -> None:
-    refuse_unfit(served, caplog, state)
-
-
-@pytest.mark.parametrize("state", UNFIT_ON_BOTH.values(), ids=UNFIT_ON_BOTH)
-def test_what_would_be_a_500_makes_it_unready_on_sqlite(
-    served_by_sqlite: Flask, caplog: pytest.LogCaptureFixture, state: tuple[str, str, str, str]
-) -> None:
-    refuse_unfit(served_by_sqlite, caplog, state)
-
-
-def admit_fit(app: Flask, caplog: pytest.LogCaptureFixture, state: tuple[str, str, str, str]) -> None:
-    """In that state every call is served, and the service is ready; it says what is odd, once."""
-    spoil, mend, security, logged = state
-    (head,) = sql(url_of(app), "SELECT version_num FROM alembic_version")[0]
-    with spoilt(app, spoil, mend):
-        for _ in range(2):
-            response = app.test_client().get("/health/ready")
-            assert (response.status_code, response.get_json()["row_level_security"]) == (200, security)
-        assert statuses(app) == {200, 201, 204}
-        log = "\n".join(caplog.messages)
-        assert logged.format(head=head) in log
-        assert len(caplog.messages) == bool(logged)
-        result = app.test_cli_runner().invoke(args=["ready"])
-        told = f"The database has what the service needs; row-level security: {security}\n"
-        assert (result.exit_code, result.stdout) == (0, told)
-        assert logged.format(head=head) in result.stderr
-
-
-@pytest.mark.parametrize("state", FIT.values(), ids=FIT)
-def test_what_every_call_works_with_leaves_it_ready_on_postgresql(
-    served: Flask, caplog: pytest.LogCaptureFixture, state: tuple[str, str, str, str]
-) -> None:
-    admit_fit(served, caplog, state)
-
-
-@pytest.mark.parametrize("state", ON_SQLITE.values(), ids=ON_SQLITE)
-def test_what_every_call_works_with_leaves_it_ready_on_sqlite(
-    served_by_sqlite: Flask, caplog: pytest.LogCaptureFixture, state: tuple[str, str, str, str]
-) -> None:
-    spoil, mend, _, logged = state
-    admit_fit(served_by_sqlite, caplog, (spoil, mend, "none", logged))
-
-
-def test_what_is_missing_because_the_migrations_are_behind_takes_an_upgrade(server: URL, make: Make) -> None:
-    with postgresql_database(server) as url:
-        close(migrated_app(url))
-        sql(url, "UPDATE alembic_version SET version_num = '0003'; DROP TABLE idempotency_keys")
-        app = make(url)
-        message = "The database lacks tables or columns: run flask db upgrade"
-        assert app.test_client().get("/health/ready").get_json() == {"error": message}
-        close(migrated_app(url))
-        assert app.test_client().get("/health/ready").status_code == 200
 
 
 def test_what_is_missing_because_the_code_is_behind_takes_other_code(
-    server: URL, make: Make, capsys: pytest.CaptureFixture[str]
+    postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with postgresql_database(server) as url:
-        close(migrated_app(url))
-        sql(url, "UPDATE alembic_version SET version_num = '9999'; ALTER TABLE tasks DROP COLUMN description")
-        response = make(url).test_client().get("/health/ready")
-        assert response.get_json() == {"error": f"The database lacks tables or columns: {SAYS_MORE}"}
-        assert "deploy the code that belongs to them" in capsys.readouterr().err
+    sql(postgresql, "UPDATE alembic_version SET version_num = '9999'; ALTER TABLE tasks DROP COLUMN description")
+    response = make(postgresql).test_client().get("/health/ready")
+    assert response.get_json() == {"error": f"The database lacks tables or columns: {SAYS_MORE}"}
+    assert "deploy the code that belongs to them" in capsys.readouterr().err
 
 
 @contextmanager
 def locked(app: Flask, table: str) -> Iterator[None]:
     """While somebody else has that table for themselves."""
-    engine = create_engine(direct(as_superuser(url_of(app))))
-    with engine.begin() as connection:
+    with session(url_of(app)) as connection:
         connection.exec_driver_sql(f"LOCK TABLE {table}")
         yield
-    engine.dispose()
 
 
+@pytest.mark.parametrize("served", DATABASES[1:], indirect=True)
 def test_where_a_lock_is_in_the_way_it_is_an_outage(served: Flask) -> None:
     with locked(served, "tasks"):
         response = served.test_client().get("/health/ready")
@@ -366,25 +324,23 @@ def test_code_that_comes_without_its_migrations_is_ready(
 
 
 def test_restored_without_owner_it_names_the_command_that_brings_it_back(
-    server: URL, make: Make, capsys: pytest.CaptureFixture[str]
+    postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with postgresql_database(server) as url:
-        close(migrated_app(url))
-        superuser = as_superuser(url).username
-        for table in (*TABLES, "alembic_version"):
-            sql(url, f'ALTER TABLE {table} OWNER TO "{superuser}"; REVOKE ALL ON {table} FROM PUBLIC, {ROLE}')
-        app = make(url)
-        response = app.test_client().get("/health/ready")
-        message = f"The database denies rights that the service needs: {SAYS_MORE}"
-        assert (response.status_code, response.get_json()) == (503, {"error": message})
-        assert statuses(app) == {500}
-        (line,) = re.findall("GET /health/ready: (.*)", capsys.readouterr().err)
-        assert all(f"permission denied for table {table}" in line for table in TABLES)
-        (command,) = re.findall("as the owner of the tables: (.*)", line)
-        sql(url, command)
-        response = app.test_client().get("/health/ready")
-        assert response.get_json() == {"status": "ok", "row_level_security": "enforced"}
-        assert statuses(app) == {200, 201, 204}
+    superuser = as_superuser(postgresql).username
+    for table in (*TABLES, "alembic_version"):
+        sql(postgresql, f'ALTER TABLE {table} OWNER TO "{superuser}"; REVOKE ALL ON {table} FROM PUBLIC, {ROLE}')
+    app = make(postgresql)
+    response = app.test_client().get("/health/ready")
+    message = f"The database denies rights that the service needs: {SAYS_MORE}"
+    assert (response.status_code, response.get_json()) == (503, {"error": message})
+    assert statuses(app) == {500}
+    (line,) = re.findall("GET /health/ready: (.*)", capsys.readouterr().err)
+    assert all(f"permission denied for table {table}" in line for table in TABLES)
+    (command,) = re.findall("as the owner of the tables: (.*)", line)
+    sql(postgresql, command)
+    response = app.test_client().get("/health/ready")
+    assert response.get_json() == {"status": "ok", "row_level_security": "enforced"}
+    assert statuses(app) == {200, 201, 204}
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
@@ -399,20 +355,9 @@ def test_another_encoding_than_utf8_makes_it_unready(server: URL, make: Make, en
     ("content", "message"),
     [(b"", "The database has no tables yet: run flask db upgrade"), (b"no database" * 100, "Service unavailable")],
 )
-def test_another_file_in_the_place_of_sqlite_makes_it_unready(make: Make, content: bytes, message: str) -> None:
-    with sqlite_database() as url:
-        close(migrated_app(url))
-        Path(str(url.database)).write_bytes(content)
-        response = make(url).test_client().get("/health/ready")
-        assert (response.status_code, response.get_json()) == (503, {"error": message})
-
-
-def test_gunicorn_says_at_its_start_what_the_database_lacks(tmp_path: Path) -> None:
-    with sqlite_database() as url:
-        close(migrated_app(url))
-        sql(url, "ALTER TABLE tasks RENAME COLUMN description TO elsewhere")
-        with gunicorn(url, tmp_path / "log", ready="/health/live", WEB_CONCURRENCY="1") as live:
-            deadline = time.monotonic() + 15
-            while "The database lacks tables or columns: table tasks: " not in live.log.read_text():
-                assert time.monotonic() < deadline, live.log.read_text()
-                time.sleep(0.05)
+def test_another_file_in_the_place_of_sqlite_makes_it_unready(
+    sqlite: URL, make: Make, content: bytes, message: str
+) -> None:
+    Path(str(sqlite.database)).write_bytes(content)
+    response = make(sqlite).test_client().get("/health/ready")
+    assert (response.status_code, response.get_json()) == (503, {"error": message})

@@ -1,101 +1,132 @@
-"""Nobody reaches another's tasks: every route, every kind of caller, and both layers by themselves."""
+"""Nobody reaches the rows of another user: every route, as every kind of caller, and the rules of the code."""
 
 import ast
+import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL
 from werkzeug.routing import Rule
-from werkzeug.test import TestResponse
 
-from tests.support import ROOT, Call, Caller, Make, acting_for, as_superuser, empty_database, migrate, sql
+from tests.support import ROOT, Call, Caller, Make, acting_for, session, sql
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import Owned
 from todo.db.statements import Statement
+from todo.db.table import OwnedTable
 from todo.errors import OwnershipViolated
 from todo.expected import Expected
-from todo.tasks import queries, service
+from todo.tasks import queries
 from todo.web.swagger import OURS, SWAGGER_UI
 
-#: Every call that belongs to somebody: its body, and the status for its owner.
-MATRIX = {
-    ("GET", "/api/<user_id>/tasks"): (None, 200),
-    ("POST", "/api/<user_id>/tasks"): ({"title": "x"}, 201),
-    ("GET", "/api/<user_id>/tasks/<task_id>"): (None, 200),
-    ("PUT", "/api/<user_id>/tasks/<task_id>"): ({"title": "x"}, 200),
-    ("DELETE", "/api/<user_id>/tasks/<task_id>"): (None, 204),
-    ("PATCH", "/api/<user_id>/tasks/<task_id>/complete"): (None, 200),
-}
+pytestmark = pytest.mark.sql
+
+DOCUMENT = json.loads((ROOT / "docs/openapi.json").read_text())
 PUBLIC = {("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/openapi.json")}
-#: The documentation in the browser, public too.
+#: The documentation in the browser is public too.
 DOCS = {("GET", path) for path in ("/", "/docs", *(f"/docs/{name}" for name in OURS + SWAGGER_UI))}
-#: With METRICS_TOKEN alone; asks for that token itself (tests/test_metrics.py).
+#: Only with METRICS_TOKEN; asks for that token itself (tests/test_metrics.py).
 GUARDED = {("GET", "/metrics")}
+#: Models whose rows no route names.
+WITHOUT_ROUTES = {"idempotency_keys"}
+
+#: The body that each documented call of a user has as its example, by method and path.
+BODIES = {
+    (method.upper(), path): operation.get("requestBody", {})
+    .get("content", {})
+    .get("application/json", {})
+    .get("example")
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+    if "{user_id}" in path
+}
 
 
 def routes(app: Flask) -> set[tuple[str, str]]:
-    """Every method of every rule; HEAD and OPTIONS are Werkzeug's."""
+    """Every method of every rule, as the document writes them; HEAD and OPTIONS are Werkzeug's."""
     rules: list[Rule] = list(app.url_map.iter_rules())
-    return {(method, rule.rule) for rule in rules for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}}
+    own = {"HEAD", "OPTIONS"}
+    return {
+        (method, re.sub("<(.+?)>", r"{\1}", rule.rule)) for rule in rules for method in (rule.methods or set()) - own
+    }
 
 
-def test_every_route_is_in_the_matrix_or_named_public(app: Flask) -> None:
-    assert routes(app) == set(MATRIX) | PUBLIC | DOCS
+def test_every_route_is_tried_as_a_stranger_or_is_public(app: Flask) -> None:
+    """What the document lacks, nobody tries."""
+    assert routes(app) == set(BODIES) | PUBLIC | DOCS
 
 
 def test_the_metrics_are_the_only_route_with_a_rule_of_its_own(make: Make, url: URL) -> None:
-    assert routes(make(url, metrics_token="x" * 16)) == set(MATRIX) | PUBLIC | DOCS | GUARDED
+    assert routes(make(url, metrics_token="x" * 16)) == set(BODIES) | PUBLIC | DOCS | GUARDED
 
 
-@pytest.mark.parametrize(("method", "rule"), MATRIX)
-class TestMatrix:
-    """Each call of the matrix, as each kind of caller."""
+def test_every_owned_model_has_routes_that_are_tried() -> None:
+    tables = {model.__tablename__ for model in Owned.__subclasses__()}
+    assert tables == {path.split("/")[3] for _, path in BODIES} | WITHOUT_ROUTES
 
-    def send(self, app: Flask, method: str, rule: str, task_id: int, caller: Caller | None) -> TestResponse:
-        path = rule.replace("<user_id>", "alice").replace("<task_id>", str(task_id))
-        body, _ = MATRIX[method, rule]
-        if caller is None:
-            return app.test_client().open(path, method=method, json=body)
-        return caller.open(method, path, json=body)
 
-    def test_without_identity(self, app: Flask, alice: Caller, statements: list[str], method: str, rule: str) -> None:
-        task = alice.create()
+@pytest.fixture(params=BODIES, ids=" ".join)
+def route(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Each call of a user."""
+    method, path = request.param
+    return method, path
+
+
+def create(caller: Caller, path: str) -> str:
+    """Make a row of the caller's with the documented example; the path with the caller and that row filled in."""
+    collection, _, rest = path.partition("/{user_id}/")[2].partition("/")
+    root = f"/api/{caller.user_id}/{collection}"
+    made = caller.open("POST", root, json=BODIES["POST", f"/api/{{user_id}}/{collection}"])
+    assert made.status_code == 201, made.get_json()
+    return f"{root}/{re.sub('{.+?}', str(made.get_json()['id']), rest)}".rstrip("/")
+
+
+def rows_of(caller: Caller, path: str) -> object:
+    """What the caller lists there."""
+    return caller.open("GET", "/".join(path.split("/")[:4])).get_json()
+
+
+class TestRoute:
+    """Each call of a user, as each kind of caller."""
+
+    def test_without_identity(self, app: Flask, alice: Caller, statements: list[str], route: tuple[str, str]) -> None:
+        path = create(alice, route[1])
+        before = rows_of(alice, path)
         statements.clear()
-        response = self.send(app, method, rule, task["id"], None)
+        response = app.test_client().open(path, method=route[0], json=BODIES[route])
         assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
         assert response.headers["WWW-Authenticate"] == "Bearer"
         assert statements == []
-        assert alice("GET").get_json() == [task]
+        assert rows_of(alice, path) == before
 
-    def test_as_a_stranger(
-        self, app: Flask, alice: Caller, bob: Caller, statements: list[str], method: str, rule: str
-    ) -> None:
-        bob.create()
-        task = alice.create()
+    def test_as_a_stranger(self, alice: Caller, bob: Caller, statements: list[str], route: tuple[str, str]) -> None:
+        """Under the owner's path it is 403; under their own, the owner's row is not there."""
+        create(bob, route[1])
+        path = create(alice, route[1])
+        before = rows_of(alice, path)
         statements.clear()
-        response = self.send(app, method, rule, task["id"], bob)
+        response = bob.open(route[0], path, json=BODIES[route])
         assert (response.status_code, response.get_json()) == (403, {"error": "Forbidden"})
         assert statements == []
-        assert alice("GET").get_json() == [task]
+        if "_id}" in route[1].replace("{user_id}", ""):
+            assert bob.open(route[0], path.replace("alice", "bob"), json=BODIES[route]).status_code == 404
+        assert rows_of(alice, path) == before
 
-    def test_as_the_owner(self, app: Flask, alice: Caller, method: str, rule: str) -> None:
-        task = alice.create()
-        assert self.send(app, method, rule, task["id"], alice).status_code == MATRIX[method, rule][1]
-
-    def test_a_known_user_costs_one_statement(
-        self, app: Flask, alice: Caller, statements: list[str], method: str, rule: str
+    def test_as_the_owner_it_costs_one_statement(
+        self, alice: Caller, statements: list[str], route: tuple[str, str]
     ) -> None:
-        task = alice.create()
+        path = create(alice, route[1])
         statements.clear()
-        self.send(app, method, rule, task["id"], alice)
-        assert [statement.split()[0] for statement in statements] in (
-            ["checkout", "SELECT"],
-            ["checkout", "INSERT"],
-            ["checkout", "UPDATE"],
-            ["checkout", "DELETE"],
-        )
+        response = alice.open(route[0], path, json=BODIES[route])
+        assert response.status_code == {"POST": 201, "DELETE": 204}.get(route[0], 200)
+        taken, executed = (statement.split()[0] for statement in statements)
+        assert (taken, executed in ("SELECT", "INSERT", "UPDATE", "DELETE")) == ("checkout", True)
 
 
 def test_a_path_of_nobody_is_403_like_one_of_somebody(alice: Caller, bob: Caller) -> None:
@@ -141,42 +172,6 @@ def test_the_checks_come_in_order(alice: Caller, app: Flask) -> None:
     assert alice("PUT", "/1", json={"title": "x"}).status_code == 404
 
 
-def test_the_queries_alone_keep_users_apart(app: Flask, alice: Caller, bob: Caller) -> None:
-    """Where the database would let alice's rows be seen and touched."""
-    task = alice.create()
-    bob.create()
-    expected = Expected(wanted=[1])
-    with acting_for(app, "alice"):
-        assert queries.TASKS.find("bob", task["id"]) is None
-        assert queries.TASKS.update("bob", task["id"], {"title": "stolen"}) is None
-        assert queries.TASKS.update("bob", task["id"], {"title": "stolen"}, expected) is None
-        assert queries.toggle_task("bob", task["id"], None) is None
-        assert queries.toggle_task("bob", task["id"], expected) is None
-        assert queries.TASKS.delete("bob", task["id"]) is None
-        assert queries.TASKS.delete("bob", task["id"], expected) is None
-        assert "alice" not in {
-            row.user_id for row in queries.list_tasks("bob", {}, before=None, limit=10, size=1024 * 1024)
-        }
-    assert alice("GET").get_json() == [task]
-
-
-def test_the_service_alone_keeps_users_apart(app: Flask, alice: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the statements return the rows of another user, they are still not handed on."""
-    task = alice.create()
-    execute = Statement.all
-    monkeypatch.setattr(Statement, "all", lambda self, **named: execute(self, **named | {"user_id": "alice"}))
-    with acting_for(app, "alice"):
-        for steal in (
-            lambda: service.list_tasks("bob", {}, before=None, limit=10, size=1024 * 1024),
-            lambda: service.get_task("bob", task["id"]),
-            lambda: service.update_task("bob", task["id"], {"title": "x"}),
-            lambda: service.complete_task("bob", task["id"], {}),
-            lambda: service.delete_task("bob", task["id"]),
-        ):
-            with pytest.raises(OwnershipViolated):
-                steal()
-
-
 NO_EMAILS = {
     "sqlite": [
         "CREATE TRIGGER no_emails BEFORE INSERT ON users WHEN NEW.email IS NOT NULL BEGIN SELECT RAISE(IGNORE); END"
@@ -189,15 +184,12 @@ NO_EMAILS = {
 }
 
 
-@pytest.mark.parametrize("backend", NO_EMAILS)
-def test_an_email_that_is_taken_at_the_same_moment_is_none(server: URL, make: Make, backend: str) -> None:
-    """The trigger does what ON CONFLICT does where somebody else is a moment faster: no user is made."""
-    with empty_database(backend, server) as url:
-        migrate(make(url))
-        for statement in NO_EMAILS[backend]:
-            sql(url, statement)
-        Caller(make(url), "alice", "alice@example.com").create()
-        assert sql(url, "SELECT id, email FROM users") == [("alice", None)]
+def test_an_email_that_is_taken_at_the_same_moment_is_none(own: URL, make: Make) -> None:
+    """The trigger does what ON CONFLICT does if another request is faster: it makes no user."""
+    for statement in NO_EMAILS[own.get_backend_name()]:
+        sql(own, statement)
+    Caller(make(own), "alice", "alice@example.com").create()
+    assert sql(own, "SELECT id, email FROM users") == [("alice", None)]
 
 
 @pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
@@ -207,15 +199,13 @@ def test_a_task_of_a_user_who_is_deleted_at_the_same_moment_is_a_new_users_first
 ) -> None:
     alice = call("alice", "alice@example.com")
     alice.create()
-    deleting = create_engine(as_superuser(url))
-    with deleting.connect() as connection, ThreadPoolExecutor(1) as pool:
+    with session(url) as connection, ThreadPoolExecutor(1) as pool:
         connection.exec_driver_sql("DELETE FROM users WHERE id = 'alice'")
         waiting = pool.submit(alice, "POST", json={"title": "x"}, headers=headers)
         with pytest.raises(TimeoutError):
             waiting.result(timeout=0.3)
         connection.commit()
         assert waiting.result().status_code == 201
-    deleting.dispose()
     assert alice.titles() == ["x"]
     assert sql(url, "SELECT id, email FROM users") == [("alice", "alice@example.com")]
 
@@ -229,16 +219,74 @@ def test_an_insert_that_breaks_another_rule_is_not_repeated(app: Flask, alice: C
     assert sql(url, "SELECT id FROM users") == [("alice",)]
 
 
-def test_the_owner_goes_first_in_every_query_and_service_function() -> None:
-    for module in (queries, service):
-        for function in parsed(Path(module.__file__)).body:
-            if isinstance(function, ast.FunctionDef) and not function.name.startswith("_"):
-                assert function.args.args[0].arg == "user_id", function.name
-                assert not function.args.posonlyargs
-                assert len(function.args.defaults) < len(function.args.args), function.name
-
-
 QUERIES = sorted([*(ROOT / "todo").glob("*/queries.py"), ROOT / "todo/db/table.py", ROOT / "todo/db/pages.py"])
+FUNCTIONS = sorted((ROOT / "todo").glob("*/queries.py")) + sorted((ROOT / "todo").glob("*/service.py"))
+
+
+def public_functions(path: Path) -> list[ast.FunctionDef]:
+    """The module's functions that others call."""
+    functions = [node for node in parsed(path).body if isinstance(node, ast.FunctionDef)]
+    return [function for function in functions if not function.name.startswith("_")]
+
+
+@pytest.mark.parametrize("path", FUNCTIONS, ids=lambda path: f"{path.parent.name} {path.stem}")
+def test_the_owner_goes_first_in_every_query_and_service_function(path: Path) -> None:
+    for function in public_functions(path):
+        assert function.args.args[0].arg == "user_id", function.name
+        assert not function.args.posonlyargs
+        assert len(function.args.defaults) < len(function.args.args), function.name
+
+
+RESOURCES = [import_module(f"todo.{path.parent.name}.service") for path in sorted((ROOT / "todo").glob("*/service.py"))]
+
+
+def made_by(caller: Caller, resource: ModuleType) -> dict[str, Any]:
+    """A new row of the resource, made as its document says."""
+    name = resource.__name__.split(".")[1]
+    response = caller.open("POST", f"/api/{caller.user_id}/{name}", json=BODIES["POST", f"/api/{{user_id}}/{name}"])
+    assert response.status_code == 201, response.get_data(as_text=True)
+    return dict(response.get_json())
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda module: module.__name__)
+def test_the_queries_alone_keep_users_apart(app: Flask, alice: Caller, bob: Caller, resource: ModuleType) -> None:
+    """The database lets them see and change the rows of alice."""
+    row = made_by(alice, resource)
+    made_by(bob, resource)
+    values = {"title": "stolen"} if "title" in row else {}
+    tables = [value for value in vars(resource.queries).values() if isinstance(value, OwnedTable)]
+    assert tables
+    with acting_for(app, "alice"):
+        for table in tables:
+            assert table.find("bob", row["id"]) is None
+            for expected in (None, Expected(wanted=[1])):
+                assert table.update("bob", row["id"], values, expected) is None
+                assert table.delete("bob", row["id"], expected) is None
+                assert table.updating()("bob", row["id"], expected) is None
+            listed = table.list("bob", {}, before=None, limit=10, size=1024 * 1024)
+            assert {each.user_id for each in listed} <= {"bob"}
+            assert table.find("alice", row["id"]) is not None
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda module: module.__name__)
+def test_the_service_alone_keeps_users_apart(
+    app: Flask, alice: Caller, monkeypatch: pytest.MonkeyPatch, resource: ModuleType
+) -> None:
+    """The statements return the rows of another user; no function of the service hands them on."""
+    row = made_by(alice, resource)
+    arguments = {"filters": {}, "before": None, "limit": 10, "size": 1024 * 1024, "completion": {}, "expected": None}
+    arguments["changes"] = {"title": "x"} if "title" in row else {}
+    execute = Statement.all
+    monkeypatch.setattr(Statement, "all", lambda self, **named: execute(self, **named | {"user_id": "alice"}))
+    functions = [getattr(resource, function.name) for function in public_functions(Path(str(resource.__file__)))]
+    with acting_for(app, "alice"):
+        for function in functions:
+            names = [name for name in signature(function).parameters if name != "user_id"]
+            if "email" in names:
+                # What inserts returns what it has just inserted.
+                continue
+            with pytest.raises(OwnershipViolated):
+                function("bob", **{name: row["id"] if name.endswith("_id") else arguments[name] for name in names})
 
 
 @pytest.mark.parametrize("path", QUERIES, ids=lambda path: path.parent.name)

@@ -17,6 +17,8 @@ from todo.db import connections as database
 from todo.errors import TooManyAtOnce
 from todo.web.places import ALLOWANCE, FORGIVEN, MANY, MOST_OWED, NEXT_SEARCH, SLOW, SLOW_SEARCH, Places
 
+pytestmark = pytest.mark.sql
+
 #: Two of eight threads are the share of one caller.
 THREADS, SHARE = 8, 2
 

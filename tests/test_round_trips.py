@@ -7,15 +7,18 @@ from flask import Flask
 from sqlalchemy import URL
 
 from tests.conftest import url_of
-from tests.support import Caller, Make, close, migrated_app, postgresql_database
+from tests.support import Caller, Make, close, migrated_database, settings
 from tests.wire import Wire, wire_to
+from todo import create_app
+
+pytestmark = pytest.mark.sql
 
 
 @pytest.fixture(scope="module")
 def wired(server: URL) -> Iterator[tuple[Flask, Wire]]:
     """An app whose database is behind a wire, and the wire."""
-    with postgresql_database(server) as url, wire_to(url) as (wire, wired_url):
-        app = migrated_app(wired_url, threads=1)
+    with migrated_database("postgresql", server) as url, wire_to(url) as (wire, wired_url):
+        app = create_app(settings(wired_url, threads=1))
         Caller(app, "alice", "shared@example.com").create()
         yield app, wire
         close(app)

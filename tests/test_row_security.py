@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,24 +16,22 @@ from sqlalchemy import URL, create_engine
 from werkzeug.test import TestResponse
 
 from tests.conftest import url_of
-from tests.live import gunicorn
 from tests.support import (
     ROOT,
     Caller,
     Make,
     as_superuser,
     close,
+    direct,
     migrate,
-    migrated_app,
-    postgresql_database,
-    settings,
     sql,
     sql_as_role,
 )
-from todo import create_app
 from todo.db import connections as database
 from todo.db import db
 from todo.web import health
+
+pytestmark = pytest.mark.sql
 
 on_postgresql = pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
 
@@ -90,25 +87,26 @@ def tasks(app: Flask) -> list[tuple[Any, ...]]:
 
 
 @on_postgresql
-@pytest.mark.parametrize(("method", "path", "options"), REQUESTS)
 def test_without_the_owners_predicate_no_foreign_row_is_read_or_changed(
-    app: Flask, statements: list[str], alice: Caller, bob: Caller, method: str, path: str, options: dict[str, Any]
+    app: Flask, statements: list[str], alice: Caller, bob: Caller
 ) -> None:
-    own, foreign = alice.create(), bob.create()
-    before = tasks(app)
-    with without_the_owner() as stripped:
-        status, answer = send(alice, method, path, options, foreign["id"])
-    assert stripped
-    # Or the fixture, which reads them, would fail the test.
-    statements.clear()
-    assert tasks(app) == before
-    if method == "GET" and path[:2] != "/{":
-        assert (status, answer) == (200, [own])
-    elif method == "POST":
-        # It would have made a task for everybody; the policy refuses the statement as a whole.
-        assert (status, answer) == (500, {"error": "Internal server error"})
-    else:
-        assert (status, answer) == (404, {"error": "Task not found"})
+    for method, path, options in REQUESTS:
+        sql(url_of(app), "DELETE FROM users")
+        own, foreign = alice.create(), bob.create()
+        before = tasks(app)
+        with without_the_owner() as stripped:
+            status, answer = send(alice, method, path, options, foreign["id"])
+        assert stripped
+        # Or the fixture, which reads them, would fail the test.
+        statements.clear()
+        assert tasks(app) == before
+        if method == "GET" and path[:2] != "/{":
+            assert (status, answer) == (200, [own])
+        elif method == "POST":
+            # It would have made a task for everybody; the policy refuses the whole statement.
+            assert (status, answer) == (500, {"error": "Internal server error"})
+        else:
+            assert (status, answer) == (404, {"error": "Task not found"})
 
 
 def repeat(caller: Caller) -> TestResponse:
@@ -145,38 +143,31 @@ def test_without_the_owners_predicate_nobody_prunes_anothers_keys(
     assert keys == [("alice", "new"), ("bob", "shared")]
 
 
-@pytest.fixture(scope="module")
-def bypassing(server: URL) -> Iterator[Flask]:
+@pytest.fixture
+def bypassing(postgresql: URL, make: Make) -> Flask:
     """An app whose role bypasses the policies."""
-    with postgresql_database(server) as url:
-        close(migrated_app(url))
-        app = create_app(settings(as_superuser(url)))
-        yield app
-        close(app)
+    return make(as_superuser(postgresql))
 
 
-@pytest.mark.parametrize(("method", "path", "options"), REQUESTS)
-def test_a_role_that_bypasses_the_policies_has_two_layers_left(
-    bypassing: Flask, method: str, path: str, options: dict[str, Any]
-) -> None:
+def test_a_role_that_bypasses_the_policies_has_two_layers_left(bypassing: Flask) -> None:
     """What shows that the test above can fail, too."""
-    sql(url_of(bypassing), "DELETE FROM users")
     alice, bob = Caller(bypassing, "alice"), Caller(bypassing, "bob")
-    alice.create()
-    foreign = bob.create()
-    before = tasks(bypassing)
-    with without_the_owner():
-        status, answer = send(alice, method, path, options, foreign["id"])
-    if method == "POST":
-        assert len(tasks(bypassing)) == len(before) + 2
-    else:
-        # The service saw whose row came back, be it too late.
-        assert (status, answer) == (500, {"error": "Internal server error"})
-        assert (tasks(bypassing) != before) == (method != "GET")
+    for method, path, options in REQUESTS:
+        sql(url_of(bypassing), "DELETE FROM users")
+        alice.create()
+        foreign = bob.create()
+        before = tasks(bypassing)
+        with without_the_owner():
+            status, answer = send(alice, method, path, options, foreign["id"])
+        if method == "POST":
+            assert len(tasks(bypassing)) == len(before) + 2
+        else:
+            # The service saw whose row came back, but too late.
+            assert (status, answer) == (500, {"error": "Internal server error"})
+            assert (tasks(bypassing) != before) == (method != "GET")
 
 
-def test_of_a_foreign_key_a_role_that_bypasses_gets_the_answer_as_far_as_the_service(bypassing: Flask) -> None:
-    sql(url_of(bypassing), "DELETE FROM users")
+def test_the_service_does_not_hand_on_the_answer_of_another_users_key(bypassing: Flask) -> None:
     repeat(Caller(bypassing, "bob"))
     with without_the_owner():
         assert repeat(Caller(bypassing, "alice")).status_code == 500
@@ -192,47 +183,45 @@ def test_nobody_is_shown_anything(url: URL, alice: Caller) -> None:
         assert sql_as_role(url, statement, user_id=user_id) == [(shown,)]
 
 
-@pytest.mark.parametrize(
-    "user_id", ["o'brien", "a\\b", "100%", "%(user_id)s", "%s", "jörg", "'; --", '"', "$$", "🥛" * 255]
-)
-def test_any_user_id_reaches_the_policies_as_it_is(server: URL, make: Make, user_id: str) -> None:
-    with postgresql_database(server) as url:
-        close(migrated_app(url))
-        for standard_conforming_strings in ("on", "off"):
-            options = f"-c standard_conforming_strings={standard_conforming_strings} -c escape_string_warning=off"
-            somebody = Caller(make(url.update_query_dict({"options": options})), user_id)
-            task = somebody.create()
-            assert somebody("GET", f"/{task['id']}").get_json() == task
-            assert somebody("DELETE", f"/{task['id']}").status_code == 204
+USER_IDS = ["o'brien", "a\\b", "100%", "%(user_id)s", "%s", "jörg", "'; --", '"', "$$", "🥛" * 255]
 
 
-def test_nothing_of_it_stays_in_the_session(server: URL) -> None:
-    """What a transaction pooler would hand to the next client."""
-    with postgresql_database(server) as url:
-        app = migrated_app(url, threads=1)
-        Caller(app, "alice").create()
-        query = "SELECT current_setting('app.user_id', true), current_setting('statement_timeout')"
-        with app.app_context(), db.engine.connect() as connection:
-            assert connection.exec_driver_sql(query).one() == ("", "0")
-        close(app)
+@pytest.mark.parametrize("standard_conforming_strings", ["on", "off"])
+def test_any_user_id_reaches_the_policies_as_it_is(
+    postgresql: URL, make: Make, standard_conforming_strings: str
+) -> None:
+    options = f"-c standard_conforming_strings={standard_conforming_strings} -c escape_string_warning=off"
+    app = make(postgresql.update_query_dict({"options": options}))
+    for user_id in USER_IDS:
+        somebody = Caller(app, user_id)
+        task = somebody.create()
+        assert somebody("GET", f"/{task['id']}").get_json() == task
+        assert somebody("DELETE", f"/{task['id']}").status_code == 204
+
+
+def test_nothing_of_it_stays_in_the_session(postgresql: URL, make: Make) -> None:
+    """A transaction pooler would hand it to the next client."""
+    app = make(postgresql, threads=1)
+    Caller(app, "alice").create()
+    query = "SELECT current_setting('app.user_id', true), current_setting('statement_timeout')"
+    with app.app_context(), db.engine.connect() as connection:
+        assert connection.exec_driver_sql(query).one() == ("", "0")
 
 
 def test_the_service_says_that_its_role_bypasses_the_policies(
-    server: URL, make: Make, capsys: pytest.CaptureFixture[str]
+    postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with postgresql_database(server) as url:
-        close(migrated_app(url))
-        role = f"{url.database}_bypass"
-        sql(url, f"CREATE ROLE {role} LOGIN PASSWORD 'x' BYPASSRLS IN ROLE {url.username}")
-        for bypassing in (as_superuser(url), url.set(username=role, password="x")):
-            health._warn.cache_clear()
-            app = make(bypassing)
-            for _ in range(2):
-                response = app.test_client().get("/health/ready")
-                assert response.get_json() == {"status": "ok", "row_level_security": "bypassed"}
-            assert capsys.readouterr().err.count("row-level security is bypassed") == 1
-            close(app)
-        sql(url, f"DROP ROLE {role}")
+    role = f"{postgresql.database}_bypass"
+    sql(postgresql, f"CREATE ROLE {role} LOGIN PASSWORD 'x' BYPASSRLS IN ROLE {postgresql.username}")
+    for bypassing in (as_superuser(postgresql), postgresql.set(username=role, password="x")):
+        health._warn.cache_clear()
+        app = make(bypassing)
+        for _ in range(2):
+            response = app.test_client().get("/health/ready")
+            assert response.get_json() == {"status": "ok", "row_level_security": "bypassed"}
+        assert capsys.readouterr().err.count("row-level security is bypassed") == 1
+        close(app)
+    sql(postgresql, f"DROP ROLE {role}")
 
 
 def test_the_role_that_the_page_makes_is_bound_by_the_policies(server: URL, make: Make) -> None:
@@ -274,36 +263,20 @@ def upgrade():
 """
 
 
-def test_a_migration_that_the_policies_would_blind_is_an_error(server: URL, tmp_path: Path) -> None:
+def test_a_migration_that_the_policies_would_blind_is_an_error(postgresql: URL, make: Make, tmp_path: Path) -> None:
     migrations = tmp_path / "migrations"
     shutil.copytree(ROOT / "migrations", migrations, ignore=shutil.ignore_patterns("__pycache__"))
     backfill = migrations / "versions/9999_backfill.py"
     head = max(path.name[:4] for path in (ROOT / "migrations/versions").glob("*.py"))
-    with postgresql_database(server) as url:
-        app = migrated_app(url)
-        Caller(app, "alice").create()
-        backfill.write_text(BACKFILL.format(head=head, first=""))
-        # flask_migrate logs what alembic refuses, and ends the command.
-        with app.app_context(), pytest.raises(SystemExit) as ended:
-            upgrade(directory=str(migrations))
-        assert "would be affected by row-level security" in str(ended.value.__context__)
-        backfill.write_text(
-            BACKFILL.format(head=head, first='op.execute("ALTER TABLE tasks NO FORCE ROW LEVEL SECURITY")')
-        )
-        with app.app_context():
-            upgrade(directory=str(migrations))
-        assert sql(url, "SELECT title FROM tasks") == [("x",)]
-        close(app)
-
-
-def test_gunicorn_says_at_its_start_that_the_role_bypasses_the_policies(server: URL, tmp_path: Path) -> None:
-    with postgresql_database(server) as url:
-        close(migrated_app(url))
-        for role, count in ((as_superuser(url), 1), (url, 0)):
-            log = tmp_path / f"{count}.log"
-            with gunicorn(role, log, ready="/health/live", WEB_CONCURRENCY="1"):
-                # Nobody asks whether it is ready. The one that is bound says nothing, however long it is waited for.
-                deadline = time.monotonic() + (5 if count else 1)
-                while "row-level security is bypassed" not in log.read_text() and time.monotonic() < deadline:
-                    time.sleep(0.05)
-            assert log.read_text().count("row-level security is bypassed") == count
+    app = make(direct(postgresql))
+    Caller(app, "alice").create()
+    backfill.write_text(BACKFILL.format(head=head, first=""))
+    # flask_migrate logs what alembic refuses, and ends the command.
+    with app.app_context(), pytest.raises(SystemExit) as ended:
+        upgrade(directory=str(migrations))
+    assert "would be affected by row-level security" in str(ended.value.__context__)
+    first = 'op.execute("ALTER TABLE tasks NO FORCE ROW LEVEL SECURITY")'
+    backfill.write_text(BACKFILL.format(head=head, first=first))
+    with app.app_context():
+        upgrade(directory=str(migrations))
+    assert sql(postgresql, "SELECT title FROM tasks") == [("x",)]

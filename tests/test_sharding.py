@@ -12,6 +12,8 @@ from sqlalchemy import URL
 from tests.support import Caller, close, migrated_app, partition, plans_of_statements, postgresql_database, sql
 from tests.test_migrations import DDL
 
+pytestmark = pytest.mark.sql
+
 on_partitions = pytest.mark.parametrize("watched", ["partitioned"], indirect=True)
 
 

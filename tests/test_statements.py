@@ -8,12 +8,14 @@ from msgspec import Struct
 from sqlalchemy import URL, Select, Text, bindparam, literal, select
 from sqlalchemy.dialects import postgresql
 
-from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql
+from tests.support import Caller, Make, sql
 from todo.db import db
 from todo.db.failures import DRIVER_ERRORS
 from todo.db.statements import Names, Statement
 from todo.db.types import UtcInstant
 from todo.tasks import queries
+
+pytestmark = pytest.mark.sql
 
 INSTANTS = [
     f"{second}.{microseconds}Z"
@@ -43,18 +45,17 @@ def connections(app: Flask) -> tuple[int, int]:
         return db.engine.pool.checkedin(), db.engine.pool.checkedout()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("instant", [*INSTANTS, "9999-12-31T23:59:59.999999Z"])
-def test_an_instant_comes_back_as_it_went_in(app: Flask, instant: str) -> None:
-    columns = [literal(instant, UtcInstant), bindparam("instant", type_=UtcInstant), literal(None, UtcInstant)]
-    with app.app_context():
-        assert Statement(select(*columns), Instants).all(instant=instant) == [Instants(instant, instant, None)]
+def test_an_instant_comes_back_as_it_went_in(app: Flask) -> None:
+    for instant in (*INSTANTS, "9999-12-31T23:59:59.999999Z"):
+        columns = [literal(instant, UtcInstant), bindparam("instant", type_=UtcInstant), literal(None, UtcInstant)]
+        with app.app_context():
+            assert Statement(select(*columns), Instants).all(instant=instant) == [Instants(instant, instant, None)]
 
 
-def test_instants_are_in_utc_whatever_the_servers_time_zone(make: Make, server: URL) -> None:
-    with postgresql_database(server) as url:
-        task = Caller(migrated_app(url), "alice").create()
-        app = make(url.update_query_dict({"options": "-c timezone=Asia/Kathmandu"}))
-        assert Caller(app, "alice")("GET").get_json() == [task]
+def test_instants_are_in_utc_whatever_the_servers_time_zone(make: Make, postgresql: URL) -> None:
+    task = Caller(make(postgresql), "alice").create()
+    app = make(postgresql.update_query_dict({"options": "-c timezone=Asia/Kathmandu"}))
+    assert Caller(app, "alice")("GET").get_json() == [task]
 
 
 PAIR = Statement(select(bindparam("one", type_=Text), bindparam("two", type_=Text)), Pair)
@@ -103,13 +104,12 @@ def test_an_error_of_the_statement_keeps_its_connection(app: Flask, alice: Calle
     assert alice.titles() == ["Buy milk"]
 
 
-def test_a_connection_that_breaks_under_a_statement_is_503_and_replaced(server: URL) -> None:
-    with postgresql_database(server) as url:
-        alice = Caller(migrated_app(url, threads=1), "alice")
-        alice.create()
-        sql(url, "ALTER TABLE tasks ADD CHECK (title <> 'x' OR pg_terminate_backend(pg_backend_pid())) NOT VALID")
-        for _ in range(2):
-            assert alice("POST", json={"title": "x"}).status_code == 503
-            assert connections(alice.app) == (1, 0)
-            assert alice.titles() == ["Buy milk"]
-        close(alice.app)
+def test_a_connection_that_breaks_under_a_statement_is_503_and_replaced(make: Make, postgresql: URL) -> None:
+    alice = Caller(make(postgresql, threads=1), "alice")
+    alice.create()
+    kill = "title <> 'x' OR pg_terminate_backend(pg_backend_pid())"
+    sql(postgresql, f"ALTER TABLE tasks ADD CHECK ({kill}) NOT VALID")
+    for _ in range(2):
+        assert alice("POST", json={"title": "x"}).status_code == 503
+        assert connections(alice.app) == (1, 0)
+        assert alice.titles() == ["Buy milk"]

@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
+from tests.ecosystem.programs import program
 from tests.live import PATIENCE
-from tests.programs import program
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
+from tests.ecosystem.programs import program
 from tests.live import Server, free_port, running
-from tests.programs import program
 from tests.support import ROOT, SECRET, direct, postgresql_database
 from todo.tasks.schemas import TITLE
 

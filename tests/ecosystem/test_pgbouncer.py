@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 from sqlalchemy import URL, text
 
-from tests.pgbouncer import DIRECT_ALONE, pgbouncer
+from tests.ecosystem.pgbouncer import DIRECT_ALONE, pgbouncer
 from tests.support import PASSWORD, ROLE, ROOT, close, migrated_app, pooled, postgresql_database, sql
 from todo.db import db
 

@@ -13,8 +13,8 @@ from urllib.request import Request, urlopen
 import pytest
 from sqlalchemy import URL
 
+from tests.ecosystem.programs import program
 from tests.live import Server, free_port, gunicorn
-from tests.programs import program
 from tests.support import ROOT, close, migrated_app, sqlite_database
 
 pytestmark = pytest.mark.ecosystem

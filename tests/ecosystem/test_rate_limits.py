@@ -14,9 +14,9 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import URL
 
+from tests.ecosystem.programs import program
 from tests.faults.proxy import nginx
 from tests.live import PATIENCE, Server, free_port, gunicorn
-from tests.programs import program
 from todo.web.rate_limits import PAUSE, TIMEOUT
 
 pytestmark = pytest.mark.ecosystem

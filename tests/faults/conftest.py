@@ -7,11 +7,11 @@ from typing import NamedTuple
 import pytest
 from sqlalchemy import URL
 
+from tests.ecosystem.pgbouncer import pgbouncer
 from tests.faults.ledger import Findings
 from tests.faults.load import LIMIT, Account, Load, keep_journal
 from tests.faults.server import PostgreSql, postgresql
 from tests.live import Server, gunicorn
-from tests.pgbouncer import pgbouncer
 from tests.support import close, migrated_app, postgresql_database
 
 #: Seconds after the end of a fault within which the last request may fail.

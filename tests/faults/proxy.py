@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ecosystem.programs import program
 from tests.live import Server, free_port, running
-from tests.programs import program
 from tests.support import ROOT
 
 CONFIGURATION = ROOT / "deploy/nginx.conf"

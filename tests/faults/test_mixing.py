@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.ecosystem.pgbouncer import pgbouncer
 from tests.faults.load import Client
 from tests.faults.server import PostgreSql
 from tests.live import gunicorn
-from tests.pgbouncer import pgbouncer
 from tests.support import close, migrated_app, postgresql_database
 
 USERS = 20

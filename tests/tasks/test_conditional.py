@@ -1,14 +1,12 @@
 """ETag, If-Match and If-None-Match (RFC 9110 section 13): nobody overwrites what they have not seen."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
 
-from tests.live import Server, gunicorn
-from tests.support import Caller, close, empty_database, migrated_app
+from tests.support import Caller
+
+pytestmark = pytest.mark.sql
 
 CHANGES: list[tuple[str, str, object]] = [
     ("PUT", "", {"title": "Buy oat milk"}),
@@ -216,41 +214,3 @@ def test_a_condition_costs_no_statement_more_unless_it_fails(alice: Caller, stat
     statements.clear()
     assert put(alice, number, If_Match=f'"{number}-1"') == 412
     assert [statement.split()[0] for statement in statements] == ["checkout", "UPDATE", "checkout", "SELECT"]
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def live(request: pytest.FixtureRequest, server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A gunicorn of two workers."""
-    with empty_database(request.param, server) as url:
-        close(migrated_app(url))
-        with gunicorn(url, tmp_path_factory.mktemp("live") / "log") as server_process:
-            yield server_process
-
-
-def test_of_eight_who_race_with_the_same_tag_one_wins(live: Server) -> None:
-    """Fifty rounds over two workers; what they race for is each kind of change in turn."""
-    _, task = live.request("POST", "/api/alice/tasks", json={"title": "0"})
-    path = f"/api/alice/tasks/{task['id']}"
-    connections = [live.connect() for _ in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        for version in range(1, 51):
-            tag = f'"{task["id"]}-{version}"'
-
-            def change(writer: int, version: int = version, tag: str = tag) -> tuple[int, Any]:
-                if version % 2:
-                    body = {"title": f"{version} by {writer}"}
-                    return live.send(connections[writer], "PUT", path, json=body, **{"If-Match": tag})
-                return live.send(connections[writer], "PATCH", f"{path}/complete", **{"If-Match": tag})
-
-            answers = list(pool.map(change, range(8)))
-            assert sorted(status for status, _ in answers) == [200] + [412] * 7
-            (winner,) = (answer for status, answer in answers if status == 200)
-            assert live.request("GET", path) == (200, winner)
-
-        def delete(writer: int) -> tuple[int, Any]:
-            return live.send(connections[writer], "DELETE", path, **{"If-Match": f'"{task["id"]}-51"'})
-
-        answers = list(pool.map(delete, range(8)))
-    assert sorted(status for status, _ in answers) == [204] + [404] * 7
-    for connection in connections:
-        connection.close()

@@ -9,6 +9,8 @@ from sqlalchemy import URL
 
 from tests.support import IGNORED, OUTPUT_ONLY, Call, Caller, sql
 
+pytestmark = pytest.mark.sql
+
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 

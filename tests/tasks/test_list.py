@@ -10,6 +10,8 @@ from sqlalchemy import URL
 from tests.support import Call, Caller, sql
 from todo.db import search
 
+pytestmark = pytest.mark.sql
+
 
 def follow(caller: Caller, query: str) -> Iterator[list[str]]:
     """The titles of each page, from link to link."""

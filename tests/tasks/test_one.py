@@ -9,6 +9,8 @@ from sqlalchemy import URL
 
 from tests.support import IGNORED, OUTPUT_ONLY, Caller, sql
 
+pytestmark = pytest.mark.sql
+
 INVALID_STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
 NOTHING_TO_DO = "At least one field (title, description or status) must be provided"
 ALL_CALLS = [("GET", ""), ("PUT", ""), ("DELETE", ""), ("PATCH", "/complete")]

@@ -1,6 +1,6 @@
 """How long the calls take where the database is 5 ms away each way, as a hosted one is: SC-010.
 
-`.venv/bin/pytest -s tests/test_distance.py` prints the figures.
+`.venv/bin/pytest -s tests/live/test_distance.py` prints the figures.
 """
 
 import http.client

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
+from tests.ecosystem.programs import program
 from tests.live import PATIENCE, free_port
-from tests.programs import program
 
 CONFIGURATION = """
 [databases]
@@ -54,11 +54,11 @@ DIRECT_ALONE = {
 
 
 def goes_through(test: pytest.Item) -> bool:
-    """Whether the test has something to say by way of PgBouncer: it has an app on the suite's PostgreSQL.
+    """Whether the test says something about a pooler: it touches SQL, and has an app on the suite's PostgreSQL.
 
-    That the tasks are in partitions is nothing that a pooler could tell.
+    A pooler does not see whether the tasks are in partitions.
     """
-    if not isinstance(test, pytest.Function) or "server" not in test.fixturenames:
+    if not isinstance(test, pytest.Function) or "server" not in test.fixturenames or not test.get_closest_marker("sql"):
         return False
     parameters = test.callspec.params.values() if hasattr(test, "callspec") else ()
     return not {"sqlite", "partitioned"} & {*map(str, parameters)} and test.originalname not in DIRECT_ALONE

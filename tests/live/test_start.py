@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.live import PATIENCE, Server, free_port, gunicorn
-from tests.support import ROOT, SECRET, close, migrated_app, sqlite_database
+from tests.support import ROOT, SECRET, as_superuser, sql
 
 PROVIDER = """
 from todo.identity import Identity
@@ -26,12 +26,10 @@ def identify(request):
 """
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[URL]:
+@pytest.fixture
+def url(sqlite: URL) -> URL:
     """A migrated database."""
-    with sqlite_database() as url:
-        close(migrated_app(url))
-        yield url
+    return sqlite
 
 
 @pytest.fixture
@@ -259,3 +257,26 @@ def test_make_run_refuses_a_port_that_is_none(tmp_path: Path, in_environment: bo
     assert result.returncode != 0
     assert "todo: PORT must be a number from 1 to 65535" in result.stderr.splitlines()
     assert "Traceback" not in result.stderr
+
+
+def wait_for_text(live: Server, text: str, seconds: float = PATIENCE) -> bool:
+    """Whether the log has that text within so many seconds. Nobody asks whether the service is ready."""
+    deadline = time.monotonic() + seconds
+    while text not in live.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return text in live.log.read_text()
+
+
+def test_it_says_at_its_start_that_the_role_bypasses_the_policies(postgresql: URL, tmp_path: Path) -> None:
+    warning = "row-level security is bypassed"
+    with gunicorn(as_superuser(postgresql), tmp_path / "log", ready="/health/live", WEB_CONCURRENCY="1") as live:
+        assert wait_for_text(live, warning)
+    assert live.log.read_text().count(warning) == 1
+    with gunicorn(postgresql, tmp_path / "bound", ready="/health/live", WEB_CONCURRENCY="1") as live:
+        assert not wait_for_text(live, warning, seconds=1)
+
+
+def test_it_says_at_its_start_what_the_database_lacks(sqlite: URL, tmp_path: Path) -> None:
+    sql(sqlite, "ALTER TABLE tasks RENAME COLUMN description TO elsewhere")
+    with gunicorn(sqlite, tmp_path / "log", ready="/health/live", WEB_CONCURRENCY="1") as live:
+        assert wait_for_text(live, "The database lacks tables or columns: table tasks: ")

@@ -1,4 +1,4 @@
-"""Schemathesis tries a live service by its own OpenAPI document; tests/schemathesis.toml says how."""
+"""Schemathesis tries a live service by its own OpenAPI document; schemathesis.toml says how."""
 
 import json
 import os
@@ -50,7 +50,13 @@ def try_by_document(url: URL, folder: Path, *, seed: int, examples: int) -> Tria
             for name, value in long_lived.items()
         ]
         (folder / "identities.json").write_text(json.dumps({"auth": identities}))
-        command = [sys.executable, "-m", "schemathesis.cli", f"--config-file={ROOT / 'tests/schemathesis.toml'}", "run"]
+        command = [
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            f"--config-file={ROOT / 'tests/fuzz/schemathesis.toml'}",
+            "run",
+        ]
         options = [f"--seed={seed}", f"--max-examples={examples}", "--no-color"]
         reports = ["--report-json-path=report.json", "--report-ndjson-path=events"]
         run = subprocess.run(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
+from tests.fuzz.test_schemathesis import try_by_document
+from tests.fuzz.test_state_machine import Story, tell
 from tests.support import close, migrated_app, postgresql_database, postgresql_server, sqlite_database
-from tests.test_schemathesis import try_by_document
-from tests.test_state_machine import Story, tell
 
 STEPS = 100
 
