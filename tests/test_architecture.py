@@ -1,11 +1,13 @@
 """The rules of the layout that can be read off the code."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
+from todo.db.table import OwnedTable
 
 MODULES = sorted((ROOT / "todo").rglob("*.py"))
 
@@ -80,6 +82,12 @@ class TestFeature:
     def test_its_views_decide_nothing(self, feature: str) -> None:
         tree = ast.parse((ROOT / f"todo/{feature}/views.py").read_text())
         assert not [node for node in ast.walk(tree) if isinstance(node, ast.If | ast.IfExp | ast.Try | ast.Raise)]
+
+    def test_each_filter_of_its_list_has_a_criterion(self, feature: str) -> None:
+        schemas, queries = (import_module(f"todo.{feature}.{name}") for name in ("schemas", "queries"))
+        (query,) = (schema for name, schema in vars(schemas).items() if name.endswith("ListQuerySchema"))
+        (table,) = (value for value in vars(queries).values() if isinstance(value, OwnedTable))
+        assert query().fields.keys() - {"limit", "cursor"} == table.filters.keys()
 
 
 def test_schemas_import_marshmallow_alone() -> None:

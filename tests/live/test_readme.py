@@ -2,12 +2,10 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -15,6 +13,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.live import free_port, running
+from tests.live.pages import blocks, copy_project
 from tests.support import ROOT, Make, postgresql_database
 
 README = ROOT / "README.md"
@@ -30,54 +29,10 @@ NEON = re.compile(r"postgresql://todo:secret@ep-example[^']+")
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-@dataclass
-class Step:
-    """A command of a page, and the output that the page shows."""
-
-    command: str
-    output: str = ""
-
-
-@dataclass
-class Steps:
-    """The commands of one block; or, with a path, a file that the page shows."""
-
-    steps: list[Step] = field(default_factory=list)
-    path: str = ""
-    text: str = ""
-
-
-def blocks(page: str) -> Iterator[Steps]:
-    """The console and python blocks of a page in their order."""
-    for match in re.finditer(r"(?P<before>[^\n]*)\n\n```(?P<kind>console|python)\n(?P<text>.*?)```", page, re.DOTALL):
-        if match["kind"] == "python":
-            yield Steps(path=re.findall("`([^`]+)`", match["before"])[0], text=match["text"])
-            continue
-        block = Steps()
-        for line in match["text"].splitlines():
-            if line.startswith("$ "):
-                block.steps.append(Step(line.removeprefix("$ ")))
-            else:
-                block.steps[-1].output += f"{line}\n"
-        yield block
-
-
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The project as a fresh clone has it, but for the virtual environment, which is this one."""
-    copy = tmp_path / "todo"
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).exists():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
-    # Links, so that make can do no harm to this one; and a stamp newer than the lock, so that it has nothing to do.
-    (copy / ".venv").mkdir()
-    for name in ("bin", "lib", "pyvenv.cfg"):
-        (copy / ".venv" / name).symlink_to(Path(sys.prefix, name))
-    (copy / ".venv/installed").touch()
-    return copy
+    """A copy of the project."""
+    return copy_project(tmp_path / "todo")
 
 
 @pytest.mark.parametrize("name", [name for name, text in PAGES.items() if "```console\n" in text])
@@ -98,8 +53,8 @@ def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Pat
             return NEON.sub(neon.render_as_string(hide_password=False).replace("\\", "\\\\"), text)
 
         for number, block in enumerate(blocks(PAGES[name])):
-            if block.path:
-                (copy / block.path).write_text(block.text)
+            if block.edit:
+                block.edit.apply(copy)
             for step in block.steps:
                 command, log = localized(step.command), tmp_path / f"log{number}"
                 if command.endswith(SERVERS):
@@ -116,7 +71,7 @@ def test_every_command_does_what_it_shows(copy: Path, server: URL, tmp_path: Pat
                         env=environ,
                         capture_output=True,
                         text=True,
-                        timeout=30,
+                        timeout=60,
                         check=False,
                     )
                     assert result.returncode == 0, (command, result)

@@ -32,11 +32,12 @@ class OwnedTable(Generic[Row, Listed]):
         listed: type[Listed],
         filters: Mapping[str, ColumnElement[bool]] | None = None,
     ) -> None:
+        self.filters = filters or {}
         self._model = model
         self._row = row
         self._columns = columns_of(model, row)
         listed_columns = columns_of(model, listed)
-        self._list = Statement(lambda names: page_of(model, listed_columns, filters or {}, names), listed)
+        self._list = Statement(lambda names: page_of(model, listed_columns, self.filters, names), listed)
         self._find = Statement(self._write_find, row)
         self._insert = OwnedInsert(model, row)
         self._update = Statement(lambda names: self._write_update(names, new_parameters(names)), row)

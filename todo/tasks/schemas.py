@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 from marshmallow import ValidationError, fields, validate, validates_schema
 
 from todo.web.schemas import (
-    LARGEST_ID,
     STORABLE,
     Input,
     NoQuerySchema,
@@ -15,7 +14,9 @@ from todo.web.schemas import (
     instant_field,
     limit_field,
     output_only,
+    row_id_field,
     storable,
+    user_id_field,
 )
 
 #: A title that is not blank, and storable. ECMA-262's \s differs from str.isspace(): it lacks \x1c to \x1f and \x85,
@@ -80,14 +81,8 @@ def status_field(*, required: bool = False) -> fields.String:
 class TaskSchema(RowSchema):
     """A task, as every answer shows it. The service alone sets the fields that are dump_only."""
 
-    id = fields.Integer(
-        required=True,
-        dump_only=True,
-        metadata={"format": "int64", "minimum": 1, "maximum": LARGEST_ID, "examples": [1]},
-    )
-    user_id = fields.String(
-        required=True, dump_only=True, metadata={"minLength": 1, "maxLength": 255, "examples": ["alice"]}
-    )
+    id = row_id_field()
+    user_id = user_id_field()
     title = title_field(required=True)
     description = fields.String(
         required=True, allow_none=True, metadata={"maxLength": DESCRIPTION_LIMIT, "examples": ["Two litres, whole"]}

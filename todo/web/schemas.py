@@ -120,6 +120,22 @@ def output_only(row: type[RowSchema]) -> dict[str, fields.Field[Any]]:
     return {name: fields.Raw(dump_only=True, metadata=metadata) for name in names}
 
 
+def row_id_field() -> fields.Integer:
+    """The id of a row, in a response."""
+    return fields.Integer(
+        required=True,
+        dump_only=True,
+        metadata={"format": "int64", "minimum": 1, "maximum": LARGEST_ID, "examples": [1]},
+    )
+
+
+def user_id_field() -> fields.String:
+    """The owner of a row, in a response."""
+    return fields.String(
+        required=True, dump_only=True, metadata={"minLength": 1, "maxLength": 255, "examples": ["alice"]}
+    )
+
+
 def instant_field() -> fields.String:
     """When something happened to the resource (RFC 3339), in UTC."""
     return fields.String(
