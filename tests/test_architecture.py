@@ -89,7 +89,7 @@ ALLOWED = {
     "todo/rate_limits.py": {"todo.addresses", "todo.errors", "todo.http", "todo.identity"},
     "todo/readiness.py": {"todo.errors", "todo.extensions", "todo.faults"},
     "todo/requests.py": {"todo.identity"},
-    "todo/search.py": {"todo.database", "todo.errors", "todo.faults"},
+    "todo/search.py": {"todo.database", "todo.errors", "todo.faults", "todo.places"},
     "todo/statements.py": {"todo.conflicts", "todo.extensions", "todo.faults"},
     "todo/tasks/commands.py": {
         "todo.commands",

@@ -14,6 +14,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from todo.database import limited_to
 from todo.errors import SearchTooSlow
 from todo.faults import DATABASE_ERRORS, is_stopped
+from todo.places import turn_to_search
 
 #: Seconds that a search may take: no index helps it, so that it is the one statement whose cost its sender chooses.
 SEARCH_LIMIT = 0.5
@@ -27,9 +28,9 @@ def init_app(engine: Engine) -> None:
 
 @contextmanager
 def searching() -> Iterator[None]:
-    """Bound the time of the search within. Raises SearchTooSlow."""
+    """Bound the time of the search within, and what its user's searches take. Raises SearchTooSlow, TooManyAtOnce."""
     try:
-        with limited_to(SEARCH_LIMIT):
+        with turn_to_search(), limited_to(SEARCH_LIMIT):
             yield
     except DATABASE_ERRORS as error:
         if is_stopped(error):
