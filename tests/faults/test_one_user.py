@@ -30,6 +30,8 @@ NOISE = 0.005
 #: The same beside one who does not wait: SLOWEST, or where as many connections of quick requests make others wait for
 #: about as long, so much more than beside those.
 BESIDE_QUICK = 1.5
+#: The most for the median of the short form, which runs beside other tests.
+BUSY = 0.2
 ROUNDS = 10
 
 
@@ -106,7 +108,7 @@ def test_a_user_who_searches_at_the_greatest_cost_keeps_nobody_waiting(url: URL,
     assert answers.keys() <= {"200", "422", "429"}
     assert answers["429"] > answers["200"] + answers["422"]
     assert honest == {200: 69}
-    assert statistics.median(beside) < SLOWEST, beside
+    assert statistics.median(beside) < BUSY, beside
 
 
 @pytest.mark.faults
@@ -116,12 +118,17 @@ def test_beside_an_attack_another_user_is_served_as_without(
 ) -> None:
     path, tasks = SEARCHES[search]
     fill(url, tasks)
-    taken = {"without": waits(live, 5)}
-    with attack(live, "/api/dave/tasks", user_id="dave") as quick:
-        taken["beside quick requests"] = waits(live, 5)
-    with attack(live, path) as answers:
-        taken["beside the attack"] = waits(live, 5)
-        honest = bursts(live, ROUNDS) + typing(live, ROUNDS)
+    taken = {"without": waits(live, 5), "beside quick requests": [], "beside the attack": []}
+    quick, answers, honest = Counter[str](), Counter[str](), Counter[int]()
+    # In turn, so that what else the machine does falls on both.
+    for _ in range(ROUNDS // 5):
+        with attack(live, "/api/dave/tasks", user_id="dave") as statuses:
+            taken["beside quick requests"] += waits(live, 3)
+        quick += statuses
+        with attack(live, path) as statuses:
+            taken["beside the attack"] += waits(live, 3)
+            honest += bursts(live, 5) + typing(live, 5)
+        answers += statuses
     # What the attacker owes is forgiven.
     time.sleep(LONGEST)
     with attack(live, path, is_polite=True) as polite:
