@@ -29,7 +29,7 @@ FACTOR, SLOWEST = 3.0, 0.1
 NOISE = 0.005
 #: The same beside one who does not wait: SLOWEST, or where as many connections of quick requests make others wait for
 #: about as long, so much more than beside those.
-BESIDE_QUICK = 1.5
+BESIDE_QUICK = 2.0
 #: The most for the median of the short form, which runs beside other tests.
 BUSY = 0.2
 ROUNDS = 10
