@@ -1,4 +1,4 @@
-"""How much of the service one caller may hold: slow requests at once, of a user and of an address."""
+"""How much of the service one caller may hold: slow requests of a user and of an address, and a user's searches."""
 
 import socket
 import time
@@ -12,10 +12,23 @@ from flask import Flask
 from sqlalchemy import URL, NullPool, create_engine, text
 from werkzeug.test import TestResponse
 
+from tests.conftest import url_of
 from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, statements_of
 from todo.db import connections as database
 from todo.errors import TooManyAtOnce
-from todo.web.places import ALLOWANCE, FORGIVEN, MANY, MOST_OWED, NEXT_SEARCH, SLOW, SLOW_SEARCH, Places
+from todo.web import places
+from todo.web.places import (
+    FORGIVEN,
+    LONGEST,
+    MANY,
+    SEARCHES,
+    SEARCHES_FORGIVEN,
+    SLOW,
+    SLOW_SEARCH,
+    Places,
+    Searches,
+    turn_to_search,
+)
 
 pytestmark = pytest.mark.sql
 
@@ -39,15 +52,14 @@ class Holder:
     def __init__(self, places: Places, clock: Clock, name: str = "alice") -> None:
         self.places, self.clock, self.name = places, clock, name
 
-    def spend(self, seconds: float, at_once: int = 1, *, is_search: bool = False) -> None:
+    def spend(self, seconds: float, at_once: int = 1) -> None:
         """So many requests at the same time, each of that duration."""
         running = [self.places.take(self.name) for _ in range(at_once)]
         for place in running:
-            self.places.start(place, is_search=is_search)
-        since = self.clock.now
+            self.places.start(place)
         self.clock.now += seconds
         for place in running:
-            self.places.leave(place, since=since)
+            self.places.leave(place)
 
     def is_refused(self, at_once: int = 1) -> bool:
         """Whether so many requests at once are too many."""
@@ -59,7 +71,7 @@ class Holder:
             return True
         finally:
             for place in running:
-                self.places.leave(place, since=None)
+                self.places.leave(place, is_excused=True)
         return False
 
 
@@ -76,7 +88,6 @@ def alice(clock: Clock) -> Holder:
 def test_quick_requests_are_never_refused_however_many_come(alice: Holder) -> None:
     for _ in range(1000):
         alice.spend(SLOW - 0.01, at_once=THREADS)
-        alice.spend(SLOW_SEARCH - 0.01, at_once=THREADS, is_search=True)
         assert not alice.is_refused(at_once=30)
 
 
@@ -89,7 +100,7 @@ def test_a_share_of_slow_requests_is_let_run_and_no_more(alice: Holder, clock: C
     clock.now += 0.01
     assert alice.is_refused()
     assert not Holder(alice.places, clock, "bob").is_refused(at_once=THREADS)
-    alice.places.leave(running[0], since=0.0)
+    alice.places.leave(running[0], is_excused=True)
     assert not alice.is_refused()
 
 
@@ -106,25 +117,16 @@ def test_after_a_wave_of_slow_requests_the_share_holds_for_all_until_it_is_forgi
     alice.spend(0.6, at_once=THREADS)
     assert alice.is_refused(at_once=SHARE + 1)
     assert not alice.is_refused(at_once=SHARE)
-    clock.now += (0.6 - ALLOWANCE) / FORGIVEN + 0.01
+    clock.now += (0.6 * THREADS - SLOW * SHARE) / (FORGIVEN * THREADS) + 0.01
     assert not alice.is_refused(at_once=30)
-
-
-def test_a_debt_lasts_while_searches_are_not_quick(alice: Holder) -> None:
-    alice.spend(0.3, at_once=THREADS, is_search=True)
-    for _ in range(1000):
-        alice.spend(NEXT_SEARCH + 0.01, at_once=SHARE, is_search=True)
-    assert alice.is_refused(at_once=SHARE + 1)
 
 
 def test_quick_requests_add_nothing_to_a_debt_and_it_has_an_end(alice: Holder, clock: Clock) -> None:
     alice.spend(60, at_once=THREADS)
-    longest = (MOST_OWED - ALLOWANCE) / FORGIVEN
-    alice.spend(NEXT_SEARCH - 0.01, at_once=SHARE, is_search=True)
     alice.spend(0.1, at_once=SHARE)
-    clock.now += longest - 0.3
+    clock.now += LONGEST - 0.2
     assert alice.is_refused(at_once=SHARE + 1)
-    clock.now += 0.3
+    clock.now += 0.2
     assert not alice.is_refused(at_once=SHARE + 1)
 
 
@@ -140,10 +142,85 @@ def test_callers_who_owe_nothing_are_forgotten(clock: Clock) -> None:
     places = Places(THREADS, clock)
     for number in range(2 * MANY):
         Holder(places, clock, f"quick {number}").spend(0.01)
-    assert not places._holders
+    assert not places._accounts
     for number in range(2 * MANY):
         Holder(places, clock, f"slow {number}").spend(1)
-    assert len(places._holders) <= MANY
+    assert len(places._accounts) <= MANY
+
+
+def search(searches: Searches, clock: Clock, seconds: float) -> None:
+    """Run a search of alice that takes so long. Raises TooManyAtOnce."""
+    place = searches.take("alice")
+    searches.start(place)
+    clock.now += seconds
+    searches.leave(place)
+
+
+def test_after_long_searches_others_are_refused_until_those_are_forgiven(clock: Clock) -> None:
+    searches = Searches(clock)
+    search(searches, clock, 0.5)
+    search(searches, clock, SEARCHES)
+    most_forgiven = (0.5 + SEARCHES) * SEARCHES_FORGIVEN
+    clock.now += (0.5 - most_forgiven) / SEARCHES_FORGIVEN - 0.01
+    with pytest.raises(TooManyAtOnce):
+        search(searches, clock, 0)
+    searches.leave(searches.take("bob"))
+    clock.now += most_forgiven / SEARCHES_FORGIVEN + 0.02
+    search(searches, clock, 0)
+
+
+def test_quick_searches_are_never_refused(clock: Clock) -> None:
+    searches = Searches(clock)
+    for _ in range(10_000):
+        search(searches, clock, SLOW_SEARCH - 0.01)
+
+
+def test_a_search_that_is_excused_costs_nothing(clock: Clock) -> None:
+    searches = Searches(clock)
+    searches.start(place := searches.take("alice"))
+    clock.now += 5
+    searches.leave(place, is_excused=True)
+    search(searches, clock, 0)
+
+
+def test_searches_of_a_user_run_one_after_the_other() -> None:
+    searches = Searches()
+    running = most = 0
+
+    def run(_number: int) -> None:
+        nonlocal running, most
+        place = searches.take("alice")
+        searches.start(place)
+        running += 1
+        most = max(most, running)
+        time.sleep(0.002)
+        running -= 1
+        searches.leave(place)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(run, range(30)))
+    assert most == 1
+
+
+def test_searches_that_wait_are_refused_as_soon_as_nothing_is_left() -> None:
+    searches = Searches()
+    running = searches.take("alice")
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting = [pool.submit(searches.take, "alice") for _ in range(THREADS)]
+        time.sleep(0.3)
+        assert not any(search.done() for search in waiting), "waiting for a connection counts"
+        searches.start(running)
+        started = time.monotonic()
+        for search in waiting:
+            with pytest.raises(TooManyAtOnce):
+                search.result()
+    assert SEARCHES / (THREADS + 1) <= time.monotonic() - started < SEARCHES / 2
+    searches.leave(running)
+
+
+def test_what_searches_outside_of_a_request_has_no_turn_to_wait_for() -> None:
+    with turn_to_search(), turn_to_search():
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +283,31 @@ def test_thirty_quick_requests_at_once_are_never_refused(app: Flask) -> None:
     tasks = [alice.create() for _ in range(10)]
 
     def call(number: int) -> int:
-        path = f"/{tasks[number // 3]['id']}"
-        method, path = [("GET", "?q=milk"), ("GET", path), ("PATCH", f"{path}/complete")][number % 3]
+        path = f"/{tasks[number % 10]['id']}"
+        method, path = [("GET", "?q=milk"), *[("GET", path), ("PATCH", f"{path}/complete")] * 2][number % 5]
         return alice(method, path).status_code
 
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in range(5):
             assert Counter(pool.map(call, range(30))) == {200: 30}
+
+
+def test_who_searches_too_much_is_refused_searches_and_nothing_else(
+    app: Flask, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "SEARCHES", 0.0001)
+    monkeypatch.setattr(places, "SLOW_SEARCH", 0.0)
+    monkeypatch.setattr(places, "SEARCHES_FORGIVEN", 0.0)
+    app = make(url_of(app))
+    alice, bob = Caller(app, "alice"), Caller(app, "bob")
+    alice.create()
+    assert alice("GET", query="?q=milk").status_code == 200
+    with statements_of(app) as statements:
+        refused = alice("GET", query="?q=milk")
+        assert statements == []
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert refused.get_json() == {"error": "Too many searches at once: wait before the next"}
+    assert alice("GET").status_code == bob("GET", query="?q=milk").status_code == 200
 
 
 def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,9 @@ def _build(settings: Settings) -> Flask:
         public |= {metrics.ENDPOINT}
     with app.app_context():
         # What waits for a database: not whether the process lives, nor what is asked without one.
-        take_as_user = places.init_app(app, settings, db.engine, free=public - {"health.Ready"})
+        take_as_user = places.init_app(
+            app, settings, db.engine, connections.was_lost_since, free=public - {"health.Ready"}
+        )
     identity.init_app(app, settings, public=public, on_identified=connections.act_for)
     rate_limits.init_app(app, settings)
     app.before_request(take_as_user)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import URL
+from todo.places import LONGEST
 
 from tests.faults.attack import attack
 from tests.faults.load import held
@@ -22,11 +23,15 @@ SEARCHES = {
     "of three characters": ("/api/mallory/tasks?q=baa", TASKS),
     "among ordinary tasks": ("/api/mallory/tasks?q=nowhere", ORDINARY),
 }
-#: How much slower another user's p99 may be, beside an attacker who waits as Retry-After says, and seconds for a busy
-#: machine; and how slow at most.
-FACTOR, ALLOWANCE, SLOWEST = 3.0, 0.02, 0.1
-#: The same beside one who does not wait, in comparison with as many connections of quick requests.
-BESIDE_QUICK, BUSY = 3.0, 0.1
+#: How much slower another user's p99 may be beside an attacker who waits as Retry-After says, and how slow at most.
+FACTOR, SLOWEST = 3.0, 0.1
+#: Seconds added to that for a machine that others use too: a turn of the scheduler or two.
+NOISE = 0.005
+#: The same beside one who does not wait: SLOWEST, or where as many connections of quick requests make others wait for
+#: about as long, so much more than beside those.
+BESIDE_QUICK = 2.0
+#: The most for the median of the short form, which runs beside other tests.
+BUSY = 0.2
 ROUNDS = 10
 
 
@@ -84,18 +89,26 @@ def bursts(live: Server, rounds: int) -> Counter[int]:
     return statuses
 
 
-# On SQLite such a search takes less than counts as slow, unless the machine is busy: docs/decisions/places.md.
-@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def typing(live: Server, letters: int) -> Counter[int]:
+    """The answers to one that searches as its user types: six times a second, three searches at once."""
+    statuses: Counter[int] = Counter()
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(letters):
+            statuses.update(pool.map(lambda _: live.request("GET", "/api/carol/tasks?q=m", "carol")[0], range(3)))
+            time.sleep(1 / 6)
+    return statuses
+
+
 def test_a_user_who_searches_at_the_greatest_cost_keeps_nobody_waiting(url: URL, live: Server) -> None:
-    """The short form: without a bound of places another user waits for half a second and more."""
+    """The short form: without a bound on searches another user waits for half a second and more."""
     fill(url, TASKS)
     with attack(live, SEARCHES["the worst for strpos"][0]) as answers:
         beside = waits(live, 2)
-        honest = bursts(live, 2)
+        honest = bursts(live, 2) + typing(live, 3)
     assert answers.keys() <= {"200", "422", "429"}
-    assert answers["429"]
-    assert honest == {200: 60}
-    assert statistics.median(beside) < 0.4, beside
+    assert answers["429"] > answers["200"] + answers["422"]
+    assert honest == {200: 69}
+    assert statistics.median(beside) < BUSY, beside
 
 
 @pytest.mark.faults
@@ -105,27 +118,34 @@ def test_beside_an_attack_another_user_is_served_as_without(
 ) -> None:
     path, tasks = SEARCHES[search]
     fill(url, tasks)
-    taken = {"without": waits(live, 5)}
-    with attack(live, "/api/dave/tasks", user_id="dave") as quick:
-        taken["beside quick requests"] = waits(live, 5)
-    with attack(live, path) as answers:
-        taken["beside the attack"] = waits(live, 5)
-        honest = bursts(live, ROUNDS)
+    taken = {"without": waits(live, 5), "beside quick requests": [], "beside the attack": []}
+    quick, answers, honest = Counter[str](), Counter[str](), Counter[int]()
+    # In turn, so that what else the machine does falls on both.
+    for _ in range(ROUNDS // 5):
+        with attack(live, "/api/dave/tasks", user_id="dave") as statuses:
+            taken["beside quick requests"] += waits(live, 3)
+        quick += statuses
+        with attack(live, path) as statuses:
+            taken["beside the attack"] += waits(live, 3)
+            honest += bursts(live, 5) + typing(live, 5)
+        answers += statuses
+    # What the attacker owes is forgiven.
+    time.sleep(LONGEST)
     with attack(live, path, is_polite=True) as polite:
         taken["beside it, waiting for Retry-After"] = waits(live, 5)
-        honest += bursts(live, ROUNDS)
+        honest += bursts(live, ROUNDS) + typing(live, ROUNDS)
     figures: dict[str, object] = {"database": url.get_backend_name(), "attacker": dict(answers), "polite": dict(polite)}
     for name, seconds in taken.items():
         middle, high, longest = (1000 * value for value in (statistics.median(seconds), p99(seconds), max(seconds)))
         figures[name] = f"p50 {middle:.1f} p99 {high:.1f} max {longest:.0f} ms"
-    figures["refused of 30 at once"] = f"{honest[429]} of {honest.total()}"
+    figures["refused of an honest front end"] = f"{honest[429]} of {honest.total()}"
     record_property("figures", figures)
     assert quick.keys() == {"200"}, figures
     assert answers.keys() <= {"200", "422", "429"}, figures
-    assert honest == {200: 30 * 2 * ROUNDS}, figures
+    assert honest == {200: 33 * 2 * ROUNDS}, figures
     without, beside_quick, beside, beside_polite = map(p99, taken.values())
-    assert beside_polite <= min(FACTOR * without + ALLOWANCE, SLOWEST), figures
-    assert beside <= BESIDE_QUICK * beside_quick + BUSY, figures
+    assert beside_polite <= min(FACTOR * without + NOISE, SLOWEST), figures
+    assert beside <= max(BESIDE_QUICK * beside_quick, SLOWEST), figures
 
 
 @pytest.mark.faults

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
 
 from tests.support import ROOT
 
@@ -31,8 +32,12 @@ class Edit:
             return
         whole = path.read_text()
         found = whole.index(self.anchor, whole.index(f"\n{self.within}") if self.within else 0)
-        place = whole.rfind("\n", 0, found) + 1 if self.is_before else whole.index("\n", found) + 1
-        path.write_text(whole[:place] + self.text + whole[place:])
+        start = whole.rfind("\n", 0, found) + 1
+        place = start if self.is_before else whole.index("\n", found) + 1
+        line = whole[start : whole.index("\n", found)]
+        # Like the line of the anchor; and what is put before a class is one itself.
+        added = indent(self.text, line[: len(line) - len(line.lstrip())]) + ("\n\n" if line.startswith("class") else "")
+        path.write_text(whole[:place] + added + whole[place:])
 
 
 @dataclass
@@ -54,10 +59,12 @@ class Block:
 def blocks(page: str) -> Iterator[Block]:
     """The console and python blocks of a page in their order."""
     for match in re.finditer(
-        r"(?P<before>(?:[^\n]+\n)*)\n```(?P<kind>console|python)\n(?P<text>.*?)```", page, re.DOTALL
+        r"(?P<before>(?:[^\n]+\n)*)\n```(?P<kind>console|python|text)\n(?P<text>.*?)```", page, re.DOTALL
     ):
-        if match["kind"] == "python":
-            yield Block(edit=_edit(match["before"].replace("\n", " "), match["text"]))
+        if match["kind"] != "console":
+            edit = _edit(match["before"].replace("\n", " "), match["text"])
+            if match["kind"] == "python" or edit.anchor:
+                yield Block(edit=edit)
             continue
         block = Block()
         for line in match["text"].splitlines():

@@ -85,11 +85,6 @@ def limited_to(seconds: float) -> Iterator[None]:
         _limit.reset(token)
 
 
-def is_limited() -> bool:
-    """Whether statements are within limited_to()."""
-    return _limit.get() is not None
-
-
 def was_lost_since(instant: float) -> bool:
     """Whether a connection broke, or was found silent, after that (time.monotonic)."""
     return _lost_at >= instant

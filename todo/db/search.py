@@ -27,7 +27,7 @@ def init_app(engine: Engine) -> None:
 
 @contextmanager
 def searching() -> Iterator[None]:
-    """Bound the time of the search within. Raises SearchTooSlow."""
+    """Limit the time of the search within. Raises SearchTooSlow."""
     try:
         with limited_to(SEARCH_LIMIT):
             yield

@@ -40,6 +40,8 @@ BAD_REQUESTS: Mapping[type[HTTPException], str] = {
     ClientDisconnected: "Request body is shorter than its Content-Length",
     WebsocketMismatch: "WebSocket is not spoken here",
 }
+#: Statuses whose message in errors.py is about one situation, which Werkzeug's failures are not.
+SPECIFIC = frozenset({409, 412, 422, 429})
 
 
 class Response(flask.Response):
@@ -126,7 +128,7 @@ def answer_http_exception(error: HTTPException) -> Response:
     """Return the response for a failure that Werkzeug or Flask found, with its own headers (Allow, for one)."""
     status = error.code or InternalError.status
     headers = {name: value for name, value in error.get_headers() if name != "Content-Type"}
-    failure = by_status().get(status)
+    failure = None if status in SPECIFIC else by_status().get(status)
     message = BAD_REQUESTS.get(type(error)) or (failure.message if failure else error.name)
     return error_response(status, message, {**(failure.headers if failure else {}), **headers})
 

@@ -5,6 +5,7 @@ headers to what the view returns. All of them are flask-smorest's own decorators
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any, Protocol, cast
 
@@ -18,9 +19,12 @@ from todo.web.blueprint import Blueprint, View
 from todo.web.conditions import Numbered, entity_tag
 from todo.web.openapi import ETAG, header
 from todo.web.paging import PAGE_BYTES, decode_cursor, encode_cursor, fit, next_link
+from todo.web.places import turn_to_search
 from todo.web.schemas import PAGE_LIMIT, HeaderSchema, Input, RowSchema, id_field
 
 KEY_LIMIT = 255
+#: The filter that no index helps: its searches take turns (todo/web/places.py).
+SEARCH = "q"
 
 USER_ID = {
     "in": "path",
@@ -126,7 +130,8 @@ class Resource(Blueprint):
                 filters = {name: value for name, value in zip(names, values, strict=True) if value is not None}
                 cursor, limit = parameters.get("cursor"), parameters.get("limit", PAGE_LIMIT)
                 before = None if cursor is None else decode_cursor(self.user_id, values, cursor)
-                rows: Sequence[Listed] = view(self, filters, before=before, limit=limit, size=PAGE_BYTES)
+                with turn_to_search() if SEARCH in filters else nullcontext():
+                    rows: Sequence[Listed] = view(self, filters, before=before, limit=limit, size=PAGE_BYTES)
                 shown = fit(rows, limit)
                 if len(shown) == len(rows):
                     return shown, {}
