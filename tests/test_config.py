@@ -8,9 +8,7 @@ from sqlalchemy import make_url
 
 from config import (
     ALGORITHM_FAMILIES,
-    LOG_FORMATS,
     LOG_LEVELS,
-    ON_OR_OFF,
     ConfigurationError,
     JwtSettings,
     Settings,
@@ -68,6 +66,7 @@ def test_everything_can_be_set() -> None:
         rate_limit_storage="rediss://todo:secret@redis.example:6380/1",
         trusted_proxies=2,
         max_tasks=1_000_000,
+        port=65535,
         metrics_token="!bcdefghijklmno~",
         metrics_folder="/tmp/figures",
         metrics_process="2",
@@ -203,7 +202,7 @@ KEY_FAULT = "IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_K
 UNREAD_FAULT = "gunicorn has not read gunicorn.conf.py: start it in the project folder, or name the file with --config"
 CHOICES_FAULTS = {
     name: f"{name} must be one of {', '.join(choices)}"
-    for name, choices in (("API_DOCS", ON_OR_OFF), ("LOG_LEVEL", LOG_LEVELS), ("LOG_FORMAT", LOG_FORMATS))
+    for name, choices in (("API_DOCS", ("on", "off")), ("LOG_LEVEL", LOG_LEVELS), ("LOG_FORMAT", ("text", "json")))
 }
 
 #: The bad values of a variable, by the line that refuses them.
