@@ -1,4 +1,4 @@
-"""What an idempotency key may be. Marshmallow alone: knows no database and no HTTP."""
+"""The rules for an idempotency key. Imports only marshmallow: knows no database and no HTTP."""
 
 from marshmallow import fields, validate
 
@@ -8,5 +8,5 @@ INVALID_KEY = f"Idempotency-Key must be 1 to {KEY_LIMIT} printable ASCII charact
 
 
 def idempotency_key_field() -> fields.String:
-    """The key that a create may be sent with."""
+    """Return the field for the key of a create."""
     return fields.String(validate=validate.Regexp(rf"[\x20-\x7e]{{1,{KEY_LIMIT}}}\Z", error=INVALID_KEY))
