@@ -12,91 +12,91 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from todo.instants import from_microseconds, to_microseconds
 
-#: A 64-bit integer; SQLite counts up by itself only in a column declared INTEGER, which holds 64 bits there.
+#: A 64-bit integer that numbers rows. SQLite numbers them only in a column declared INTEGER, which has 64 bits there.
 BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class UtcInstant(TypeDecorator[str]):
-    """An instant with microseconds: in Python the text that answers show, RFC 3339 in UTC with six digits and `Z`.
+    """An instant with microseconds; in Python the text of answers: RFC 3339, UTC, six digits and `Z`.
 
-    PostgreSQL: timestamp with time zone, which it writes as that text by itself, at less cost than Python makes a
-    datetime of it and a text of that. SQLite, which has no such type: an integer, microseconds since 1970.
+    On PostgreSQL a timestamp with time zone. The database writes the text, which costs less than a datetime in Python.
+    On SQLite, which has no such type, an integer: microseconds since 1970.
     """
 
     impl = TIMESTAMP
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """The column's type in that database."""
+        """Return the column's type in that database."""
         if dialect.name == "sqlite":
             return dialect.type_descriptor(BigInteger())
         return dialect.type_descriptor(TIMESTAMP(timezone=True))
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        """What the database is given."""
+        """Convert the text for the driver."""
         return to_microseconds(value) if value is not None and dialect.name == "sqlite" else value
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[str]:
-        """What is selected, or returned, in place of a column of this type."""
+        """Return the expression that a statement selects for a column of this type."""
         return instant_text(column)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None] | None:
-        """What turns the database's value into the text; None where it is the text."""
+        """Return the function that makes the text of the driver's value; None if the value is the text."""
         if dialect.name == "sqlite":
             return lambda value: None if value is None else from_microseconds(value)
         return None
 
 
 class IntegerList(TypeDecorator[Sequence[int]]):
-    """A parameter, never a column: a list of integers, for is_among(). Each driver is given what it can make one of."""
+    """A list of integers as a parameter, for is_among(); never a column."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: Collection[int] | None, dialect: Dialect) -> Any:
-        """What the database is given."""
+        """Convert the list for the driver: JSON for SQLite's, which has no lists."""
         if value is None:
             return None
         return json.dumps(list(value)) if dialect.name == "sqlite" else list(value)
 
 
 class instant_text(FunctionElement[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
-    """SQL: the instant as text; on SQLite the instant as it is, which UtcInstant turns into text."""
+    """SQL: the instant as text. On SQLite the integer, from which UtcInstant makes the text."""
 
     type = UtcInstant()
     inherit_cache = True
 
 
 class current_instant(FunctionElement[str]):  # noqa: N801
-    """SQL: the database's clock at the start of the statement. SQLite's has milliseconds."""
+    """SQL: the database's clock at the start of the statement. SQLite's clock has milliseconds."""
 
     type = UtcInstant()
     inherit_cache = True
 
 
 class hours_ago(FunctionElement[str]):  # noqa: N801
-    """SQL: the instant that is so many hours before the database's clock."""
+    """SQL: the database's clock minus that many hours."""
 
     type = UtcInstant()
     inherit_cache = True
 
 
 class later_instant(FunctionElement[str]):  # noqa: N801
-    """SQL: now, or one microsecond after the argument where the clock does not yet read more than that."""
+    """SQL: the database's clock, but at least one microsecond after the argument."""
 
     type = UtcInstant()
     inherit_cache = True
 
 
 class octets(FunctionElement[int]):  # noqa: N801
-    """SQL: how many bytes the text has in UTF-8; 0 for NULL."""
+    """SQL: the number of bytes of the text in UTF-8; 0 for NULL."""
 
     type = BigInteger()
     inherit_cache = True
 
 
 class is_among(FunctionElement[bool]):  # noqa: N801
-    """SQL: whether the first argument is in the second, an IntegerList. For a list of NULL never true."""
+    """SQL: whether the first argument is in the second, an IntegerList. If that is NULL, never true."""
 
     type = Boolean()
     inherit_cache = True
@@ -138,7 +138,7 @@ def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(later_instant, "postgresql")
 def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    # By way of UTC, since adding to a timestamptz is not IMMUTABLE, and an update of shards takes nothing else.
+    # Through UTC: adding to a timestamptz is not IMMUTABLE, and an update of shards (Citus) accepts nothing else.
     instant = compiler.process(element.clauses, **kw)
     return f"greatest(now(), ({instant} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
 

@@ -1,4 +1,4 @@
-"""Versions of rows: every change raises the row's, and a change can be meant for some versions alone. Knows no HTTP."""
+"""Versions of rows: each change increments the row's version, and can be limited to some versions. Knows no HTTP."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -12,33 +12,33 @@ from todo.db.types import IntegerList, is_among
 
 Change = TypeVar("Change", Update, Delete)
 
-#: The parameters of a statement that is meant for some versions alone: the fields of Expected.
+#: The parameters of a statement that is limited to some versions: the fields of Expected.
 EXPECTATION = ("wanted", "unwanted")
 
 
 class Versioned:
-    """A model whose rows count their changes, from 1 on."""
+    """A model whose rows count their changes, from 1."""
 
     version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The versions that a change is meant for: one of `wanted` (None: whichever there is), and none of `unwanted`."""
+    """The versions that a change accepts: one of `wanted` (None: any), and none of `unwanted`."""
 
     wanted: Collection[int] | None = None
     unwanted: Collection[int] = ()
 
 
 def expectation(expected: Expected | None) -> dict[str, Any]:
-    """The parameters that narrow a statement by as_expected(); none if every version is expected."""
+    """Return the parameters for as_expected(); none if any version is accepted."""
     return {} if expected is None else asdict(expected)
 
 
 def as_expected(model: type[Versioned], statement: Change, names: Names) -> Change:
-    """The statement, narrowed to rows of an expected version, if the parameters of expectation() are among the names.
+    """Narrow the statement to rows of an expected version, if the names of its parameters include EXPECTATION.
 
-    The database itself decides: of several changes that expect the same version, one finds it.
+    The database decides: of several changes that expect the same version, one finds it.
     """
     if names.isdisjoint(EXPECTATION):
         return statement
