@@ -1,6 +1,6 @@
 """Ownership: the only module that writes the owner into statements. Must not know any owned model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column
 
 from todo.db import db
 from todo.db.conflicts import refuse_conflict
@@ -41,10 +41,13 @@ from todo.users.models import User
 
 Row = TypeVar("Row", bound=Struct)
 Made = TypeVar("Made")
+Owner = ColumnElement[str] | InstrumentedAttribute[str]
 
 #: SQL for PostgreSQL before a statement that counts the user's rows. Such statements of a user run one at a time, so
 #: that each sees the rows of the one before. It does not lock the user's row, as a new user has none.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0)); "
+#: The owner as a parameter.
+USER_ID = bindparam("user_id", type_=Text)
 #: The prefix of parameters that are values of columns.
 NEW = "new_"
 
@@ -71,7 +74,7 @@ def owned_by(model: type[Owned], statement: Narrowed) -> Narrowed:
     Every select, update and delete of a request on an owned model goes through here. A test reads the queries to see
     that.
     """
-    return statement.where(model.user_id == bindparam("user_id"))
+    return statement.where(model.user_id == USER_ID)
 
 
 def table_of(model: type[Owned]) -> Table:
@@ -89,6 +92,7 @@ class OwnedInsert(Generic[Row]):
         self._model = model
         self._row = row
         self._table = table_of(model)
+        self._columns = [self._table.columns[name] for name in row.__struct_fields__]
         self._for_known_user = Statement(self._write_for_known_user, row)
         self._with_owner = Statement(self._write_with_owner, row)
         self._in_turn = Statement(self._write_with_owner, row, first=ONE_AT_A_TIME)
@@ -132,20 +136,14 @@ class OwnedInsert(Generic[Row]):
     def _write_for_known_user(self, names: Names) -> Insert:
         # For a new user this SELECT finds nothing. VALUES would violate the foreign key: PostgreSQL would use up an id,
         # and log an error.
-        new = new_columns(self._table, names)
-        return self._insert_from(new, select(*new.values(), User.id).where(User.id == bindparam("user_id")))
+        return insert_new(self._table, names, User.id, User.id == USER_ID).returning(*self._columns)
 
     def _write_with_owner(self, names: Names) -> Insert:
         return self._new(names).add_cte(insert_owner("postgresql").cte("owner"))
 
     def _new(self, names: Names) -> Insert:
-        new = new_columns(self._table, names)
-        new_row = select(*new.values(), bindparam("user_id", type_=Text))
-        return self._insert_from(new, new_row.where(has_room(self._model)) if "most" in names else new_row)
-
-    def _insert_from(self, new: Iterable[str], new_row: Select[*tuple[Any, ...]]) -> Insert:
-        columns = [self._table.columns[name] for name in self._row.__struct_fields__]
-        return insert(self._table).from_select([*new, "user_id"], new_row).returning(*columns)
+        criteria = [has_room(self._model)] if "most" in names else []
+        return insert_new(self._table, names, USER_ID, *criteria).returning(*self._columns)
 
 
 def new_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,9 +156,10 @@ def new_parameters(names: Names) -> dict[str, BindParameter[Any]]:
     return {name.removeprefix(NEW): bindparam(name) for name in sorted(names) if name.startswith(NEW)}
 
 
-def new_columns(table: Table, names: Names) -> dict[str, ColumnElement[Any]]:
-    """Return new_parameters() with the types of the columns, for a new row."""
-    return {name: sql_cast(value, table.columns[name].type) for name, value in new_parameters(names).items()}
+def insert_new(table: Table, names: Names, owner: Owner, *criteria: ColumnElement[bool]) -> Insert:
+    """Return the insert of new_parameters() for the owner, if the criteria hold."""
+    new = {name: sql_cast(value, table.columns[name].type) for name, value in new_parameters(names).items()}
+    return insert(table).from_select([*new, "user_id"], select(*new.values(), owner).where(*criteria))
 
 
 def limit_of(table: Table) -> int | None:
@@ -184,7 +183,7 @@ def evaluated_once(rows: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
 
 def is_kept() -> ColumnElement[bool]:
     """SQL: whether the user has a row. It locks the row against deletion until the end of the transaction."""
-    user = select(User.id).where(User.id == bindparam("user_id"))
+    user = select(User.id).where(User.id == USER_ID)
     return user.with_for_update(read=True, key_share=True).exists()
 
 
@@ -193,12 +192,12 @@ def insert_owner(dialect: str) -> Insert:
 
     Its parameters are user_id and owner_email.
     """
-    user_id, email = bindparam("user_id", type_=Text), bindparam("owner_email", type_=Text)
-    free_email = case((exists().where(User.email == email, User.id != user_id), null()), else_=sql_cast(email, Text))
+    email = bindparam("owner_email", type_=Text)
+    free_email = case((exists().where(User.email == email, User.id != USER_ID), null()), else_=sql_cast(email, Text))
     return (
         (sqlite_insert if dialect == "sqlite" else postgresql_insert)(User)
         # SQLite takes ON CONFLICT for a join's ON, unless there is a WHERE before it.
-        .from_select(["id", "email"], select(sql_cast(user_id, Text), free_email).where(true()))
+        .from_select(["id", "email"], select(sql_cast(USER_ID, Text), free_email).where(true()))
         .on_conflict_do_nothing()
     )
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Integer, Text
 from sqlalchemy.ext.compiler import compiles
@@ -11,6 +11,10 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from todo.instants import from_microseconds, to_microseconds
+
+Value = TypeVar("Value")
+
+_SQLITE_NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000"
 
 #: A 64-bit integer that numbers rows. SQLite numbers them only in a column declared INTEGER, which has 64 bits there.
 BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
@@ -60,111 +64,67 @@ class IntegerList(TypeDecorator[Sequence[int]]):
         return json.dumps(list(value)) if dialect.name == "sqlite" else list(value)
 
 
-class instant_text(FunctionElement[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
+class SqlFunction(FunctionElement[Value]):
+    """A function of SQL that each database writes in its own way; `{0}` in the templates is the first argument."""
+
+    postgresql: str
+    sqlite: str
+
+    def __init_subclass__(cls) -> None:
+        # SQLAlchemy looks for this on each class. It may cache, since instances differ only in their arguments.
+        cls.inherit_cache = True
+
+
+@compiles(SqlFunction)
+def _(element: SqlFunction[Any], compiler: SQLCompiler, **kw: Any) -> str:
+    template: str = getattr(element, compiler.dialect.name)
+    return template.format(*(compiler.process(argument, **kw) for argument in element.clauses))
+
+
+class instant_text(SqlFunction[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
     """SQL: the instant as text. On SQLite the integer, from which UtcInstant makes the text."""
 
     type = UtcInstant()
-    inherit_cache = True
+    postgresql = "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+    sqlite = "{0}"
 
 
-class current_instant(FunctionElement[str]):  # noqa: N801
+class current_instant(SqlFunction[str]):  # noqa: N801
     """SQL: the database's clock at the start of the statement. SQLite's clock has milliseconds."""
 
     type = UtcInstant()
-    inherit_cache = True
+    postgresql = "now()"
+    sqlite = _SQLITE_NOW
 
 
-class hours_ago(FunctionElement[str]):  # noqa: N801
+class hours_ago(SqlFunction[str]):  # noqa: N801
     """SQL: the database's clock minus that many hours."""
 
     type = UtcInstant()
-    inherit_cache = True
+    postgresql = "(now() - make_interval(hours => {0}))"
+    sqlite = f"({_SQLITE_NOW} - {{0}} * 3600000000)"
 
 
-class later_instant(FunctionElement[str]):  # noqa: N801
+class later_instant(SqlFunction[str]):  # noqa: N801
     """SQL: the database's clock, but at least one microsecond after the argument."""
 
     type = UtcInstant()
-    inherit_cache = True
+    # Through UTC: adding to a timestamptz is not IMMUTABLE, and an update of shards (Citus) accepts nothing else.
+    postgresql = "greatest(now(), ({0} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
+    sqlite = f"max({_SQLITE_NOW}, {{0}} + 1)"
 
 
-class octets(FunctionElement[int]):  # noqa: N801
+class octets(SqlFunction[int]):  # noqa: N801
     """SQL: the number of bytes of the text in UTF-8; 0 for NULL."""
 
     type = BigInteger()
-    inherit_cache = True
+    postgresql = "coalesce(octet_length({0}), 0)"
+    sqlite = "coalesce(length(CAST({0} AS BLOB)), 0)"
 
 
-class is_among(FunctionElement[bool]):  # noqa: N801
+class is_among(SqlFunction[bool]):  # noqa: N801
     """SQL: whether the first argument is in the second, an IntegerList. If that is NULL, never true."""
 
     type = Boolean()
-    inherit_cache = True
-
-
-_SQLITE_NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000"
-
-
-@compiles(instant_text, "postgresql")
-def _(element: instant_text, compiler: SQLCompiler, **kw: Any) -> str:
-    instant = compiler.process(element.clauses, **kw)
-    return f"to_char({instant} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
-
-
-@compiles(instant_text, "sqlite")
-def _(element: instant_text, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses, **kw)
-
-
-@compiles(current_instant, "postgresql")
-def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return "now()"
-
-
-@compiles(current_instant, "sqlite")
-def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return _SQLITE_NOW
-
-
-@compiles(hours_ago, "postgresql")
-def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"(now() - make_interval(hours => {compiler.process(element.clauses, **kw)}))"
-
-
-@compiles(hours_ago, "sqlite")
-def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"({_SQLITE_NOW} - {compiler.process(element.clauses, **kw)} * 3600000000)"
-
-
-@compiles(later_instant, "postgresql")
-def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    # Through UTC: adding to a timestamptz is not IMMUTABLE, and an update of shards (Citus) accepts nothing else.
-    instant = compiler.process(element.clauses, **kw)
-    return f"greatest(now(), ({instant} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
-
-
-@compiles(later_instant, "sqlite")
-def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"max({_SQLITE_NOW}, {compiler.process(element.clauses, **kw)} + 1)"
-
-
-@compiles(octets, "postgresql")
-def _(element: octets, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"coalesce(octet_length({compiler.process(element.clauses, **kw)}), 0)"
-
-
-@compiles(octets, "sqlite")
-def _(element: octets, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"coalesce(length(CAST({compiler.process(element.clauses, **kw)} AS BLOB)), 0)"
-
-
-@compiles(is_among, "postgresql")
-def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
-    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({integer} = ANY(CAST({integers} AS BIGINT[])))"
-
-
-@compiles(is_among, "sqlite")
-def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
-    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({integer} IN (SELECT value FROM json_each({integers})))"  # noqa: S608 (of what the compiler wrote)
+    postgresql = "({0} = ANY(CAST({1} AS BIGINT[])))"
+    sqlite = "({0} IN (SELECT value FROM json_each({1})))"

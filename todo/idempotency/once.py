@@ -8,7 +8,6 @@ from msgspec import Struct, convert, json
 from sqlalchemy import (
     Column,
     ColumnElement,
-    Insert,
     Select,
     Text,
     bindparam,
@@ -26,12 +25,13 @@ from todo.db.conflicts import violated
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import (
     ONE_AT_A_TIME,
+    USER_ID,
     Owned,
     has_room,
     in_turn,
+    insert_new,
     insert_owner,
     limit_of,
-    new_columns,
     new_values,
     table_of,
     unless_taken,
@@ -141,7 +141,8 @@ class InsertOnce(Generic[Row]):
         for_row, for_key = (has_room(self._model), queries.HAS_ROOM) if "most" in names else (true(), true())
         room = select(for_row.label("for_row"), for_key.label("for_key")).cte("room")
         is_allowed = select(room.c.for_row & room.c.for_key).scalar_subquery()
-        made = self._new(names, is_allowed, ~select(before.c.answer).exists()).returning(*self._returned).cte("made")
+        is_first = ~select(before.c.answer).exists()
+        made = insert_new(self._table, names, USER_ID, is_allowed, is_first).returning(*self._returned).cte("made")
         answer = sql_cast(func.row_to_json(literal_column("made")), Text)
         key = [bindparam(name, type_=Text) for name in ("user_id", "key", "fingerprint")]
         kept = insert(KEYS).from_select([*(part.key for part in key), "answer"], select(*key, answer).select_from(made))
@@ -150,11 +151,6 @@ class InsertOnce(Generic[Row]):
             before.c.fingerprint, func.coalesce(before.c.answer, kept_now.c.answer), room.c.for_row
         ).select_from(room.outerjoin(before, true()).outerjoin(kept_now, true()))
         return outcome.add_cte(insert_owner("postgresql").cte("owner"), queries.PRUNE.cte("pruned"))
-
-    def _new(self, names: Names, *criteria: ColumnElement[bool]) -> Insert:
-        new = new_columns(self._table, names)
-        new_row = select(*new.values(), bindparam("user_id", type_=Text)).where(*criteria)
-        return insert(self._table).from_select([*new, "user_id"], new_row)
 
     def _insert_in_turn(self, parameters: Mapping[str, Any]) -> Outcome:
         # SQLite has no INSERT within WITH. The first statement makes this the only writer until the end.
@@ -168,7 +164,7 @@ class InsertOnce(Generic[Row]):
                 for_row, for_key = connection.execute(select(has_room(self._model), queries.HAS_ROOM), parameters).one()
                 if not (for_row and for_key):
                     return Outcome(None, None, for_row)
-            new = self._new(frozenset(parameters)).returning(*self._columns.values())
+            new = insert_new(self._table, frozenset(parameters), USER_ID).returning(*self._columns.values())
             answer = json.encode(self._row(*connection.execute(new, parameters).one())).decode()
             key = {name: parameters[name] for name in ("user_id", "key", "fingerprint")}
             connection.execute(insert(KEYS).values(**key, answer=answer))
