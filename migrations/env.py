@@ -1,6 +1,6 @@
-"""How Alembic runs the migrations: one process at a time, and on PostgreSQL without keeping requests waiting.
+"""How Alembic runs the migrations: one process at a time, and on PostgreSQL without blocking requests.
 
-Each migration is a transaction of its own there. Why, and how a table is changed under load: docs/migrations.md.
+There each migration is a transaction of its own. Reasons, and how to change a table under load: docs/migrations.md.
 """
 
 import logging
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import psycopg2
 from alembic import context
@@ -20,21 +21,21 @@ from todo.db.failures import DATABASE_ERRORS, describe, is_outage
 
 logger = logging.getLogger("alembic.env")
 
-# Any number will do, as long as every process that migrates takes the same.
+# Any number, as long as every process that migrates takes the same.
 LOCK = 7_236_158_401
-#: Seconds between two looks whether another process that migrates has ended.
-ANOTHER_LOOK = 0.5
-#: What holds in each transaction of a migration. What the policies of a table would hide from it is an error, rather
-#: than not migrated. And while it waits for a table, whoever comes later waits behind it: less than the second that
-#: requests bear (todo/db/connections.py). How long it then takes is its own affair, whatever limits the role has.
+#: Seconds between two attempts to take the lock.
+LOCK_INTERVAL = 0.5
+#: Settings of each transaction of a migration. Rows that a policy hides are an error, or they would stay unmigrated.
+#: Requests that come later queue behind a migration that waits for a table, and wait for one second at most
+#: (todo/db/connections.py): so it waits for less. Its own running time has no limit, whatever the role's is.
 LIMITS = {"row_security": "off", "lock_timeout": "500ms", "statement_timeout": "0"}
-#: What holds in the transaction that has the lock, and idles for as long as the migrations take.
+#: Settings of the transaction that has the lock, and is idle while the migrations run.
 NO_LIMITS = {"idle_in_transaction_session_timeout": "0"}
-#: Seconds until the next attempt, after one that could not have its locks: in these, requests go on.
+#: Seconds before the next attempt, after one that did not get its locks. Requests run meanwhile.
 PAUSES = (1, 1, 2, 3, 5)
 
-#: Of the sessions that hold a lock on a table that is not the system's: the one whose transaction is the oldest, no
-#: request's. Of the sessions of other roles PostgreSQL may not tell since when.
+#: The session to blame, among those with a lock on a table that is not a system table: the one with the oldest
+#: transaction, older than a request's. PostgreSQL may hide the age of other roles' transactions.
 HOLDER = """
     SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::bigint
     FROM pg_stat_activity
@@ -57,15 +58,14 @@ BEGIN
         RAISE EXCEPTION 'This script is for a database {start}';
     END IF;
 END $$"""
-#: The function that searches use, as the newest migration of it makes it.
 FOLD_CASE = Path(__file__).with_name("fold_case.sql")
 
 
 def run_migrations() -> None:
-    """Run what the command asks for; a failure leaves the database as the last whole migration made it.
+    """Run what the command asks for; a failure leaves the database as the last complete migration made it.
 
-    On SQLite, where nobody else writes meanwhile, all of them are one transaction. Raises CommandError, which ends the
-    command with one line, where the database is away, a lock cannot be had, or the role lacks a right.
+    On SQLite, which has one writer, all migrations are one transaction. Raises CommandError, which ends the command
+    with one line, if the database is away, a lock is not available, or the role lacks a right.
     """
     engine = current_app.extensions["migrate"].db.engine
     is_sqlite = engine.dialect.name == "sqlite"
@@ -75,12 +75,12 @@ def run_migrations() -> None:
             if not is_sqlite:
                 # The engine is in autocommit.
                 connection.execution_options(isolation_level="READ COMMITTED")
-                event.listen(connection, "begin", begin_within_limits)
+                event.listen(connection, "begin", lambda begun: begun.exec_driver_sql(limits(begun, LIMITS)))
             elif must_be_alone:
                 event.listen(connection, "begin", begin_on_sqlite)
             migrate_patiently(connection)
             if not is_sqlite and context.get_context().opts["fn"].__name__ == "upgrade":
-                mend_fold_case(connection)
+                repair_fold_case(connection)
     except DATABASE_ERRORS as error:
         if is_outage(error):
             raise CommandError(f"The database failed: {describe(error)}") from error
@@ -94,7 +94,7 @@ def run_migrations() -> None:
 
 def is_changing() -> bool:
     """Whether the command goes to another revision: upgrade, downgrade, stamp; but not current, check, migrate."""
-    # A destination that cannot be resolved yet, such as +1, is one too.
+    # A relative destination such as +1 cannot be resolved yet, and counts.
     with suppress(CommandError):
         try:
             context.get_revision_argument()
@@ -105,45 +105,38 @@ def is_changing() -> bool:
 
 @contextmanager
 def alone(engine: Engine) -> Iterator[None]:
-    """Wait for other processes that migrate, however long, and keep those that come later waiting.
+    """Wait for other processes that migrate, without a limit, and keep out those that come later.
 
-    In a transaction on a connection of its own: the lock then outlasts those of the migrations, also where one goes
-    without (autocommit_block), and unlike the lock of a session it is never left behind in a pooler. Raises
-    CommandError where the database is not in UTF-8.
+    The lock belongs to a transaction on a connection of its own. So it outlasts the transactions of the migrations,
+    and a migration without one (autocommit_block). A lock of the session could be left behind in a pooler. Raises
+    CommandError if the database is not in UTF-8.
     """
     arguments = current_app.config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]
-    # At another level, which the role may have by default, this transaction would keep its first snapshot.
+    # The role may have another level by default, at which this transaction would keep its first snapshot.
     own = create_engine(engine.url, connect_args=arguments, poolclass=NullPool, isolation_level="READ COMMITTED")
     with own.begin() as connection:
         connection.exec_driver_sql(limits(connection, NO_LIMITS))
         encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
         if encoding != "UTF8":
             raise CommandError(f"The encoding of the database is {encoding}: create it with ENCODING 'UTF8'")
-        # Asked again and again, rather than waited for: a statement that waits has a snapshot, for the end of which
-        # CREATE INDEX CONCURRENTLY in the other process would wait, and so both for ever.
-        is_waiting = False
-        while not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({LOCK})").scalar_one():
-            if not is_waiting:
-                logger.info("Another process is migrating this database: waiting for its end")
-            is_waiting = True
-            sleep(ANOTHER_LOOK)
+        # Polls, because a statement that waits for the lock has a snapshot. CREATE INDEX CONCURRENTLY in the other
+        # process would wait for the end of that snapshot: a deadlock.
+        take_lock = f"SELECT pg_try_advisory_xact_lock({LOCK})"
+        if not connection.exec_driver_sql(take_lock).scalar_one():
+            logger.info("Another process is migrating this database: waiting for its end")
+            while not connection.exec_driver_sql(take_lock).scalar_one():
+                sleep(LOCK_INTERVAL)
         yield
 
 
-def begin_within_limits(connection: Connection) -> None:
-    """Set the limits of a transaction that begins on PostgreSQL."""
-    connection.exec_driver_sql(limits(connection, LIMITS))
-
-
 def begin_on_sqlite(connection: Connection) -> None:
-    """Take the only writer's place; SQLite's driver begins nothing by itself before DDL."""
+    """Become the only writer; SQLite's driver begins no transaction by itself before DDL."""
     patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
     connection.exec_driver_sql("PRAGMA busy_timeout = 0")
-    try:
+    is_alone = False
+    with suppress(OperationalError):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         is_alone = True
-    except OperationalError:
-        is_alone = False
     # The connection may serve requests afterwards.
     connection.exec_driver_sql(f"PRAGMA busy_timeout = {patience}")
     if not is_alone:
@@ -151,18 +144,18 @@ def begin_on_sqlite(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def limits(connection: Connection, named: Mapping[str, str]) -> str:
-    """What sets them for a transaction, and that the transaction itself may take as long as it does."""
-    # Which PostgreSQL knows from 17 on.
+def limits(connection: Connection, settings: Mapping[str, str]) -> str:
+    """SQL that makes these settings for a transaction, and lifts the limit on its whole time."""
+    # PostgreSQL has that limit from 17 on.
     is_known = (connection.dialect.server_version_info or (0,)) >= (17,)
     whole = {"transaction_timeout": "0"} if is_known else {}
-    return "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in {**named, **whole}.items())
+    return "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in {**settings, **whole}.items())
 
 
 def migrate_patiently(connection: Connection) -> None:
-    """Migrate, again after each of the PAUSES where a lock cannot be had. Raises CommandError after the last.
+    """Migrate; try again after each of the PAUSES if a lock is not available. Raises CommandError after the last.
 
-    And at once, where so many steps up or down were asked for, which a second attempt would count anew.
+    A destination that counts steps (+1, -2) is tried once: a second attempt would count them from where it begins.
     """
     for attempt, pause in enumerate((*PAUSES, None), start=1):
         try:
@@ -171,57 +164,44 @@ def migrate_patiently(connection: Connection) -> None:
             if not isinstance(error.orig, psycopg2.errors.LockNotAvailable | psycopg2.errors.DeadlockDetected):
                 raise
             connection.rollback()
-            if pause is None or is_relative(context.get_context().opts.get("destination_rev")):
-                raise CommandError(held_up(connection, attempt)) from error
+            is_relative = str(context.get_context().opts.get("destination_rev")).startswith(("+", "-"))
+            if pause is None or is_relative:
+                raise CommandError(describe_holder(connection, attempt)) from error
             logger.info("A table is locked; again in %s s", pause)
             sleep(pause)
         else:
             return
 
 
-def is_relative(destination: object) -> bool:
-    """Whether a destination is counted from where the database stands: +1, or -2."""
-    return str(destination).startswith(("+", "-"))
-
-
 def migrate(connection: Connection) -> None:
     """Run the migrations that are still to be run."""
-    app = current_app.extensions["migrate"]
     is_sqlite = connection.dialect.name == "sqlite"
-    context.configure(
-        connection=connection,
-        target_metadata=app.db.metadata,
-        transactional_ddl=True,
-        transaction_per_migration=not is_sqlite,
-        include_name=is_compared,
-        **app.configure_args,
-    )
+    configure(connection=connection, transaction_per_migration=not is_sqlite, include_name=is_compared)
     with context.begin_transaction():
         context.run_migrations()
 
 
+def configure(**options: Any) -> None:
+    """Configure Alembic, with the options that runs and scripts share."""
+    app = current_app.extensions["migrate"]
+    context.configure(target_metadata=app.db.metadata, transactional_ddl=True, **options, **app.configure_args)
+
+
 def is_compared(name: str | None, kind: str, _parents: object) -> bool:
-    """Whether `check` and `migrate` compare it with the models: no table that is not a model's, such as a partition."""
-    return kind != "table" or name in current_app.extensions["migrate"].metadata.tables
+    """Whether `check` and `migrate` compare it with the models: no table without a model, such as a partition."""
+    return kind != "table" or name in current_app.extensions["migrate"].db.metadata.tables
 
 
 def print_script() -> None:
-    """Print, for --sql, what the command would do to a PostgreSQL database; opens no connection.
+    """Print, for --sql, what the command would do to a PostgreSQL database; open no connection.
 
-    The script is one transaction, so that what fails leaves the database as it was. Raises CommandError for SQLite:
-    Alembic writes spaces for tabs, one of which is in a constraint there (migration 0001).
+    The script is one transaction: a failure leaves the database as it was. Raises CommandError for SQLite, where
+    Alembic writes spaces for tabs, and a constraint of migration 0001 has a tab.
     """
-    app = current_app.extensions["migrate"]
-    dialect = app.db.engine.dialect
+    dialect = current_app.extensions["migrate"].db.engine.dialect
     if dialect.name == "sqlite":
         raise CommandError("--sql is for PostgreSQL alone: set DATABASE_URL to postgresql://…, which is not opened")
-    context.configure(
-        dialect_name=dialect.name,
-        target_metadata=app.db.metadata,
-        transactional_ddl=True,
-        literal_binds=True,
-        **app.configure_args,
-    )
+    configure(dialect_name=dialect.name, literal_binds=True)
     is_elsewhere, described = "to_regclass('alembic_version') IS NOT NULL", "without migrations"
     if start := context.get_starting_revision_argument():
         is_elsewhere = f"(SELECT max(version_num) FROM alembic_version) IS DISTINCT FROM '{start}'"  # noqa: S608 (a revision)
@@ -233,9 +213,9 @@ def print_script() -> None:
         context.run_migrations()
 
 
-def mend_fold_case(connection: Connection) -> None:
-    """Make fold_case() again if it is missing, or names a collation that this server does not have: after a restore."""
-    # Ends what a look at the revision has begun.
+def repair_fold_case(connection: Connection) -> None:
+    """Make fold_case() again after a restore, if it is missing or names a collation that this server does not have."""
+    # Ends the transaction that read the revision.
     connection.commit()
     with connection.begin():
         try:
@@ -248,9 +228,9 @@ def mend_fold_case(connection: Connection) -> None:
             logger.info("Made fold_case() again: it was missing, or of a server with other collations")
 
 
-def held_up(connection: Connection, attempts: int) -> str:
-    """What stands in the way of a migration, in one line, without a word of what that does."""
-    stands_at = context.get_context().get_current_revision() or "no migration"
+def describe_holder(connection: Connection, attempts: int) -> str:
+    """Describe in one line what blocks the migration, without the SQL that it runs."""
+    revision = context.get_context().get_current_revision() or "no migration"
     holder = connection.exec_driver_sql(HOLDER).one_or_none()
     found = "nobody any more"
     if holder is not None:
@@ -258,7 +238,7 @@ def held_up(connection: Connection, attempts: int) -> str:
         found = f"process {pid} of PostgreSQL (role {role}, application {application or 'unnamed'}"
         found += ")" if seconds is None else f", {state}, for {seconds} s)"
     return (
-        f"A table was locked (attempts: {attempts}); the database stands at {stands_at}, and nothing "
+        f"A table was locked (attempts: {attempts}); the database stands at {revision}, and nothing "
         f"more was changed. Held now by {found}: try again when that has ended"
     )
 

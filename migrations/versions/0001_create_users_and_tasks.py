@@ -16,15 +16,15 @@ WHITE_SPACE = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 
-# The same as a string constant of PostgreSQL's, in ASCII: the script of --sql has no tabs,
-# and passes any client's encoding.
+# The same for a string constant of PostgreSQL, in ASCII: the script of --sql then has no tabs, and works in any
+# client encoding.
 WHITE_SPACE_ESCAPED = "".join(f"\\u{ord(character):04x}" for character in WHITE_SPACE)
 
 
 def upgrade() -> None:
-    """Make the two tables, and on PostgreSQL the function by which the list is searched."""
+    """Create the two tables, and on PostgreSQL the function that searches use."""
     if op.get_context().dialect.name == "sqlite":
-        # SQLite counts ids up only in a column declared INTEGER, and has no type for instants.
+        # SQLite numbers rows only in a column declared INTEGER, and has no type for instants.
         task_id = sa.Column("id", sa.Integer(), nullable=False)
         instant: sa.types.TypeEngine[Any] = sa.BigInteger()
         now = sa.text("(CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000)")
@@ -68,7 +68,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop everything that upgrade made."""
+    """Drop what upgrade created."""
     op.drop_index(op.f("ix_tasks_user_id_created_at_id"), table_name="tasks")
     op.drop_table("tasks")
     op.drop_table("users")
@@ -77,11 +77,10 @@ def downgrade() -> None:
 
 
 def create_fold_case() -> None:
-    """Make fold_case(text), which does away with the case of all letters, whatever the database's own locale.
+    """Create fold_case(text), which removes the case of all letters, whatever the database's locale.
 
-    The collations are those under which upper() and lower() know all letters, the best first: built in from PostgreSQL
-    18 on, ICU's where the server was built with it, built in from PostgreSQL 17 on. The server chooses: the script of
-    --sql knows no server.
+    Under these collations upper() and lower() know all letters. The best is first: built in from PostgreSQL 18, ICU's
+    if the server has ICU, built in from PostgreSQL 17. The server chooses, as the script of --sql knows no server.
     """
     op.execute(
         """

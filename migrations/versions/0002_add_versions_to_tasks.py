@@ -9,7 +9,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; with its constraint in one clause, since SQLite adds none by itself."""
+    """Add the column and its constraint in one clause: SQLite cannot add a constraint alone."""
     op.execute(
         "ALTER TABLE tasks ADD COLUMN version BIGINT DEFAULT 1 NOT NULL "
         f"CONSTRAINT {op.f('ck_tasks_version_positive')} CHECK (version >= 1)"
@@ -17,5 +17,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the column, and its constraint with it."""
+    """Drop the column and its constraint."""
     op.drop_column("tasks", "version")

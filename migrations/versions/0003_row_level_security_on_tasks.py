@@ -9,10 +9,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Let each statement see and touch the rows of the user it acts for, and of nobody where it says none.
+    """Let each statement see and change only the rows of the user it acts for, and none without a user.
 
-    FORCE: for the owner of the table too, as whom the service may run. The setting is NULL before it was first made
-    in a session, and empty after the transaction that made it.
+    FORCE applies this to the owner of the table too, as which the service may run. The setting is NULL until a session
+    first makes it, and empty after the transaction that made it.
     """
     if op.get_context().dialect.name == "sqlite":
         return
@@ -25,7 +25,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it away."""
+    """Remove row-level security."""
     if op.get_context().dialect.name == "sqlite":
         return
     op.execute("DROP POLICY tasks_of_user ON tasks")

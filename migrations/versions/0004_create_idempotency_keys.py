@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the table; on PostgreSQL with the policy of tasks, and one under which nobody's request prunes old keys."""
+    """Create the table; on PostgreSQL with the policy of tasks, and one for the command that deletes old keys."""
     is_sqlite = op.get_context().dialect.name == "sqlite"
     instant: sa.types.TypeEngine[Any] = sa.BigInteger() if is_sqlite else sa.TIMESTAMP(timezone=True)
     sqlite_now = "(CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000)"
@@ -44,5 +44,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the table, and its policies with it."""
+    """Drop the table and its policies."""
     op.drop_table("idempotency_keys")

@@ -13,7 +13,7 @@ FOLD_CASE = Path(__file__).parents[1] / "fold_case.sql"
 
 
 def upgrade() -> None:
-    """Replace the function; it keeps its name and signature, so that older code calls it too."""
+    """Replace the function. It keeps its name and signature, so that older code can call it."""
     if op.get_context().dialect.name == "postgresql":
         op.execute(FOLD_CASE.read_text())
 

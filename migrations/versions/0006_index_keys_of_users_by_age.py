@@ -12,21 +12,21 @@ BY_USER_AND_AGE = "ix_idempotency_keys_user_id_created_at"
 
 
 def upgrade() -> None:
-    """Create the index by which a create finds its user's old keys, and drop the other.
+    """Create the index that finds a user's old keys, and drop the old index.
 
-    On PostgreSQL without a lock that writers wait for. The script of --sql is one transaction, which excludes that.
+    On PostgreSQL without a lock that blocks writers. The script of --sql cannot do that, as it is one transaction.
     """
     if op.get_context().dialect.name == "sqlite" or op.get_context().as_sql:
         change_indexes(concurrently=False)
     else:
         with op.get_context().autocommit_block():
-            # An attempt that was broken off leaves an index that is not valid.
+            # An interrupted attempt leaves an invalid index.
             op.drop_index(BY_USER_AND_AGE, "idempotency_keys", if_exists=True, postgresql_concurrently=True)
             change_indexes(concurrently=True)
 
 
 def change_indexes(*, concurrently: bool) -> None:
-    """Create the one index, and drop the other: with it PostgreSQL might read the old keys of all users for one."""
+    """Create the new index and drop the old one, with which PostgreSQL might read the old keys of all users."""
     op.create_index(
         BY_USER_AND_AGE, "idempotency_keys", ["user_id", "created_at"], postgresql_concurrently=concurrently
     )
@@ -34,6 +34,6 @@ def change_indexes(*, concurrently: bool) -> None:
 
 
 def downgrade() -> None:
-    """Create the index of all users' keys again."""
+    """Create the old index again."""
     op.drop_index(BY_USER_AND_AGE, "idempotency_keys")
     op.create_index(BY_AGE, "idempotency_keys", ["created_at"])

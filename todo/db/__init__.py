@@ -1,4 +1,4 @@
-"""The Flask extensions that the whole package shares. They are bound to an app in create_app, never here."""
+"""The Flask extensions that the whole package shares. create_app binds them to an app."""
 
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
@@ -7,10 +7,9 @@ from sqlalchemy.orm import DeclarativeBase
 
 
 class Model(DeclarativeBase):
-    """What every model derives from; its metadata is that of `db`.
+    """The base class of every model; its metadata is that of `db`.
 
-    In place of db.Model, which type checkers cannot see. Every constraint gets a name, so that a migration can speak
-    of it.
+    It replaces db.Model, which type checkers cannot see. Every constraint gets a name, so that migrations can name it.
     """
 
     metadata = MetaData(

@@ -1,4 +1,4 @@
-"""What the commands of all features share: one line where the database fails them, transactions, progress.
+"""What the commands of all features share: errors in one line, transactions, progress.
 
 Must not know any table.
 """
@@ -19,7 +19,7 @@ from todo.db.failures import DATABASE_ERRORS, describe
 from todo.db.readiness import check_database
 from todo.errors import DatabaseUnfit
 
-#: How many rows a command reads, makes or deletes at a time: no statement takes long, and no memory grows.
+#: How many rows a command reads, makes or deletes at a time. It bounds the time of a statement, and the memory.
 BATCH = 5000
 
 Parameters = ParamSpec("Parameters")
@@ -28,7 +28,7 @@ blp = Blueprint("database", __name__, cli_group=None)
 
 
 def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """The command, ending with one line and status 1 where the database is away, or not what the command needs."""
+    """Let the command end with one line and status 1 if the database is away, or lacks what the service needs."""
 
     @wraps(command)
     def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
@@ -42,7 +42,7 @@ def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, Non
             raise click.ClickException(f"The database failed: {describe(error)}") from error
         except OSError as error:
             if isinstance(error, BrokenPipeError):
-                # Whoever reads has enough: click ends quietly.
+                # The reader has closed the pipe: click ends quietly.
                 raise
             raise click.ClickException(f"The output failed: {error.strerror}") from error
 
@@ -51,7 +51,7 @@ def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, Non
 
 @contextmanager
 def acting_for(user_id: str) -> Iterator[None]:
-    """Let the statements within see and touch that user's rows: there is no request, hence no hook, to say so."""
+    """Let statements see and change that user's rows. In a request the identity hook does this."""
     act_for(user_id)
     try:
         yield
@@ -61,9 +61,9 @@ def acting_for(user_id: str) -> Iterator[None]:
 
 @contextmanager
 def transaction() -> Iterator[Connection]:
-    """A transaction, each statement of which sees what has been committed by then.
+    """A transaction in which each statement sees what has been committed before it.
 
-    On SQLite that holds from the first change on, which takes the only writer's place.
+    On SQLite only from its first change on, which makes it the only writer.
     """
     level = "SERIALIZABLE" if db.engine.dialect.name == "sqlite" else "READ COMMITTED"
     with db.engine.execution_options(isolation_level=level).begin() as connection:
@@ -72,23 +72,26 @@ def transaction() -> Iterator[Connection]:
 
 @contextmanager
 def snapshot() -> Iterator[Connection]:
-    """A transaction that changes nothing, and all of which sees what its first statement saw."""
+    """A read-only transaction in which every statement sees what the first one saw."""
     if db.engine.dialect.name == "sqlite":
         with db.engine.connect() as connection:
-            # Before a SELECT the driver begins nothing by itself.
+            # The driver begins no transaction by itself before a SELECT.
             connection.exec_driver_sql("BEGIN")
             yield connection
     else:
         with db.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
-            # Of this transaction alone: what SQLAlchemy calls read-only would stay in the session, and by way of a
-            # pooler in somebody else's.
+            # For this transaction only. SQLAlchemy's own option would stay in the session, which a pooler gives to
+            # other clients.
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             yield connection
 
 
 @contextmanager
 def progress(total: int, label: str, *, is_wanted: bool = True) -> Iterator[Callable[[int], None]]:
-    """What to tell how many more rows are done: a bar, where stderr is a terminal and there is more than one batch."""
+    """Yield a function to call with the number of rows just done. It moves a bar on stderr, if that is a terminal.
+
+    A single batch has no bar.
+    """
     is_shown = is_wanted and total > BATCH and sys.stderr.isatty()
     with click.progressbar(length=total, label=label, file=sys.stderr, hidden=not is_shown) as bar:
         yield bar.update

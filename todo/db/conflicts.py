@@ -1,6 +1,6 @@
-"""Unique constraints: which one a statement violated, and the 409 where the model has words for it.
+"""Unique constraints: find the one that a statement violated, and raise Conflict if the model has a sentence for it.
 
-A model declares the words beside the constraint (docs/decisions/conflicts.md). Must not know any table.
+The model has that sentence beside the constraint (docs/decisions/conflicts.md). Must not know any table.
 """
 
 import sqlite3
@@ -15,10 +15,10 @@ from todo.errors import Conflict
 
 Unique = PrimaryKeyConstraint | UniqueConstraint | Index
 
-#: What is in `info` of a unique constraint or index whose violation is a 409: the sentence for the caller.
+#: The key in `info` of a unique constraint or index whose violation is a 409. Its value is the caller's sentence.
 CONFLICT = "conflict"
 
-# A partition's index has a name of its own. This finds the name of the index that it is a part of.
+# PostgreSQL names the index of the partition. This finds the name of the whole index.
 WHOLE_INDEX = text(
     "SELECT relname FROM pg_class WHERE oid = pg_partition_root(to_regclass(format('%I.%I', :schema, :name)))"
 )
@@ -26,18 +26,18 @@ SQLITE_PREFIX = "UNIQUE constraint failed: "
 
 
 def refuse_conflict(error: Exception) -> None:
-    """Raise Conflict in place of the error, if the model has words for the violated constraint."""
+    """Raise Conflict instead of the error, if the model has a sentence for the violated constraint."""
     unique = violated(error)
     if unique is not None and CONFLICT in unique.info:
         raise Conflict(unique.info[CONFLICT]) from error
 
 
 def violated(error: Exception) -> Unique | None:
-    """The unique constraint or index that the statement violated; None for another error, or if no model has it."""
+    """The unique constraint or index that the statement violated. None for other errors, or if no model has it."""
     cause = cause_of(error)
     if isinstance(cause, sqlite3.Error):
         message = str(cause)
-        # SQLite names an index on expressions, and the columns of any other.
+        # SQLite names an index if it is on expressions, else its columns.
         name = message.removeprefix(SQLITE_PREFIX).removeprefix("index ").strip("'")
         return _named(name) if message.startswith(SQLITE_PREFIX) else None
     if not isinstance(cause, UniqueViolation):

@@ -1,4 +1,4 @@
-"""What a failure of the database means: an outage, or a statement at fault. Executes nothing."""
+"""The meaning of the database's errors: an outage, or a fault of the statement. Executes nothing."""
 
 import sqlite3
 
@@ -8,14 +8,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from todo.errors import InternalError, TodoError, Unavailable
 
-#: SQLSTATE (PostgreSQL documentation, appendix A): connection, resources, intervention and time-outs, system, lock
-#: not available, read-only, rolled back in a conflict.
+#: SQLSTATEs (PostgreSQL documentation, appendix A): connection, resources, operator and time-outs, system, lock not
+#: available, read-only, rolled back in a conflict.
 _POSTGRESQL_OUTAGES = ("08", "53", "57", "58", "55P03", "25006", "40")
-#: SQLSTATEs whose sentence is told in the log: it quotes no value, which would be what a user wrote. A data exception
-#: does (22), so does what a trigger raises (P0, or a code of its own), and so does a syntax error (42601), since the
-#: driver writes values into the statement. Others quote values in their details, which are never told.
-_POSTGRESQL_TOLD = ("08", "0A", "23", "25", "26", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX")
-_POSTGRESQL_UNTOLD = "42601"
+#: SQLSTATEs whose message is logged, because it quotes no value: users wrote those. Data exceptions (22) quote values.
+#: So do the errors of triggers (P0, or their own codes) and syntax errors (42601), as the driver writes values into the
+#: statement. Other errors quote values in their details, which are never logged.
+_POSTGRESQL_LOGGED = ("08", "0A", "23", "25", "26", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX")
+_POSTGRESQL_NOT_LOGGED = "42601"
 #: Primary result codes (sqlite.org/rescode.html).
 _SQLITE_OUTAGES = frozenset(
     {
@@ -33,9 +33,9 @@ _SQLITE_OUTAGES = frozenset(
     }
 )
 
-#: What the two drivers raise, each with subclasses of its own.
+#: The base classes of the two drivers' errors.
 DRIVER_ERRORS = (psycopg2.Error, sqlite3.Error)
-#: What a statement can raise: SQLAlchemy wraps the driver's errors, a Statement (todo/db/statements.py) does not.
+#: What a statement can raise. SQLAlchemy wraps the driver's errors; a Statement (todo/db/statements.py) does not.
 DATABASE_ERRORS = (SQLAlchemyError, *DRIVER_ERRORS)
 
 
@@ -46,7 +46,7 @@ def as_failure(error: Exception) -> TodoError:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the database is away, full, read-only or too slow, as opposed to a statement being at fault."""
+    """Whether the database is away, full, read-only or too slow. If not, the statement is at fault."""
     if isinstance(error, PoolTimeout):
         return True
     cause = cause_of(error)
@@ -54,14 +54,14 @@ def is_outage(error: Exception) -> bool:
         return _sqlite_code(cause) & 0xFF in _SQLITE_OUTAGES
     if isinstance(cause, psycopg2.Error):
         if cause.pgcode is None:
-            # No answer of the server: the connection failed, or broke.
+            # The server did not answer: the connection failed, or broke.
             return type(cause) in (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError)
         return cause.pgcode.startswith(_POSTGRESQL_OUTAGES)
     return False
 
 
 def is_stopped(error: Exception) -> bool:
-    """Whether the statement took too long, and the database or the service stopped it."""
+    """Whether the statement was stopped because it took too long."""
     cause = cause_of(error)
     if isinstance(cause, sqlite3.Error):
         return _sqlite_code(cause) == sqlite3.SQLITE_INTERRUPT
@@ -69,24 +69,24 @@ def is_stopped(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """What went wrong in one line, for the log, without a value that a user or the environment wrote.
+    """Describe the error in one line for the log, without any value that a user or the environment wrote.
 
-    That is the server's or the driver's own sentence, where it quotes none: where no connection can be made, the driver
-    names the host, the user and the database. config.py sees to it that none of these is a part of the password.
+    The line has the message of the server or driver, unless that quotes a value. If no connection can be made, the
+    driver names host, user and database: config.py ensures that none of these is a part of the password.
     """
     cause = cause_of(error)
     kind = type(cause).__name__
     if isinstance(cause, psycopg2.Error) and cause.pgcode is not None:
-        is_told = cause.pgcode.startswith(_POSTGRESQL_TOLD) and cause.pgcode != _POSTGRESQL_UNTOLD
-        return f"{kind} {cause.pgcode}{f': {cause.diag.message_primary}' if is_told else ''}"
+        is_logged = cause.pgcode.startswith(_POSTGRESQL_LOGGED) and cause.pgcode != _POSTGRESQL_NOT_LOGGED
+        return f"{kind} {cause.pgcode}{f': {cause.diag.message_primary}' if is_logged else ''}"
     if isinstance(cause, (*DRIVER_ERRORS, PoolTimeout)):
         return f"{kind}: {cause}".partition("\n")[0]
-    # SQLAlchemy's own: they quote what the statement, or a value, made them stumble over.
+    # SQLAlchemy's own messages quote parts of statements, and values.
     return kind
 
 
 def is_foreign_key_violation(error: Exception) -> bool:
-    """Whether the statement named a row that is not there."""
+    """Whether the statement referred to a row that does not exist."""
     cause = cause_of(error)
     if isinstance(cause, sqlite3.Error):
         return _sqlite_code(cause) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
@@ -94,15 +94,15 @@ def is_foreign_key_violation(error: Exception) -> bool:
 
 
 def is_denied(error: Exception) -> bool:
-    """Whether the database refused a right."""
+    """Whether the role lacks a right."""
     return getattr(cause_of(error), "pgcode", None) == "42501"
 
 
 def cause_of(error: Exception) -> BaseException:
-    """The driver's own error, or the error itself where no driver raised it."""
+    """The driver's error, or the error itself if no driver raised it."""
     return (error.orig or error) if isinstance(error, DBAPIError) else error
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:
-    # The driver's own complaints bear no code of SQLite's.
+    # Errors of the driver itself have no code of SQLite.
     return getattr(error, "sqlite_errorcode", 0)

@@ -1,4 +1,4 @@
-"""The addresses of PostgreSQL's hosts, looked up within a time limit."""
+"""Look up the addresses of PostgreSQL's hosts within a time limit."""
 
 from concurrent.futures import Future
 from socket import SOCK_STREAM, getaddrinfo
@@ -10,9 +10,10 @@ import psycopg2
 
 
 def resolve_hosts(parameters: dict[str, Any], deadline: float) -> None:
-    """Look the server's addresses up before the deadline (time.monotonic): libpq would block, beyond any callback.
+    """Add the addresses of the hosts to libpq's parameters, before the deadline (time.monotonic).
 
-    The names stay beside the addresses, for TLS to check. Of several hosts, one without an address is left out.
+    libpq itself would look them up without a limit. The names stay beside the addresses, for TLS to check. Hosts
+    without an address are left out. Raises OperationalError if none has an address.
     """
     hosts = parameters.get("host", "").split(",")
     if parameters.get("hostaddr") or all(map(_is_local, hosts)):
@@ -20,18 +21,18 @@ def resolve_hosts(parameters: dict[str, Any], deadline: float) -> None:
     ports = str(parameters.get("port", "")).split(",")
     look_ups = [_look_up(host) for host in hosts]
     if len(hosts) > 1:
-        # A name that is never found must leave time for the other hosts.
+        # A look-up that never ends must leave time to connect to the other hosts.
         deadline = (deadline + monotonic()) / 2
     found, failures = [], []
     for host, port, look_up in zip(hosts, ports * (len(hosts) // len(ports)), look_ups, strict=True):
         try:
             found += [(host, address, port) for address in look_up.result(timeout=max(0.0, deadline - monotonic()))]
         except (OSError, UnicodeError) as error:
-            # TimeoutError is an OSError too. UnicodeError: a label that is too long, or empty.
+            # TimeoutError is an OSError. UnicodeError: a label of the name is too long, or empty.
             kind = getattr(error, "strerror", None) or type(error).__name__
             failures.append(f"could not find the address of {host}: {kind}")
     if not found:
-        # libpq must not try again, without a bound.
+        # Or libpq would look the names up itself, without a limit.
         raise psycopg2.OperationalError("; ".join(failures))
     parameters["host"] = ",".join(host for host, *_ in found)
     parameters["hostaddr"] = ",".join(address for _, address, _ in found)
@@ -40,7 +41,7 @@ def resolve_hosts(parameters: dict[str, Any], deadline: float) -> None:
 
 
 def _is_local(host: str) -> bool:
-    """Whether libpq takes that for a socket of this machine."""
+    """Whether libpq reads this as a socket on this machine."""
     return not host or host.startswith(("/", "@"))
 
 
@@ -56,6 +57,6 @@ def _look_up(host: str) -> "Future[list[str]]":
         except (OSError, UnicodeError) as error:
             look_up.set_exception(error)
 
-    # A daemon: a look-up that never ends holds up neither the request nor the end of the process.
+    # A daemon thread, so that a look-up that never ends does not keep the process from ending.
     Thread(target=find, daemon=True).start()
     return look_up

@@ -1,6 +1,6 @@
-"""Ownership: the one place that writes the owner into a statement. Must not know any owned model."""
+"""Ownership: the only module that writes the owner into statements. Must not know any owned model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column
 
 from todo.db import db
 from todo.db.conflicts import refuse_conflict
@@ -41,11 +41,14 @@ from todo.users.models import User
 
 Row = TypeVar("Row", bound=Struct)
 Made = TypeVar("Made")
+Owner = ColumnElement[str] | InstrumentedAttribute[str]
 
-#: SQL for PostgreSQL, before a statement that counts the user's rows: one such statement at a time for each user, so
-#: that it sees what the one before it made. Not a lock on the user's row, which a new user does not have yet.
+#: SQL for PostgreSQL before a statement that counts the user's rows. Such statements of a user run one at a time, so
+#: that each sees the rows of the one before. It does not lock the user's row, as a new user has none.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0)); "
-#: How the names of parameters begin that are values of columns.
+#: The owner as a parameter.
+USER_ID = bindparam("user_id", type_=Text)
+#: The prefix of parameters that are values of columns.
 NEW = "new_"
 
 
@@ -60,43 +63,48 @@ Narrowed = TypeVar("Narrowed", bound=Narrowable)
 
 
 class Owned:
-    """A model whose rows each belong to one user, and go with that user."""
+    """A model whose rows each belong to one user, and are deleted with that user."""
 
     user_id: Mapped[str] = mapped_column(Text, ForeignKey("users.id", ondelete="CASCADE"))
 
 
 def owned_by(model: type[Owned], statement: Narrowed) -> Narrowed:
-    """The statement, narrowed to the rows that its parameter `user_id` owns.
+    """Narrow the statement to the rows that its parameter `user_id` owns.
 
-    Every select, update and delete of a request on an owned model goes through here; a test reads the queries for one
-    that does not.
+    Every select, update and delete of a request on an owned model goes through here. A test reads the queries to see
+    that.
     """
-    return statement.where(model.user_id == bindparam("user_id"))
+    return statement.where(model.user_id == USER_ID)
 
 
 def table_of(model: type[Owned]) -> Table:
-    """The model's table, for inserts: the ORM session rewrites those of a model."""
+    """Return the model's table, for inserts: the ORM session rewrites those into a model."""
     return cast(Table, inspect(model).local_table)
 
 
 class OwnedInsert(Generic[Row]):
-    """The insert of a row, as `row` with a field for each column to return, together with its owner if need be."""
+    """Inserts a row, and its owner if there is none yet.
+
+    row: the class of the returned row, with a field for each column to return.
+    """
 
     def __init__(self, model: type[Owned], row: type[Row]) -> None:
         self._model = model
         self._row = row
         self._table = table_of(model)
+        self._columns = [self._table.columns[name] for name in row.__struct_fields__]
         self._for_known_user = Statement(self._write_for_known_user, row)
         self._with_owner = Statement(self._write_with_owner, row)
         self._in_turn = Statement(self._write_with_owner, row, first=ONE_AT_A_TIME)
 
     def one(self, user_id: str, email: str | None, values: Mapping[str, Any]) -> Row:
-        """The inserted row; the database gives the columns that are not in `values` their defaults.
+        """Insert and return the row. Columns that are not in `values` get their defaults from the database.
 
-        One statement for a user who owns something already, and one for any user where the number of rows is limited.
-        Otherwise the first statement for a new user inserts nothing, and a second makes the user's row together with
-        the row, in one transaction: also when fifty first rows arrive at once. The email is left out where another
-        user has it. Raises LimitReached, Conflict, or one of DATABASE_ERRORS for any other constraint.
+        A known user takes one statement; so does any user if the number of rows is limited. Otherwise the first
+        statement for a new user inserts nothing, and a second one inserts user and row, in one transaction: also if
+        fifty first rows arrive at once. The email is left out if another user has it.
+
+        Raises LimitReached, Conflict, or one of DATABASE_ERRORS for any other constraint.
         """
         limit = limit_of(self._table)
         parameters = {"user_id": user_id, **new_values(values)}
@@ -107,7 +115,7 @@ class OwnedInsert(Generic[Row]):
             except DATABASE_ERRORS as error:
                 if not is_foreign_key_violation(error):
                     raise
-                # The user was deleted at the same moment, and is a new one again.
+                # The user was deleted at the same moment, and is a new user again.
         else:
             parameters["most"] = limit
         if inserted is None:
@@ -126,84 +134,79 @@ class OwnedInsert(Generic[Row]):
         return None if row is None else self._row(*row)
 
     def _write_for_known_user(self, names: Names) -> Insert:
-        # From a SELECT that finds nothing for a new user, rather than from VALUES that break the foreign key:
-        # PostgreSQL would have spent an id on those, and logged an error.
-        new = new_columns(self._table, names)
-        return self._insert_from(new, select(*new.values(), User.id).where(User.id == bindparam("user_id")))
+        # For a new user this SELECT finds nothing. VALUES would violate the foreign key: PostgreSQL would use up an id,
+        # and log an error.
+        return insert_new(self._table, names, User.id, User.id == USER_ID).returning(*self._columns)
 
     def _write_with_owner(self, names: Names) -> Insert:
         return self._new(names).add_cte(insert_owner("postgresql").cte("owner"))
 
     def _new(self, names: Names) -> Insert:
-        new = new_columns(self._table, names)
-        new_row = select(*new.values(), bindparam("user_id", type_=Text))
-        return self._insert_from(new, new_row.where(has_room(self._model)) if "most" in names else new_row)
-
-    def _insert_from(self, new: Iterable[str], new_row: Select[*tuple[Any, ...]]) -> Insert:
-        columns = [self._table.columns[name] for name in self._row.__struct_fields__]
-        return insert(self._table).from_select([*new, "user_id"], new_row).returning(*columns)
+        criteria = [has_room(self._model)] if "most" in names else []
+        return insert_new(self._table, names, USER_ID, *criteria).returning(*self._columns)
 
 
 def new_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters for values of columns, named so that no other parameter of a statement has their names."""
+    """Return the values of columns as parameters, with names that no other parameter of a statement has."""
     return {f"{NEW}{name}": value for name, value in values.items()}
 
 
 def new_parameters(names: Names) -> dict[str, BindParameter[Any]]:
-    """The parameters of new_values() that are among the names, by column and in the order of the alphabet."""
+    """Return the parameters of new_values() that are among the names: by column, in alphabetical order."""
     return {name.removeprefix(NEW): bindparam(name) for name in sorted(names) if name.startswith(NEW)}
 
 
-def new_columns(table: Table, names: Names) -> dict[str, ColumnElement[Any]]:
-    """The values of a new row: new_parameters(), with the types of the columns."""
-    return {name: sql_cast(value, table.columns[name].type) for name, value in new_parameters(names).items()}
+def insert_new(table: Table, names: Names, owner: Owner, *criteria: ColumnElement[bool]) -> Insert:
+    """Return the insert of new_parameters() for the owner, if the criteria hold."""
+    new = {name: sql_cast(value, table.columns[name].type) for name, value in new_parameters(names).items()}
+    return insert(table).from_select([*new, "user_id"], select(*new.values(), owner).where(*criteria))
 
 
 def limit_of(table: Table) -> int | None:
-    """How many rows of the table a user may have; None: any number."""
+    """Return how many rows of the table a user may have; None: any number."""
     limits: Mapping[str, int] = current_app.config["ROWS_PER_USER"]
     return limits.get(table.name)
 
 
 def has_room(model: type[Owned], *criteria: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether the user has fewer rows that meet the criteria than the parameter `most`. It counts no further."""
+    """SQL: whether fewer rows of the user meet the criteria than the parameter `most`. It counts no further."""
     most = bindparam("most", type_=BigInteger)
     counted: Select[*tuple[Any, ...]] = owned_by(model, select(literal_column("1"))).where(*criteria)
     return select(func.count()).select_from(counted.limit(most).subquery()).scalar_subquery() < most
 
 
 def evaluated_once(rows: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """The same rows, for IN. PostgreSQL may evaluate a sub-select with a limit again for each row that it compares."""
+    """Wrap the rows for IN: PostgreSQL may evaluate a sub-select with a limit again for each row that it compares."""
     once = rows.cte("once")
     return select(*once.c)
 
 
 def is_kept() -> ColumnElement[bool]:
-    """Whether the user has a row. It is locked against deletion until the end of the transaction."""
-    user = select(User.id).where(User.id == bindparam("user_id"))
+    """SQL: whether the user has a row. It locks the row against deletion until the end of the transaction."""
+    user = select(User.id).where(User.id == USER_ID)
     return user.with_for_update(read=True, key_share=True).exists()
 
 
 def insert_owner(dialect: str) -> Insert:
-    """The statement that makes the user's row where there is none, without the email where another user has it.
+    """Return the statement that inserts the user's row if there is none, without the email if another user has it.
 
     Its parameters are user_id and owner_email.
     """
-    user_id, email = bindparam("user_id", type_=Text), bindparam("owner_email", type_=Text)
-    free_email = case((exists().where(User.email == email, User.id != user_id), null()), else_=sql_cast(email, Text))
+    email = bindparam("owner_email", type_=Text)
+    free_email = case((exists().where(User.email == email, User.id != USER_ID), null()), else_=sql_cast(email, Text))
     return (
         (sqlite_insert if dialect == "sqlite" else postgresql_insert)(User)
-        # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE before it.
-        .from_select(["id", "email"], select(sql_cast(user_id, Text), free_email).where(true()))
+        # SQLite takes ON CONFLICT for a join's ON, unless there is a WHERE before it.
+        .from_select(["id", "email"], select(sql_cast(USER_ID, Text), free_email).where(true()))
         .on_conflict_do_nothing()
     )
 
 
 def unless_taken(email: str | None, make: Callable[[str | None], Made]) -> Made:
-    """What `make` makes of the email, together with insert_owner(), which may have made no user all the same.
+    """Call `make`, which runs insert_owner(), with the email; repeat if that inserted no user.
 
-    That is so where somebody else took the email at the same moment, or where the user was deleted. A second try sees
-    what the first one met; a third goes without the email.
+    This happens if another user took the email, or the user was deleted, at the same moment. The second attempt sees
+    that change; the third goes without the email.
     """
     for attempt in (email, email):
         try:
@@ -216,7 +219,7 @@ def unless_taken(email: str | None, make: Callable[[str | None], Made]) -> Made:
 
 @contextmanager
 def in_turn() -> Iterator[Connection]:
-    """A transaction on SQLite. It is to begin with a change, which takes the only writer's place. Raises Conflict."""
+    """A transaction on SQLite. It must begin with a change, to become the only writer. Raises Conflict."""
     with db.engine.execution_options(isolation_level="SERIALIZABLE").begin() as connection:
         try:
             yield connection

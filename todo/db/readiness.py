@@ -1,7 +1,4 @@
-"""Whether the database has what the service needs: each need is tried, all of them in one round trip.
-
-Must not know any table: what is needed follows from the models. Knows no HTTP.
-"""
+"""Check that the database has what the service needs: every need is tried, in one round trip. Knows no HTTP."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,11 +28,11 @@ BYPASSED = (
 
 UNWISE = "calls may be answered with 503, because of the database's settings: {settings}"
 
-# The ways back.
+# How to repair it.
 UPGRADE = "run flask db upgrade"
 RESTORE = "all its migrations have been run, so that this takes a backup"
 REDEPLOY = "its migrations are newer than this code: deploy the code that belongs to them"
-#: The command that gives the rights.
+#: The command that grants the rights.
 GRANT = text(
     "SELECT format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO %I', current_schema(), "
     "current_user)"
@@ -43,7 +40,7 @@ GRANT = text(
 
 RESET = "ALTER ROLE and ALTER DATABASE … RESET take a setting back, unless PGOPTIONS has it"
 
-#: Those with which single calls work: of calls at the same time some fail, or all writes do.
+#: Settings under which a single call works, but some concurrent calls fail, or all writes.
 UNWISE_SETTINGS = """
     nullif(concat_ws(', ',
         CASE WHEN current_setting('transaction_isolation') <> 'read committed' THEN 'default_transaction_isolation' END,
@@ -52,25 +49,25 @@ UNWISE_SETTINGS = """
 """
 
 _version_number: ColumnElement[str] = column("version_num")
-#: The revisions that the migrations have brought the database to: one, but for branches.
+#: The revision of the database, or several if the migrations have branches.
 REVISIONS = select(func.aggregate_strings(_version_number, ",")).select_from(table("alembic_version")).scalar_subquery()
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What is worth knowing of a database that has all that is needed."""
+    """What is worth knowing about a database that has all that is needed."""
 
     #: One of ROW_LEVEL_SECURITY.
     row_level_security: str
-    #: What is to be told to the operator, each in a sentence.
+    #: Sentences for the operator.
     warnings: Sequence[str]
 
 
 def check_database() -> Readiness:
     """Try what the service needs of the database.
 
-    Raises DatabaseUnfit if it lacks something: the detail names every need that is not met, and the way back.
-    Raises one of DATABASE_ERRORS (todo/db/failures.py) if it does not answer.
+    Raises DatabaseUnfit if the database lacks something: the detail names every unmet need, and how to repair it.
+    Raises one of DATABASE_ERRORS (todo/db/failures.py) if the database does not answer.
     """
     connection = db.session.connection()
     backend = connection.dialect.name
@@ -85,7 +82,7 @@ def check_database() -> Readiness:
             raise
         met = [False]
     if not all(met):
-        # One at a time, to tell what is wrong. The revision alone is not needed.
+        # One at a time, to see what is wrong. The revision is not a need.
         is_isolated, revisions, unwise = (attempt(connection, fact)[0] for fact in facts)
         if unmet := list(find_unmet(connection, wanted)):
             raise unfit(connection, unmet, revisions)
@@ -96,21 +93,21 @@ def check_database() -> Readiness:
 
 
 def warn(backend: str, revisions: str | None, unwise: str | None, *, is_isolated: bool | None) -> Iterator[str]:
-    """What is to be told of a database that will do."""
+    """Yield the warnings about a database that has all that is needed."""
     if backend == "postgresql" and not is_isolated:
         yield BYPASSED
     if unwise:
         yield UNWISE.format(settings=unwise)
     where, (_, newest) = compare(revisions), known_revisions()
     if where in ("behind", "ahead"):
-        way_back = UPGRADE if where == "behind" else "it has all that this code needs"
-        yield f"the database stands at migration {revisions}, this code at {','.join(sorted(newest))}: {way_back}"
+        repair = UPGRADE if where == "behind" else "it has all that this code needs"
+        yield f"the database stands at migration {revisions}, this code at {','.join(sorted(newest))}: {repair}"
 
 
 def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple[str, str]]:
-    """What is wrong for whoever asks, and in detail, of each subject of which something is not met."""
+    """Yield, for each subject with an unmet need, what is wrong: a part for anyone, and the detail for the log."""
     failed: set[str] = set()
-    # Settings first: under a bad one the others cannot be judged.
+    # Settings first: under a wrong one the other needs cannot be judged.
     for need in sorted(wanted, key=lambda need: need.otherwise != SETTING):
         if need.subject in failed:
             continue
@@ -124,7 +121,7 @@ def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple
 
 
 def attempt(connection: Connection, expression: ColumnElement[Any]) -> tuple[Any, Exception | None]:
-    """The value of an expression, or why it has none. Raises one of DATABASE_ERRORS where the database is away."""
+    """Return the value of the expression, or the error. Raises one of DATABASE_ERRORS if the database is away."""
     try:
         return connection.scalar(select(expression)), None
     except DATABASE_ERRORS as error:
@@ -134,33 +131,33 @@ def attempt(connection: Connection, expression: ColumnElement[Any]) -> tuple[Any
 
 
 def unfit(connection: Connection, unmet: Sequence[tuple[str, str]], revisions: str | None) -> DatabaseUnfit:
-    """The failure that says so: to the caller in general, to the log in detail and with the way back."""
+    """Make the error: for the caller in general, for the log in detail and with how to repair it."""
     wrong = [kind for kind, _ in unmet]
     if wrong.count(SCHEMA) == len(db.metadata.tables) and revisions is None and ENCODING not in wrong:
         says = f"The database {EMPTY}: {UPGRADE}"
         return DatabaseUnfit(says, says)
     wrong = list(dict.fromkeys(wrong))
-    ways_back: list[str] = []
+    repairs: list[str] = []
     if SETTING in wrong:
-        ways_back.append(RESET)
+        repairs.append(RESET)
     if SCHEMA in wrong:
-        ways_back.append({"current": RESTORE, "ahead": REDEPLOY}.get(compare(revisions), UPGRADE))
-    if FUNCTIONS in wrong and UPGRADE not in ways_back:
-        ways_back.append(UPGRADE)
+        repairs.append({"current": RESTORE, "ahead": REDEPLOY}.get(compare(revisions), UPGRADE))
+    if FUNCTIONS in wrong and UPGRADE not in repairs:
+        repairs.append(UPGRADE)
     if ENCODING in wrong:
-        ways_back.append("move to a database made with ENCODING 'UTF8'")
+        repairs.append("move to a database made with ENCODING 'UTF8'")
     if RIGHTS in wrong:
-        ways_back.append(f"as the owner of the tables: {connection.scalar(GRANT)}")
+        repairs.append(f"as the owner of the tables: {connection.scalar(GRANT)}")
     says = f"The database {' and '.join(wrong)}"
     return DatabaseUnfit(
-        f"{says}: {UPGRADE if ways_back == [UPGRADE] else 'the log of the service says more'}",
-        f"{says}: {'; '.join([*(detail for _, detail in unmet), *ways_back])}",
+        f"{says}: {UPGRADE if repairs == [UPGRADE] else 'the log of the service says more'}",
+        f"{says}: {'; '.join([*(detail for _, detail in unmet), *repairs])}",
     )
 
 
 @cache
 def known_revisions() -> tuple[frozenset[str], frozenset[str]]:
-    """All revisions of the migrations that this code comes with, and the newest; none where it comes without."""
+    """Return all revisions of the migrations beside this code, and the newest; none if there are no migrations."""
     try:
         scripts = ScriptDirectory(str(MIGRATIONS))
     except CommandError:
@@ -169,7 +166,7 @@ def known_revisions() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def compare(revisions: str | None) -> str:
-    """Where the database stands against this code: behind, current, ahead or, without a word of it, unknown."""
+    """Compare the database's revision with this code: behind, current, ahead, or unknown."""
     known, newest = known_revisions()
     found = frozenset(filter(None, (revisions or "").split(",")))
     if not found or not known:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Integer, Text
 from sqlalchemy.ext.compiler import compiles
@@ -12,159 +12,119 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from todo.instants import from_microseconds, to_microseconds
 
-#: A 64-bit integer; SQLite counts up by itself only in a column declared INTEGER, which holds 64 bits there.
+Value = TypeVar("Value")
+
+_SQLITE_NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000"
+
+#: A 64-bit integer that numbers rows. SQLite numbers them only in a column declared INTEGER, which has 64 bits there.
 BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class UtcInstant(TypeDecorator[str]):
-    """An instant with microseconds: in Python the text that answers show, RFC 3339 in UTC with six digits and `Z`.
+    """An instant with microseconds; in Python the text of answers: RFC 3339, UTC, six digits and `Z`.
 
-    PostgreSQL: timestamp with time zone, which it writes as that text by itself, at less cost than Python makes a
-    datetime of it and a text of that. SQLite, which has no such type: an integer, microseconds since 1970.
+    On PostgreSQL a timestamp with time zone. The database writes the text, which costs less than a datetime in Python.
+    On SQLite, which has no such type, an integer: microseconds since 1970.
     """
 
     impl = TIMESTAMP
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """The column's type in that database."""
+        """Return the column's type in that database."""
         if dialect.name == "sqlite":
             return dialect.type_descriptor(BigInteger())
         return dialect.type_descriptor(TIMESTAMP(timezone=True))
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        """What the database is given."""
+        """Convert the text for the driver."""
         return to_microseconds(value) if value is not None and dialect.name == "sqlite" else value
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[str]:
-        """What is selected, or returned, in place of a column of this type."""
+        """Return the expression that a statement selects for a column of this type."""
         return instant_text(column)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None] | None:
-        """What turns the database's value into the text; None where it is the text."""
+        """Return the function that makes the text of the driver's value; None if the value is the text."""
         if dialect.name == "sqlite":
             return lambda value: None if value is None else from_microseconds(value)
         return None
 
 
 class IntegerList(TypeDecorator[Sequence[int]]):
-    """A parameter, never a column: a list of integers, for is_among(). Each driver is given what it can make one of."""
+    """A list of integers as a parameter, for is_among(); never a column."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: Collection[int] | None, dialect: Dialect) -> Any:
-        """What the database is given."""
+        """Convert the list for the driver: JSON for SQLite's, which has no lists."""
         if value is None:
             return None
         return json.dumps(list(value)) if dialect.name == "sqlite" else list(value)
 
 
-class instant_text(FunctionElement[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
-    """SQL: the instant as text; on SQLite the instant as it is, which UtcInstant turns into text."""
+class SqlFunction(FunctionElement[Value]):
+    """A function of SQL that each database writes in its own way; `{0}` in the templates is the first argument."""
+
+    postgresql: str
+    sqlite: str
+
+    def __init_subclass__(cls) -> None:
+        # SQLAlchemy looks for this on each class. It may cache, since instances differ only in their arguments.
+        cls.inherit_cache = True
+
+
+@compiles(SqlFunction)
+def _(element: SqlFunction[Any], compiler: SQLCompiler, **kw: Any) -> str:
+    template: str = getattr(element, compiler.dialect.name)
+    return template.format(*(compiler.process(argument, **kw) for argument in element.clauses))
+
+
+class instant_text(SqlFunction[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
+    """SQL: the instant as text. On SQLite the integer, from which UtcInstant makes the text."""
 
     type = UtcInstant()
-    inherit_cache = True
+    postgresql = "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+    sqlite = "{0}"
 
 
-class current_instant(FunctionElement[str]):  # noqa: N801
-    """SQL: the database's clock at the start of the statement. SQLite's has milliseconds."""
-
-    type = UtcInstant()
-    inherit_cache = True
-
-
-class hours_ago(FunctionElement[str]):  # noqa: N801
-    """SQL: the instant that is so many hours before the database's clock."""
+class current_instant(SqlFunction[str]):  # noqa: N801
+    """SQL: the database's clock at the start of the statement. SQLite's clock has milliseconds."""
 
     type = UtcInstant()
-    inherit_cache = True
+    postgresql = "now()"
+    sqlite = _SQLITE_NOW
 
 
-class later_instant(FunctionElement[str]):  # noqa: N801
-    """SQL: now, or one microsecond after the argument where the clock does not yet read more than that."""
+class hours_ago(SqlFunction[str]):  # noqa: N801
+    """SQL: the database's clock minus that many hours."""
 
     type = UtcInstant()
-    inherit_cache = True
+    postgresql = "(now() - make_interval(hours => {0}))"
+    sqlite = f"({_SQLITE_NOW} - {{0}} * 3600000000)"
 
 
-class octets(FunctionElement[int]):  # noqa: N801
-    """SQL: how many bytes the text has in UTF-8; 0 for NULL."""
+class later_instant(SqlFunction[str]):  # noqa: N801
+    """SQL: the database's clock, but at least one microsecond after the argument."""
+
+    type = UtcInstant()
+    # Through UTC: adding to a timestamptz is not IMMUTABLE, and an update of shards (Citus) accepts nothing else.
+    postgresql = "greatest(now(), ({0} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
+    sqlite = f"max({_SQLITE_NOW}, {{0}} + 1)"
+
+
+class octets(SqlFunction[int]):  # noqa: N801
+    """SQL: the number of bytes of the text in UTF-8; 0 for NULL."""
 
     type = BigInteger()
-    inherit_cache = True
+    postgresql = "coalesce(octet_length({0}), 0)"
+    sqlite = "coalesce(length(CAST({0} AS BLOB)), 0)"
 
 
-class is_among(FunctionElement[bool]):  # noqa: N801
-    """SQL: whether the first argument is in the second, an IntegerList. For a list of NULL never true."""
+class is_among(SqlFunction[bool]):  # noqa: N801
+    """SQL: whether the first argument is in the second, an IntegerList. If that is NULL, never true."""
 
     type = Boolean()
-    inherit_cache = True
-
-
-_SQLITE_NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000"
-
-
-@compiles(instant_text, "postgresql")
-def _(element: instant_text, compiler: SQLCompiler, **kw: Any) -> str:
-    instant = compiler.process(element.clauses, **kw)
-    return f"to_char({instant} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
-
-
-@compiles(instant_text, "sqlite")
-def _(element: instant_text, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses, **kw)
-
-
-@compiles(current_instant, "postgresql")
-def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return "now()"
-
-
-@compiles(current_instant, "sqlite")
-def _(element: current_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return _SQLITE_NOW
-
-
-@compiles(hours_ago, "postgresql")
-def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"(now() - make_interval(hours => {compiler.process(element.clauses, **kw)}))"
-
-
-@compiles(hours_ago, "sqlite")
-def _(element: hours_ago, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"({_SQLITE_NOW} - {compiler.process(element.clauses, **kw)} * 3600000000)"
-
-
-@compiles(later_instant, "postgresql")
-def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    # By way of UTC, since adding to a timestamptz is not IMMUTABLE, and an update of shards takes nothing else.
-    instant = compiler.process(element.clauses, **kw)
-    return f"greatest(now(), ({instant} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
-
-
-@compiles(later_instant, "sqlite")
-def _(element: later_instant, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"max({_SQLITE_NOW}, {compiler.process(element.clauses, **kw)} + 1)"
-
-
-@compiles(octets, "postgresql")
-def _(element: octets, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"coalesce(octet_length({compiler.process(element.clauses, **kw)}), 0)"
-
-
-@compiles(octets, "sqlite")
-def _(element: octets, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"coalesce(length(CAST({compiler.process(element.clauses, **kw)} AS BLOB)), 0)"
-
-
-@compiles(is_among, "postgresql")
-def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
-    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({integer} = ANY(CAST({integers} AS BIGINT[])))"
-
-
-@compiles(is_among, "sqlite")
-def _(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
-    integer, integers = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({integer} IN (SELECT value FROM json_each({integers})))"  # noqa: S608 (of what the compiler wrote)
+    postgresql = "({0} = ANY(CAST({1} AS BIGINT[])))"
+    sqlite = "({0} IN (SELECT value FROM json_each({1})))"

@@ -1,4 +1,4 @@
-"""Versions of rows: every change raises the row's, and a change can be meant for some versions alone. Knows no HTTP."""
+"""Versions of rows: each change increments the row's version, and can be limited to some versions. Knows no HTTP."""
 
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -12,25 +12,25 @@ from todo.expected import Expected
 
 Change = TypeVar("Change", Update, Delete)
 
-#: The parameters of a statement that is meant for some versions alone: the fields of Expected.
+#: The parameters of a statement that is limited to some versions: the fields of Expected.
 EXPECTATION = ("wanted", "unwanted")
 
 
 class Versioned:
-    """A model whose rows count their changes, from 1 on."""
+    """A model whose rows count their changes, from 1."""
 
     version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
 
 
 def expectation(expected: Expected | None) -> dict[str, Any]:
-    """The parameters that narrow a statement by as_expected(); none if every version is expected."""
+    """Return the parameters for as_expected(); none if any version is accepted."""
     return {} if expected is None else asdict(expected)
 
 
 def as_expected(model: type[Versioned], statement: Change, names: Names) -> Change:
-    """The statement, narrowed to rows of an expected version, if the parameters of expectation() are among the names.
+    """Narrow the statement to rows of an expected version, if the names of its parameters include EXPECTATION.
 
-    The database itself decides: of several changes that expect the same version, one finds it.
+    The database decides: of several changes that expect the same version, one finds it.
     """
     if names.isdisjoint(EXPECTATION):
         return statement

@@ -1,4 +1,4 @@
-"""Idempotency keys: a create that is sent twice is carried out once (draft-ietf-httpapi-idempotency-key-header).
+"""Idempotency keys: a create that is sent twice runs once (draft-ietf-httpapi-idempotency-key-header).
 
-No feature of its own: shared by those that let things be created, like identity and ownership.
+Not a feature: features that create things share it, as they share identity and ownership.
 """

@@ -1,4 +1,4 @@
-"""The command that forgets old keys: everybody's, so that it is a matter of operations and of no request."""
+"""The command that deletes the old keys of all users: for operators, not for requests."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from todo.idempotency.models import IdempotencyKey
 from todo.idempotency.queries import IS_OUTLIVED, KEPT_FOR, PRIMARY_KEY
 
 blp = Blueprint("idempotency-keys", __name__, cli_group="idempotency-keys")
-blp.cli.help = "Keep the table of idempotency keys small"
+blp.cli.help = "Delete old idempotency keys"
 
-# One pass through all keys, in short transactions, so that no create waits long for a key's place.
+# One pass through all keys, in short transactions, so that no create waits long for a lock.
 SOME = (
     select(*PRIMARY_KEY)
     .where(tuple_(*PRIMARY_KEY) > tuple_(bindparam("after_user"), bindparam("after_key")), IS_OUTLIVED)
@@ -34,7 +34,7 @@ PRUNE = delete(IdempotencyKey).where(
 )
 @on_database
 def prune(hours: int) -> None:
-    """Forget idempotency keys that are older than so many hours"""
+    """Delete idempotency keys that are older than this many hours"""
     pruned = 0
     parameters: dict[str, Any] = {"hours": hours, "batch": BATCH, "after_user": "", "after_key": ""}
     connection = db.session.connection()

@@ -1,4 +1,4 @@
-"""The idempotency_keys table: under which key a user created what."""
+"""The idempotency_keys table: what each user created under which key."""
 
 from sqlalchemy import CheckConstraint, Index, PrimaryKeyConstraint, Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -9,14 +9,14 @@ from todo.db.types import UtcInstant, current_instant
 
 
 class IdempotencyKey(Owned, Model):
-    """A key that a user sent with a create, and what came of it; unique for each user, and no matter to any other."""
+    """A key that a user sent with a create, and the result. Keys are unique for each user."""
 
     __tablename__ = "idempotency_keys"
 
     key: Mapped[str] = mapped_column(Text)
-    #: SHA-256 of what was asked for, in hexadecimal digits.
+    #: SHA-256 of the request's values, in hexadecimal.
     fingerprint: Mapped[str] = mapped_column(Text)
-    #: The created row as it was then, in JSON.
+    #: The created row in JSON, as it was when it was new.
     answer: Mapped[str] = mapped_column(Text)
     created_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant())
 

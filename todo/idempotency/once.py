@@ -1,4 +1,4 @@
-"""The insert that can be sent twice: the row and its idempotency key are made in one transaction, or neither is."""
+"""The insert that can be sent twice: one transaction inserts the row and its idempotency key."""
 
 from collections.abc import Collection, Mapping
 from hashlib import sha256
@@ -8,7 +8,6 @@ from msgspec import Struct, convert, json
 from sqlalchemy import (
     Column,
     ColumnElement,
-    Insert,
     Select,
     Text,
     bindparam,
@@ -26,12 +25,13 @@ from todo.db.conflicts import violated
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import (
     ONE_AT_A_TIME,
+    USER_ID,
     Owned,
     has_room,
     in_turn,
+    insert_new,
     insert_owner,
     limit_of,
-    new_columns,
     new_values,
     table_of,
     unless_taken,
@@ -45,16 +45,16 @@ from todo.idempotency.models import IdempotencyKey
 Row = TypeVar("Row", bound=Struct)
 
 KEYS = table_of(IdempotencyKey)
-#: How often a create is tried whose key another request takes at the same moment. The second attempt finds what that
-#: request kept; a third is for a key that was pruned in between.
+#: How often a create is tried if another request takes its key at the same moment. The second attempt finds the answer
+#: of that request; the third is for a key that was deleted in between.
 ATTEMPTS = 3
 
 
 class Outcome(Struct, frozen=True):
-    """What came of one attempt.
+    """The result of one attempt.
 
-    fingerprint: that of an earlier request under the key, if there was one.
-    answer: the row in JSON, that of the earlier request or the new one; None where there was no room.
+    fingerprint: that of an earlier request with the key, if there was one.
+    answer: the row in JSON, of the earlier request or new; None if there was no room.
     has_room: whether the user may have one more row.
     """
 
@@ -64,12 +64,11 @@ class Outcome(Struct, frozen=True):
 
 
 class InsertOnce(Generic[Row]):
-    """The insert of a row under a key, as `row` with a field for each column to return.
+    """Inserts a row under a key, and its owner if there is none yet, like OwnedInsert (todo/db/ownership.py).
 
-    It makes the owner's row too, where need be, like OwnedInsert (todo/db/ownership.py).
-
-    null_if_omitted: columns that count in the fingerprint as null where they are not among the values. Only those that
-    earlier versions of the service counted so: a new column stays out, or no kept key would match after a deploy.
+    row: the class of the returned row, with a field for each column to return.
+    null_if_omitted: columns that the fingerprint counts as null if they are not among the values. Only those that
+    earlier versions of the service counted so: with a new column no kept key would match after a deploy.
     """
 
     def __init__(self, model: type[Owned], row: type[Row], *, null_if_omitted: Collection[str] = ()) -> None:
@@ -79,7 +78,7 @@ class InsertOnce(Generic[Row]):
         self._row = row
         self._null_if_omitted = null_if_omitted
         self._columns: dict[str, Column[Any]] = {name: self._table.columns[name] for name in row.__struct_fields__}
-        # What is returned into a CTE SQLAlchemy leaves as it is in the table.
+        # SQLAlchemy does not convert columns that are returned into a CTE.
         self._returned = [
             instant_text(column).label(column.key) if isinstance(column.type, UtcInstant) else column
             for column in self._columns.values()
@@ -88,11 +87,13 @@ class InsertOnce(Generic[Row]):
         self._in_turn = Statement(self._write_statement, Outcome, first=ONE_AT_A_TIME)
 
     def one(self, user_id: str, email: str | None, key: str, values: Mapping[str, Any]) -> tuple[Row, bool]:
-        """The row that was inserted under the user's key, now or then, and whether it was then.
+        """Return the row that was inserted under the user's key, and whether an earlier request inserted it.
 
-        The row of then is as it was, whatever has become of it. One statement; of many at once one inserts, and the
-        others wait for it and look again. Raises KeyReused where it was other values that were inserted, LimitReached
-        and KeyLimitReached, Conflict, and one of DATABASE_ERRORS for any other constraint.
+        An earlier row is returned as it was when it was new. One statement. Of concurrent requests one inserts; the
+        others wait for it, then look again.
+
+        Raises KeyReused if the key was used for other values; LimitReached, KeyLimitReached and Conflict; and one of
+        DATABASE_ERRORS for any other constraint.
         """
         fingerprint = self._fingerprint(values)
         limit = limit_of(self._table)
@@ -107,13 +108,13 @@ class InsertOnce(Generic[Row]):
         return self._decoded(outcome.answer), outcome.fingerprint is not None
 
     def _fingerprint(self, values: Mapping[str, Any]) -> str:
-        """A digest of what the client sent. Null is the same as omitted, so that a column can be added at any time."""
+        """Return a digest of what the client sent. Null counts as omitted, so that columns can be added at any time."""
         sent = {name: value for name, value in values.items() if value is not None}
         counted = {**dict.fromkeys(self._null_if_omitted), **sent}
         return sha256(json.encode([self._kind, counted], order="deterministic")).hexdigest()
 
     def _decoded(self, answer: str) -> Row:
-        """The row of an answer. Columns that are younger than the answer have their defaults."""
+        """Return the row of an answer. Columns that are newer than the answer get their defaults."""
         fields: dict[str, Any] = json.decode(answer)
         younger = [column for name, column in self._columns.items() if name not in fields]
         if younger:
@@ -128,7 +129,7 @@ class InsertOnce(Generic[Row]):
         except DATABASE_ERRORS as error:
             if not others or violated(error) is not KEYS.primary_key:
                 raise
-        # PostgreSQL let this request wait for another with the same key, which was a moment faster.
+        # This request waited for another with the same key, which was faster.
         return self._attempt(email, parameters, others - 1)
 
     def _insert(self, parameters: Mapping[str, Any]) -> Outcome:
@@ -140,7 +141,8 @@ class InsertOnce(Generic[Row]):
         for_row, for_key = (has_room(self._model), queries.HAS_ROOM) if "most" in names else (true(), true())
         room = select(for_row.label("for_row"), for_key.label("for_key")).cte("room")
         is_allowed = select(room.c.for_row & room.c.for_key).scalar_subquery()
-        made = self._new(names, is_allowed, ~select(before.c.answer).exists()).returning(*self._returned).cte("made")
+        is_first = ~select(before.c.answer).exists()
+        made = insert_new(self._table, names, USER_ID, is_allowed, is_first).returning(*self._returned).cte("made")
         answer = sql_cast(func.row_to_json(literal_column("made")), Text)
         key = [bindparam(name, type_=Text) for name in ("user_id", "key", "fingerprint")]
         kept = insert(KEYS).from_select([*(part.key for part in key), "answer"], select(*key, answer).select_from(made))
@@ -150,13 +152,8 @@ class InsertOnce(Generic[Row]):
         ).select_from(room.outerjoin(before, true()).outerjoin(kept_now, true()))
         return outcome.add_cte(insert_owner("postgresql").cte("owner"), queries.PRUNE.cte("pruned"))
 
-    def _new(self, names: Names, *criteria: ColumnElement[bool]) -> Insert:
-        new = new_columns(self._table, names)
-        new_row = select(*new.values(), bindparam("user_id", type_=Text)).where(*criteria)
-        return insert(self._table).from_select([*new, "user_id"], new_row)
-
     def _insert_in_turn(self, parameters: Mapping[str, Any]) -> Outcome:
-        # SQLite has no INSERT within WITH. The first statement takes the only writer's place: nobody comes between.
+        # SQLite has no INSERT within WITH. The first statement makes this the only writer until the end.
         with in_turn() as connection:
             connection.execute(insert_owner("sqlite"), parameters)
             connection.execute(queries.PRUNE, parameters)
@@ -167,7 +164,7 @@ class InsertOnce(Generic[Row]):
                 for_row, for_key = connection.execute(select(has_room(self._model), queries.HAS_ROOM), parameters).one()
                 if not (for_row and for_key):
                     return Outcome(None, None, for_row)
-            new = self._new(frozenset(parameters)).returning(*self._columns.values())
+            new = insert_new(self._table, frozenset(parameters), USER_ID).returning(*self._columns.values())
             answer = json.encode(self._row(*connection.execute(new, parameters).one())).decode()
             key = {name: parameters[name] for name in ("user_id", "key", "fingerprint")}
             connection.execute(insert(KEYS).values(**key, answer=answer))
@@ -175,6 +172,6 @@ class InsertOnce(Generic[Row]):
 
 
 def _default(column: Column[Any]) -> ColumnElement[Any]:
-    """What the database gives the column of a row that is inserted without it."""
+    """Return SQL for the column's default, or NULL."""
     default: Any = column.server_default
     return sql_cast(null() if default is None else default.arg, column.type).label(column.key)

@@ -1,4 +1,4 @@
-"""Every SQL statement that reads or deletes idempotency keys, each for one owner. Decides nothing."""
+"""The SQL statements that read or delete idempotency keys, each for one owner. Decides nothing."""
 
 from msgspec import Struct
 from sqlalchemy import Integer, bindparam, delete, literal_column, select, tuple_
@@ -8,23 +8,23 @@ from todo.db.statements import columns_of
 from todo.db.types import hours_ago
 from todo.idempotency.models import IdempotencyKey
 
-#: Hours for which a key is kept at least. On PostgreSQL a policy of the table holds that too, for sessions that act for
-#: no user (migration 0004).
+#: Hours for which a key is kept at least. On PostgreSQL a policy of the table enforces this too, for sessions that act
+#: for no user (migration 0004).
 KEPT_FOR = 24
-#: How many of its user's outlived keys a create under a key deletes. More than the one that it adds, so that the table
+#: How many old keys of its user a create under a key deletes: more than the one that it adds, so that the table
 #: shrinks, and few enough to cost little.
 PRUNED_AT_ONCE = 10
 
 
 class KeptAnswer(Struct, frozen=True):
-    """What a key was used for, and what came of it."""
+    """What a key was used for, and the result."""
 
     fingerprint: str
     answer: str
 
 
 PRIMARY_KEY = (IdempotencyKey.user_id, IdempotencyKey.key)
-#: The key that a request was sent with.
+#: The key of the request.
 IS_THE_KEY = IdempotencyKey.key == bindparam("key")
 IS_OUTLIVED = IdempotencyKey.created_at < hours_ago(bindparam("hours", type_=Integer))
 IS_TO_GO = IdempotencyKey.created_at < hours_ago(literal_column(str(KEPT_FOR)))
@@ -33,12 +33,12 @@ FIND = owned_by(IdempotencyKey, select(*columns_of(IdempotencyKey, KeptAnswer)))
 #: Whether the user may use one more key today.
 HAS_ROOM = has_room(IdempotencyKey, ~IS_TO_GO)
 
-# The user is locked first, as a command that erases the user does: else each could wait for the other. Keys that
-# another request deletes are skipped, so that no create waits for another.
+# It locks the user first, as the command that deletes a user does, or the two could deadlock. It skips keys that
+# another request is deleting, so that no create waits for another.
 OUTLIVED = (
     owned_by(IdempotencyKey, select(*PRIMARY_KEY))
     .where(is_kept(), IS_TO_GO, ~IS_THE_KEY)
-    # In the order of an index, or PostgreSQL may read all keys of all users instead.
+    # Ordered like an index, or PostgreSQL may read the keys of all users.
     .order_by(IdempotencyKey.created_at)
     .limit(PRUNED_AT_ONCE)
     .with_for_update(skip_locked=True)

@@ -1,1 +1,1 @@
-"""The users that own things."""
+"""Users: the rows that owned rows refer to."""

@@ -1,6 +1,6 @@
-"""The commands that erase a user and that write one out, with all that is theirs, whatever the features keep.
+"""The commands that delete and export a user with everything that the user owns.
 
-Must not name any of it: what derives from Owned is walked through.
+Must not name any owned model: they walk the subclasses of Owned.
 """
 
 import re
@@ -19,15 +19,15 @@ from todo.identity.commands import UserId
 from todo.users.models import User
 
 blp = Blueprint("users", __name__, cli_group="users")
-blp.cli.help = "Erase a user, or write one out"
+blp.cli.help = "Erase or export a user"
 
 
 @blp.cli.command("delete")
 @click.argument("user_id", type=UserId())
-@click.option("--yes", is_flag=True, help="Do not ask")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation")
 @on_database
 def delete_user(user_id: str, *, yes: bool) -> None:
-    """Erase a user and all that is theirs"""
+    """Erase a user and everything that the user owns"""
     with acting_for(user_id):
         with snapshot() as connection:
             check_user(connection, user_id)
@@ -36,8 +36,8 @@ def delete_user(user_id: str, *, yes: bool) -> None:
             click.confirm(f"Erase {user_id} with {described(counts)}?", abort=True, err=True)
         deleted = dict.fromkeys(counts, 0)
         with progress(sum(counts.values()), "Erasing") as done:
-            # In short transactions first, none of which holds many rows, or the user, for long: as much as there was at
-            # the start, or whoever made things faster than that would never be done with.
+            # First short transactions, which lock few rows, and not for long. They delete as many rows as there were at
+            # the start, or they would never end for a user who creates rows faster.
             for model, count in counts.items():
                 latest = BATCH
                 while latest == BATCH and deleted[model] < count:
@@ -45,8 +45,8 @@ def delete_user(user_id: str, *, yes: bool) -> None:
                         latest = delete_batch(connection, model, user_id)
                     deleted[model] += latest
                     done(latest)
-            # Then the user, with what has been made meanwhile, in one. Whoever makes something more, waits for the lock
-            # on the user, finds nobody after it, and is a new user: nothing is left of the old one.
+            # Then one transaction deletes the user, and the rows created meanwhile. A later create waits for the lock
+            # on the user, finds no user, and creates a new one: nothing is left of the old.
             with transaction() as connection:
                 connection.execute(select(User.id).where(User.id == user_id).with_for_update())
                 for model in counts:
@@ -61,17 +61,17 @@ def delete_user(user_id: str, *, yes: bool) -> None:
 @click.argument("user_id", type=UserId())
 @on_database
 def export_user(user_id: str) -> None:
-    """Write a user and all that is theirs to stdout, as JSON lines"""
-    # In bytes: whatever the terminal's encoding, JSON is UTF-8.
+    """Write a user and everything that the user owns to stdout, as JSON lines"""
+    # Bytes, because JSON is UTF-8 whatever the terminal's encoding.
     lines = sys.stdout.buffer
     with snapshot() as connection:
         with acting_for(user_id):
             user = check_user(connection, user_id)
-            # Said once, whose rows may be seen holds for the rest of the transaction: the cursors below, which on
-            # PostgreSQL live on the server, cannot say it themselves.
+            # The acting user stays set for the rest of the transaction. The cursors below are on the server, with
+            # PostgreSQL, and cannot set it themselves.
             counts = count_owned(connection, user_id)
         lines.write(line(User, user))
-        # Where the lines are to be read on the terminal, no bar comes between.
+        # No bar between lines that go to the terminal.
         with progress(sum(counts.values()), "Writing", is_wanted=not sys.stdout.isatty()) as done:
             for model in counts:
                 columns = owned_by(model, select(*inspect(model).columns))
@@ -83,7 +83,7 @@ def export_user(user_id: str) -> None:
 
 
 def check_user(connection: Connection, user_id: str) -> Mapping[Any, Any]:
-    """The user's own row. Raises ClickException where there is none."""
+    """Return the user's own row. Raises ClickException if there is none."""
     user = connection.execute(select(*inspect(User).columns).where(User.id == user_id)).mappings().one_or_none()
     if user is None:
         raise click.ClickException(f"There is no user {user_id}")
@@ -91,14 +91,14 @@ def check_user(connection: Connection, user_id: str) -> Mapping[Any, Any]:
 
 
 def count_owned(connection: Connection, user_id: str) -> dict[type[Owned], int]:
-    """How many rows of each model the user owns."""
+    """Count the user's rows of each model."""
     models = sorted(Owned.__subclasses__(), key=lambda model: str(inspect(model).local_table))
     counts = {model: owned_by(model, select(func.count()).select_from(model)) for model in models}
     return {model: connection.scalar(count, {"user_id": user_id}) or 0 for model, count in counts.items()}
 
 
 def delete_batch(connection: Connection, model: type[Owned], user_id: str) -> int:
-    """Delete some of the user's rows, at most BATCH; how many."""
+    """Delete at most BATCH of the user's rows, and return how many."""
     key = inspect(model).primary_key
     some = owned_by(model, select(*key)).limit(BATCH)
     statement = owned_by(model, delete(model)).where(tuple_(*key).in_(some))
@@ -106,13 +106,13 @@ def delete_batch(connection: Connection, model: type[Owned], user_id: str) -> in
 
 
 def described(counts: Mapping[type[Owned], int]) -> str:
-    """The counts in words."""
+    """Return the counts in words."""
     return " and ".join(
         f"{count} {inspect(model).local_table.name.replace('_', ' ')}" for model, count in counts.items()
     )
 
 
 def line(model: type[Any], row: Mapping[Any, Any]) -> bytes:
-    """The row as a line: the model's name and, by their own, its columns, in the texts that the API answers with."""
+    """Return the row as a line of JSON: the name of the model, and the columns as the API shows them."""
     kind = re.sub("(?<=[a-z])(?=[A-Z])", "_", model.__name__).lower()
     return json.encode({"kind": kind, **row}) + b"\n"

@@ -1,4 +1,4 @@
-"""The users that own things: a reference only, since accounts belong to the identity provider."""
+"""The users table: rows that owned rows refer to. Accounts belong to the identity provider."""
 
 from sqlalchemy import CheckConstraint, Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from todo.db import Model
 
 
 class User(Model):
-    """Whoever has made something here. The row appears with the first thing that the user owns."""
+    """A user who has created something. The row is inserted with the first thing that the user owns."""
 
     __tablename__ = "users"
     __table_args__ = (
