@@ -35,6 +35,7 @@ from tests.identity.tokens import (
     key,
     payload,
     pem,
+    signed_by,
 )
 from tests.live import free_port
 from tests.support import SECRET, token
@@ -183,11 +184,6 @@ def edwards_token(curve: str, alg: str) -> str:
 def provider_of(**changes: Any) -> JwtProvider:
     """The provider of those JwtSettings."""
     return JwtProvider(JwtSettings(**changes))
-
-
-def signed_by(private_key: Any, kid: str | None = None, algorithm: str = "ES256") -> str:
-    """A token that the key signs, under that id."""
-    return token(key=private_key, algorithm=algorithm, headers={} if kid is None else {"kid": kid})
 
 
 def reason_for(provider: JwtProvider, bearer_token: str) -> Refusal | None:
