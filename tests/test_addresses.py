@@ -1,44 +1,29 @@
-"""Where PostgreSQL is found: several hosts, and whether a server proves to be the one that the URL names."""
+"""Where PostgreSQL is found, of several hosts."""
 
-import re
 import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from flask import Flask
 from sqlalchemy import URL
 
 from config import ConfigurationError, load_settings
 from tests.live import free_port
-from tests.support import PASSWORD, ROLE, ROOT, Caller, Make, close, migrated_app, postgresql_database
-from tests.wire import Wire, _connect, wire_to
+from tests.support import PASSWORD, ROLE, Caller, Make, close, migrated_app, postgresql_database
+from tests.wire import Wire, wire_to
 from todo.db import connections as database
 from todo.db import hosts
 
 
 @pytest.fixture(scope="module")
-def url(server: URL) -> Iterator[URL]:
-    """A migrated database."""
+def wired(server: URL) -> Iterator[tuple[Wire, URL]]:
+    """A migrated database on a port of 127.0.0.1."""
     with postgresql_database(server) as url:
         close(migrated_app(url))
-        yield url
-
-
-@pytest.fixture
-def wired(url: URL) -> Iterator[tuple[Wire, URL]]:
-    """The database on a port of 127.0.0.1."""
-    with wire_to(url) as wired:
-        yield wired
+        with wire_to(url) as wired:
+            yield wired
 
 
 def parsed(value: str) -> URL:
@@ -54,18 +39,15 @@ def status(app: Flask) -> int:
 @pytest.mark.parametrize(
     "hosts",
     [
-        "127.0.0.1:{closed},127.0.0.1:{port}",
-        "127.0.0.1:{closed},localhost:{port}",
-        "nowhere.invalid:{closed},localhost:{port}",
-        "localhost:{port},nowhere.invalid",
-        "[::1]:{closed},127.0.0.1:{port}",
-        "%2Fnowhere,127.0.0.1:{port}",
-        "127.0.0.1,127.0.0.1:{port}",
+        *("127.0.0.1:{closed},127.0.0.1:{port}", "127.0.0.1:{closed},localhost:{port}", "127.0.0.1,127.0.0.1:{port}"),
+        *("nowhere.invalid:{closed},localhost:{port}", "localhost:{port},nowhere.invalid"),
+        *("[::1]:{closed},127.0.0.1:{port}", "%2Fnowhere,127.0.0.1:{port}"),
     ],
 )
 def test_the_first_of_several_hosts_that_answers_is_taken(wired: tuple[Wire, URL], make: Make, hosts: str) -> None:
     """In libpq's own notation; by requests, which look names up within their time, and by commands."""
     wire, url = wired
+    wire.reset()
     address = f"postgresql://{ROLE}:{PASSWORD}@{hosts.format(closed=free_port(), port=url.port)}/{url.database}"
     app = make(parsed(f"{address}?target_session_attrs=read-write&sslmode=disable"))
     assert status(app) == 200
@@ -106,12 +88,8 @@ def test_several_hosts_may_stand_in_the_query(wired: tuple[Wire, URL], make: Mak
 @pytest.mark.parametrize(
     "address",
     [
-        "h1:5432,h2:65536/db",
-        "h1:65536/db",
-        "/db?host=h1,h2,h3&port=5432,5433",
-        "/db?host=h1,h2&port=5432",
-        "/db?host=h1&host=h2&port=5432",
-        "/db?host=h1,h2&port=http,5432",
+        *("h1:5432,h2:65536/db", "h1:65536/db", "/db?host=h1,h2,h3&port=5432,5433", "/db?host=h1,h2&port=5432"),
+        *("/db?host=h1&host=h2&port=5432", "/db?host=h1,h2&port=http,5432"),
     ],
 )
 def test_hosts_that_cannot_be_told_apart_are_refused_with_the_notation_that_works(address: str) -> None:
@@ -127,100 +105,3 @@ def test_hosts_that_cannot_be_told_apart_are_refused_with_the_notation_that_work
 def test_hosts_that_are_none_are_refused(address: str) -> None:
     with pytest.raises(ConfigurationError, match="DATABASE_URL is not a database URL"):
         parsed(f"postgresql://todo:secret@{address}")
-
-
-Sign = Callable[[str], Path]
-
-
-def certificates(folder: Path) -> tuple[Path, Sign]:
-    """A certificate authority, and what makes it sign a key and certificate for a host."""
-    now = datetime.now(UTC)
-
-    def certificate(
-        subject: str,
-        key: ec.EllipticCurvePublicKey,
-        issuer: str,
-        by: ec.EllipticCurvePrivateKey,
-        extension: x509.ExtensionType,
-    ) -> bytes:
-        names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in (subject, issuer)]
-        builder = x509.CertificateBuilder(*reversed(names), key, x509.random_serial_number())
-        builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-        signed = builder.add_extension(extension, critical=True).sign(by, hashes.SHA256())
-        return signed.public_bytes(serialization.Encoding.PEM)
-
-    folder.mkdir()
-    authority_key, authority = ec.generate_private_key(ec.SECP256R1()), folder / "authority"
-    constraints = x509.BasicConstraints(ca=True, path_length=None)
-    authority.write_bytes(certificate("authority", authority_key.public_key(), "authority", authority_key, constraints))
-
-    def sign(host: str) -> Path:
-        key = ec.generate_private_key(ec.SECP256R1())
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        alternative = x509.SubjectAlternativeName([x509.DNSName(host)])
-        signed = folder / host
-        signed.write_bytes(private + certificate(host, key.public_key(), "authority", authority_key, alternative))
-        return signed
-
-    return authority, sign
-
-
-@contextmanager
-def over_tls(url: URL, certificate: Path) -> Iterator[int]:
-    """The server of that URL by way of TLS, as Neon's proxy speaks it; the port, of 127.0.0.1."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-
-    def pass_on(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        with suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
-
-    def serve(client: socket.socket) -> None:
-        # SSLRequest, and yes.
-        client.recv(8)
-        client.sendall(b"S")
-        with suppress(OSError), context.wrap_socket(client, server_side=True) as encrypted, _connect(url) as plain:
-            threading.Thread(target=pass_on, args=(plain, encrypted), daemon=True).start()
-            pass_on(encrypted, plain)
-
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-
-
-#: What docs/neon.md says of TLS.
-(TLS,) = set(re.findall(r"postgresql://todo:secret@ep-example[^?']+\?([^']+)'", (ROOT / "docs/neon.md").read_text()))
-BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-
-
-@pytest.mark.parametrize(
-    ("signed_for", "trusted", "expected"),
-    [
-        ("localhost", "its authority", 200),
-        ("db.example", "its authority", 503),
-        ("localhost", "another authority", 503),
-        ("localhost", "system", 503),
-    ],
-)
-def test_only_the_server_that_the_url_names_is_spoken_to(
-    url: URL, make: Make, tmp_path: Path, signed_for: str, trusted: str, expected: int
-) -> None:
-    """With the parameters of docs/neon.md. The wheel's own OpenSSL looks for the system's bundle where none is."""
-    assert BUNDLE in TLS
-    authority, sign = certificates(tmp_path / "ours")
-    another, _ = certificates(tmp_path / "another")
-    bundle = {"its authority": str(authority), "another authority": str(another)}.get(trusted, trusted)
-    with over_tls(url, sign(signed_for)) as port:
-        address = f"postgresql://{ROLE}:{PASSWORD}@localhost:{port}/{url.database}?{TLS.replace(BUNDLE, bundle)}"
-        assert status(make(parsed(address))) == expected

@@ -1,10 +1,13 @@
 """Identity providers as somebody else would write them, for IDENTITY_PROVIDER=tests.identity.providers:..."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from flask import Request, abort
+from flask import Request
+from werkzeug.exceptions import Unauthorized
 
 from todo.errors import InvalidCredentials, Refusal, Unavailable
 from todo.identity import Identity
@@ -26,67 +29,39 @@ class Gateway:
         return by_header(request)
 
 
-def nobody(_request: Request) -> None:
-    """No identity, ever."""
+def returning(value: Any) -> Callable[[Request], Any]:
+    """A provider that returns that."""
+    return lambda _request: value
 
 
-def a_string(_request: Request) -> Any:
-    return "alice-of-secrets"
+def raising(error: Callable[[], Exception], cause: Exception | None = None) -> Callable[[Request], Any]:
+    """A provider that raises such an error."""
+
+    def provider(_request: Request) -> None:
+        raise error() from cause
+
+    return provider
 
 
-def a_truth(_request: Request) -> Any:
-    return True
-
-
-def a_dictionary(_request: Request) -> Any:
-    return {"user_id": "alice", "secret": "alice-of-secrets"}
-
-
-def a_lookalike(_request: Request) -> Any:
-    return SimpleNamespace(user_id="alice", email=None, claims={})
+nobody = returning(None)
+a_string = returning("alice-of-secrets")
+a_truth = returning(True)
+a_dictionary = returning({"user_id": "alice", "secret": "alice-of-secrets"})
+a_lookalike = returning(SimpleNamespace(user_id="alice", email=None, claims={}))
+refusing = raising(InvalidCredentials)
+refusing_for_a_reason = raising(partial(InvalidCredentials, reason=Refusal.EXPIRED))
+refusing_in_its_own_words = raising(partial(InvalidCredentials, reason="alice-of-secrets"))  # type: ignore[arg-type]
+quoting = raising(partial(InvalidCredentials, "alice-of-secrets"))
+aborting = raising(partial(Unauthorized, "alice-of-secrets"))
+broken = raising(partial(RuntimeError, "alice-of-secrets"))
+away = raising(Unavailable)
+away_in_its_own_words = raising(partial(Unavailable, "alice-of-secrets"))
+away_by_url = raising(Unavailable, ConnectionError("https://issuer.example/introspect?token=alice-of-secrets"))
 
 
 def impossible(_request: Request) -> Identity:
+    """A user id that nobody can have."""
     return Identity("..")
-
-
-def refusing(_request: Request) -> Identity:
-    raise InvalidCredentials
-
-
-def aborting(_request: Request) -> Identity:
-    abort(401, "alice-of-secrets")
-
-
-def broken(_request: Request) -> Identity:
-    raise RuntimeError("alice-of-secrets")
-
-
-def away(_request: Request) -> Identity:
-    raise Unavailable
-
-
-def away_by_url(_request: Request) -> Identity:
-    try:
-        raise ConnectionError("https://issuer.example/introspect?token=alice-of-secrets")
-    except ConnectionError as error:
-        raise Unavailable from error
-
-
-def away_in_its_own_words(_request: Request) -> Identity:
-    raise Unavailable("alice-of-secrets")
-
-
-def quoting(_request: Request) -> Identity:
-    raise InvalidCredentials("alice-of-secrets")
-
-
-def refusing_for_a_reason(_request: Request) -> Identity:
-    raise InvalidCredentials(reason=Refusal.EXPIRED)
-
-
-def refusing_in_its_own_words(_request: Request) -> Any:
-    raise InvalidCredentials(reason="alice-of-secrets")  # type: ignore[arg-type]
 
 
 def slow_nobody(_request: Request) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jwt
 import pytest
@@ -17,12 +18,14 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flask import Flask
 
+from config import JwtSettings
 from tests.identity.issuer import Issuer, body, join_fetches, jwk, running_issuer
 from tests.identity.tokens import (
     HMACS,
     RSA_ALGORITHMS,
     STRICT,
     STRICT_CLAIMS,
+    ask,
     assert_accepted,
     assert_refused,
     assert_unauthorized,
@@ -30,6 +33,7 @@ from tests.identity.tokens import (
     handmade,
     key,
     members,
+    no_database_connection,
     payload,
     pem,
 )
@@ -414,9 +418,19 @@ class TestRemembered:
         assert_accepted(app, SIGNERS["key set"]())
         return app
 
+    @pytest.fixture
+    def verified(self, monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+        """How often a signature was verified."""
+        spy = mock.Mock(wraps=jwt.decode)
+        monkeypatch.setattr(jwt, "decode", spy)
+        return spy
+
     @by_kind
-    def test_one_that_expires_is_refused(self, trusting: Trusting, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        good = SIGNERS[kind](payload(exp="4102444799"))
+    @pytest.mark.parametrize("exp", ["4102444799", "4102444799.5"])
+    def test_one_that_expires_is_refused(
+        self, trusting: Trusting, kind: str, exp: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        good = SIGNERS[kind](payload(exp=exp))
         assert_accepted(trusting(kind), good)
         monkeypatch.setattr(provider_module, "time", lambda: 4102444799 + provider_module.LEEWAY - 0.001)
         assert_accepted(trusting(kind), good)
@@ -452,6 +466,24 @@ class TestRemembered:
         assert_accepted(app, good)
         join_fetches()
         now[0] = jwks.LIFETIME + jwks.GRACE
-        response = app.test_client().get("/api/alice/tasks", headers={"Authorization": f"Bearer {good}"})
+        with no_database_connection(app):
+            response = ask(app, f"Bearer {good}")
         assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
         assert response.headers["Retry-After"] == "1"
+
+    def test_a_good_token_is_verified_once_and_a_bad_one_each_time(self, app_of: Trusting, verified: mock.Mock) -> None:
+        app, good = app_of(secret=SECRET), handmade(payload(x="1"))
+        for _ in range(3):
+            assert_accepted(app, good)
+        assert verified.call_count == 1
+        for bad in (handmade(payload(exp="1")), handmade(payload(sub='""'))):
+            assert_refused(app, bad)
+            assert_refused(app, bad)
+        assert verified.call_count == 5
+
+    def test_only_so_many_are_remembered(self, verified: mock.Mock) -> None:
+        provider = provider_module.JwtProvider(JwtSettings(secret=SECRET))
+        tokens = [handmade(payload(x=f"{number}")) for number in range(provider_module.REMEMBERED_TOKENS + 1)]
+        for signed in (*tokens, tokens[-1], tokens[1], tokens[0]):
+            provider.identify(f"Bearer {signed}")
+        assert verified.call_count == provider_module.REMEMBERED_TOKENS + 2

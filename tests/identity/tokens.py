@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from tests.support import SECRET, statements_of
+from tests.support import SECRET, statements_of, token
 from todo.errors import Refusal
 
 PATH = "/api/alice/tasks"
@@ -82,6 +82,11 @@ def handmade(
     """A token made without a library, which would refuse to make some of these; signed with an HMAC."""
     signed = f"{base64url(head or members(alg=json.dumps(alg)))}.{base64url(body)}"
     return f"{signed}.{base64url(hmac.digest(by, signed.encode(), HMACS[alg]))}"
+
+
+def signed_by(private_key: Any, kid: str | None = None, algorithm: str = "ES256") -> str:
+    """A token that the key signs, under that id."""
+    return token(key=private_key, algorithm=algorithm, headers={} if kid is None else {"kid": kid})
 
 
 def ask(app: Flask, authorization: str, path: str = PATH) -> TestResponse:
