@@ -11,8 +11,7 @@ from flask import Flask
 from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
-from tests.support import ROLE, Caller, Make, close, migrate, migrated_database, postgresql_database, settings, sql
-from tests.test_migrations import everything
+from tests.support import ROLE, Caller, Make, close, migrated_database, settings, sql
 from tests.wire import wire_to
 from todo import create_app
 from todo.web import health
@@ -270,22 +269,3 @@ def test_a_setting_that_fails_some_calls_is_named_in_the_log(
     assert f"WARNING todo.web.health: {warning}\n" in capsys.readouterr().err
     assert (result.exit_code, f"Warning: {warning}\n" in result.output) == (0, True)
     assert statuses - {200} == {503}
-
-
-@pytest.mark.parametrize(
-    "settings_of_role",
-    [
-        HARMLESS[0] | {"check_function_bodies": "off", "default_transaction_isolation": "'serializable'"},
-        HARMLESS[1] | {"row_security": "off", "session_replication_role": "replica", "app.user_id": "bob"},
-    ],
-    ids=range(2),
-)
-def test_migrations_make_the_same_under_any_setting(
-    server: URL, url: URL, make: Make, settings_of_role: dict[str, str]
-) -> None:
-    # The first must exist for a migration; the other puts quotes into the text of a function.
-    left_out = ("default_tablespace", "quote_all_identifiers")
-    with postgresql_database(server) as other:
-        with setting(other, **{name: value for name, value in settings_of_role.items() if name not in left_out}):
-            migrate(make(other))
-        assert everything(other) == everything(url)
