@@ -84,30 +84,13 @@ class TestChange:
         assert change(alice, task["id"], what)[0] in (200, 204)
 
 
-IF_MATCH: list[tuple[str, int]] = [
-    ("*", 200),
-    ('"{id}-1"', 200),
-    ('"x", "{id}-9", "{id}-1"', 200),
-    ("{id}-1", 200),
-    ('"{id}-2"', 412),
-    ('W/"{id}-1"', 412),
-    ('"1{id}-1"', 412),
-    ('"{id}-01"', 412),
-    ('"{id}-1-gzip"', 412),
-    ('"{id}-9223372036854775808"', 412),
-    ('"{id}-99999999999999999999999"', 412),
-    ('"{id}-\u0661"', 412),
-    ('"{id}-1', 412),
-    ("", 412),
-    (",", 412),
-    ('""', 412),
-    ('"x", ""', 412),
-    ('"\u00e9"', 412),
-]
+MATCHES = ["*", '"{id}-1"', '"x", "{id}-9", "{id}-1"', "{id}-1"]
+OTHERS = ["", ",", '""', '"x", ""', '"{id}-2"', 'W/"{id}-1"', '"1{id}-1"', '"{id}-01"', '"{id}-1-gzip"', '"{id}-1']
+OTHERS += ['"{id}-9223372036854775808"', '"{id}-99999999999999999999999"', '"{id}-\u0661"', '"\u00e9"']
 
 
 def test_if_match_compares_strongly(alice: Caller) -> None:
-    for header, status in IF_MATCH:
+    for header, status in [(match, 200) for match in MATCHES] + [(other, 412) for other in OTHERS]:
         task = alice.create()
         sent = header.format(id=task["id"]).encode().decode("latin-1")
         assert put(alice, task["id"], If_Match=sent) == status, header
