@@ -12,6 +12,7 @@ from werkzeug.test import TestResponse
 
 from tests.conftest import url_of
 from tests.support import (
+    REQUESTS,
     Caller,
     Make,
     as_superuser,
@@ -29,24 +30,6 @@ on_postgresql = pytest.mark.parametrize("watched", ["postgresql", "partitioned"]
 
 #: What narrows a statement to its owner, as it is sent.
 PREDICATES = ("tasks.user_id = %(user_id)s", "users.id = %(user_id)s", "idempotency_keys.user_id = %(user_id)s")
-
-#: Each kind of statement that there is: the request that makes it, of the task of somebody else.
-REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
-    ("GET", "", {}),
-    ("GET", "?status=incomplete", {}),
-    ("GET", "?q=milk", {}),
-    ("GET", "?q=milk&status=incomplete&limit=1", {}),
-    ("GET", "/{id}", {}),
-    ("POST", "", {"json": {"title": "x"}}),
-    ("PUT", "/{id}", {"json": {"title": "x"}}),
-    ("PUT", "/{id}", {"json": {"title": "x", "description": None, "status": "complete"}}),
-    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"{id}-1"'}}),
-    ("PATCH", "/{id}/complete", {}),
-    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"{id}-1"'}}),
-    ("PATCH", "/{id}/complete", {"json": {"status": "complete"}}),
-    ("DELETE", "/{id}", {}),
-    ("DELETE", "/{id}", {"headers": {"If-Match": '"{id}-1"'}}),
-]
 
 
 @contextmanager
@@ -66,13 +49,6 @@ def without_the_owner() -> Iterator[list[str]]:
         yield stripped
 
 
-def send(caller: Caller, method: str, path: str, options: dict[str, Any], task_id: int) -> tuple[int, Any]:
-    """What the caller gets for that request."""
-    headers = {name: value.format(id=task_id) for name, value in options.get("headers", {}).items()}
-    response = caller(method, path.format(id=task_id), **options | {"headers": headers})
-    return response.status_code, response.get_json(silent=True)
-
-
 def tasks(app: Flask) -> list[tuple[Any, ...]]:
     """All tasks there are."""
     return sql(url_of(app), "SELECT * FROM tasks ORDER BY id")
@@ -87,7 +63,8 @@ def test_without_the_owners_predicate_no_foreign_row_is_read_or_changed(
         own, foreign = alice.create(), bob.create()
         before = tasks(app)
         with without_the_owner() as stripped:
-            status, answer = send(alice, method, path, options, foreign["id"])
+            response = alice.send(foreign["id"], method, path, options)
+            status, answer = response.status_code, response.get_json(silent=True)
         assert stripped
         # Or the fixture, which reads them, would fail the test.
         statements.clear()
@@ -150,7 +127,8 @@ def test_a_role_that_bypasses_the_policies_has_two_layers_left(bypassing: Flask)
         foreign = bob.create()
         before = tasks(bypassing)
         with without_the_owner():
-            status, answer = send(alice, method, path, options, foreign["id"])
+            response = alice.send(foreign["id"], method, path, options)
+            status, answer = response.status_code, response.get_json(silent=True)
         if method == "POST":
             assert len(tasks(bypassing)) == len(before) + 2
         else:
