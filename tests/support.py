@@ -36,6 +36,24 @@ ROLE, PASSWORD = "todo_test_owner", "todo"
 OUTPUT_ONLY = [name for name, field in TaskSchema().fields.items() if field.dump_only]
 IGNORED = [1, None, "bob", "2025-01-09T12:34:56.123456Z", [{"id": 2.5}], "a\0\ud800", "x" * 6000]
 
+#: A request for each kind of statement on tasks; `{id}` is the id of one.
+REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("GET", "", {}),
+    ("GET", "?status=incomplete", {}),
+    ("GET", "?q=milk", {}),
+    ("GET", "?q=milk&status=incomplete&limit=1", {}),
+    ("GET", "/{id}", {}),
+    ("POST", "", {"json": {"title": "x"}}),
+    ("PUT", "/{id}", {"json": {"title": "x"}}),
+    ("PUT", "/{id}", {"json": {"title": "x", "description": None, "status": "complete"}}),
+    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"{id}-1"'}}),
+    ("PATCH", "/{id}/complete", {}),
+    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"{id}-1"'}}),
+    ("PATCH", "/{id}/complete", {"json": {"status": "complete"}}),
+    ("DELETE", "/{id}", {}),
+    ("DELETE", "/{id}", {"headers": {"If-Match": '"{id}-1"'}}),
+]
+
 #: The names of the databases that are copied.
 _templates: dict[str, Any] = {}
 #: Who made them, by the name of the database.
@@ -80,6 +98,11 @@ class Caller:
         """Call any path."""
         authorization = {"Authorization": f"Bearer {token(self.user_id, email=self.email)}"}
         return self.app.test_client().open(path, method=method, headers=authorization | (headers or {}), **options)
+
+    def send(self, task_id: int, method: str, path: str, options: dict[str, Any]) -> TestResponse:
+        """Make one of REQUESTS, for that task."""
+        headers = {name: value.format(id=task_id) for name, value in options.get("headers", {}).items()}
+        return self(method, path.format(id=task_id), **options | {"headers": headers})
 
     def create(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
         """A new task."""

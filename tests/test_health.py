@@ -47,20 +47,20 @@ def lost(make: Make) -> Flask:
     return make(URL.create("postgresql+psycopg2", host="127.0.0.1", port=9, database="todo"))
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/live/"])
-def test_it_lives_and_says_its_version(app: Flask, path: str) -> None:
-    response = app.test_client().get(path)
+def test_it_lives_and_says_its_version(app: Flask) -> None:
     version = app.test_client().get("/openapi.json").get_json()["info"]["version"]
-    assert (response.status_code, response.get_json()) == (200, {"status": "ok", "version": version})
-    assert app.test_client().head(path).status_code == 200
+    for path in ("/health/live", "/health/live/"):
+        response = app.test_client().get(path)
+        assert (response.status_code, response.get_json()) == (200, {"status": "ok", "version": version})
+        assert app.test_client().head(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/health/ready", "/health/ready/"])
-def test_it_is_ready_and_the_database_keeps_users_apart(app: Flask, url: URL, path: str) -> None:
-    response = app.test_client().get(path)
+def test_it_is_ready_and_the_database_keeps_users_apart(app: Flask, url: URL) -> None:
     security = "none" if url.get_backend_name() == "sqlite" else "enforced"
-    assert (response.status_code, response.get_json()) == (200, {"status": "ok", "row_level_security": security})
-    assert app.test_client().head(path).status_code == 200
+    for path in ("/health/ready", "/health/ready/"):
+        response = app.test_client().get(path)
+        assert (response.status_code, response.get_json()) == (200, {"status": "ok", "row_level_security": security})
+        assert app.test_client().head(path).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
@@ -112,11 +112,12 @@ UNFIT_ON_POSTGRESQL: dict[str, State] = {
             f"REVOKE {right} ON tasks FROM {ROLE}",
             f"GRANT {right} ON tasks TO {ROLE}",
             "denies rights that the service needs",
-            "table tasks: denies rights"
-            if right != "SELECT"
-            else f"table tasks: .*permission denied for table tasks; as the owner .* IN SCHEMA public TO {ROLE}$",
+            f"table tasks: .*{denied}",
         )
-        for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
+        for right, denied in {
+            "SELECT": f"permission denied for table tasks; as the owner .* IN SCHEMA public TO {ROLE}$",
+            **dict.fromkeys(("INSERT", "UPDATE", "DELETE"), "denies rights"),
+        }.items()
     },
     "new rows get no id": (
         "ALTER TABLE tasks ALTER id DROP IDENTITY",

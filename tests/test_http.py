@@ -11,71 +11,65 @@ from tests.support import Caller, settings
 from todo import create_app
 from todo.errors import OwnershipViolated, Unavailable
 
-TOO_DEEP = b'{"title": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 CALLS_WITH_BODY = [("POST", ""), ("PUT", "/1"), ("PATCH", "/1/complete")]
 
 
-@pytest.mark.parametrize(("method", "path"), CALLS_WITH_BODY)
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b"{", "Request body is not valid JSON"),
-        (b"\xff", "Request body is not valid JSON"),
-        (b"\xef\xbb\xbf{}", "Request body is not valid JSON"),
-        ('{"title": "x"}'.encode("utf-16"), "Request body is not valid JSON"),
-        (b'{"title": NaN}', "Request body is not valid JSON"),
-        (b'{"title": -Infinity}', "Request body is not valid JSON"),
-        (b'{"title": "x"} {}', "Request body is not valid JSON"),
-        (b"[]", "Request body must be a JSON object"),
-        (b"null", "Request body must be a JSON object"),
-        (b'"title"', "Request body must be a JSON object"),
-        (b'{"title": "a", "title": "b"}', "Key given twice: title"),
-        (b'{"title": "a", "x": {"y": 1, "y": 2}}', "Key given twice: y"),
-        (b'{"title": ' + b"1" * 5000 + b"}", "Request body has a number that is too long"),
-        (TOO_DEEP, "Request body is nested too deeply"),
-    ],
-    ids=range(14),
-)
-def test_a_fault_of_the_json_stands_alone(alice: Caller, method: str, path: str, body: bytes, message: str) -> None:
-    response = alice(method, path, data=body, content_type="application/json")
-    assert (response.status_code, response.get_json()) == (400, {"error": message})
-    assert alice("GET").get_json() == []
-
-
-@pytest.mark.parametrize(("method", "path"), [("POST", ""), ("PUT", "/1")])
-@pytest.mark.parametrize("content_type", ["application/json", "text/plain", None])
-def test_a_body_is_required(alice: Caller, method: str, path: str, content_type: str | None) -> None:
-    response = alice(method, path, data=b"", content_type=content_type)
-    assert (response.status_code, response.get_json()) == (400, {"error": "Request body is required"})
+BAD_JSON: list[tuple[bytes, str]] = [
+    (b"{", "Request body is not valid JSON"),
+    (b"\xff", "Request body is not valid JSON"),
+    (b"\xef\xbb\xbf{}", "Request body is not valid JSON"),
+    ('{"title": "x"}'.encode("utf-16"), "Request body is not valid JSON"),
+    (b'{"title": NaN}', "Request body is not valid JSON"),
+    (b'{"title": -Infinity}', "Request body is not valid JSON"),
+    (b'{"title": "x"} {}', "Request body is not valid JSON"),
+    (b"[]", "Request body must be a JSON object"),
+    (b"null", "Request body must be a JSON object"),
+    (b'"title"', "Request body must be a JSON object"),
+    (b'{"title": "a", "title": "b"}', "Key given twice: title"),
+    (b'{"title": "a", "x": {"y": 1, "y": 2}}', "Key given twice: y"),
+    (b'{"title": ' + b"1" * 5000 + b"}", "Request body has a number that is too long"),
+    (b'{"title": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "Request body is nested too deeply"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS_WITH_BODY)
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "text/json", "", None])
-def test_a_body_of_another_type_is_415(alice: Caller, method: str, path: str, content_type: str | None) -> None:
-    response = alice(method, path, data=b'{"title": "x"}', content_type=content_type)
-    assert (response.status_code, response.get_json()) == (415, {"error": "Content-Type must be application/json"})
+class TestBody:
+    """Each call that takes a body."""
+
+    def test_a_fault_of_the_json_stands_alone(self, alice: Caller, method: str, path: str) -> None:
+        for body, message in BAD_JSON:
+            response = alice(method, path, data=body, content_type="application/json")
+            assert (response.status_code, response.get_json()) == (400, {"error": message})
+        assert alice("GET").get_json() == []
+
+    def test_another_type_is_415(self, alice: Caller, method: str, path: str) -> None:
+        for content_type in ("text/plain", "application/x-www-form-urlencoded", "text/json", "", None):
+            response = alice(method, path, data=b'{"title": "x"}', content_type=content_type)
+            message = "Content-Type must be application/json"
+            assert (response.status_code, response.get_json()) == (415, {"error": message})
+
+    def test_over_one_mebibyte_it_is_413(self, alice: Caller, method: str, path: str) -> None:
+        body = b'{"status": "x"}'.ljust(1024 * 1024)
+        assert alice(method, path, data=body, content_type="application/json").status_code == 400
+        response = alice(method, path, data=body + b" ", content_type="application/json")
+        assert (response.status_code, response.get_json()) == (413, {"error": "Request body must be 1 MiB or less"})
+
+    def test_chunked_it_is_411(self, alice: Caller, method: str, path: str) -> None:
+        response = alice(method, path, headers={"Transfer-Encoding": "chunked"}, content_type="application/json")
+        message = "Content-Length is required: a chunked body is not accepted"
+        assert (response.status_code, response.get_json()) == (411, {"error": message})
 
 
-@pytest.mark.parametrize(
-    "content_type", ["application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json"]
-)
-def test_every_spelling_of_json_is_accepted(alice: Caller, content_type: str) -> None:
-    assert alice("POST", data=b'{"title": "x"}', content_type=content_type).status_code == 201
+@pytest.mark.parametrize(("method", "path"), CALLS_WITH_BODY[:2])
+def test_a_body_is_required(alice: Caller, method: str, path: str) -> None:
+    for content_type in ("application/json", "text/plain", None):
+        response = alice(method, path, data=b"", content_type=content_type)
+        assert (response.status_code, response.get_json()) == (400, {"error": "Request body is required"})
 
 
-@pytest.mark.parametrize(("method", "path"), CALLS_WITH_BODY)
-def test_a_body_over_one_mebibyte_is_413(alice: Caller, method: str, path: str) -> None:
-    body = b'{"status": "x"}'.ljust(1024 * 1024)
-    assert alice(method, path, data=body, content_type="application/json").status_code == 400
-    response = alice(method, path, data=body + b" ", content_type="application/json")
-    assert (response.status_code, response.get_json()) == (413, {"error": "Request body must be 1 MiB or less"})
-
-
-@pytest.mark.parametrize(("method", "path"), CALLS_WITH_BODY)
-def test_a_chunked_body_is_411(alice: Caller, method: str, path: str) -> None:
-    response = alice(method, path, headers={"Transfer-Encoding": "chunked"}, content_type="application/json")
-    assert response.status_code == 411
-    assert response.get_json() == {"error": "Content-Length is required: a chunked body is not accepted"}
+def test_every_spelling_of_json_is_accepted(alice: Caller) -> None:
+    for content_type in ("application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json"):
+        assert alice("POST", data=b'{"title": "x"}', content_type=content_type).status_code == 201
 
 
 def test_a_body_that_breaks_off_is_refused_although_it_is_json(alice: Caller) -> None:
@@ -98,27 +92,24 @@ def test_a_body_of_http_2_without_a_length_is_not_taken_for_none(alice: Caller) 
     assert alice("PATCH", f"/{task['id']}/complete", environ_overrides=environ).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/api", "/api/alice", "/api//tasks", "//api/alice/tasks", "/api/alice/tasks//1"])
-def test_an_unknown_route_is_404_without_identity(app: Flask, path: str) -> None:
-    response = app.test_client().get(f"http://localhost{path}")
-    assert (response.status_code, response.get_json()) == (404, {"error": "Unknown route"})
-    assert response.headers["Content-Type"] == "application/json"
+def test_an_unknown_route_is_404_without_identity(app: Flask) -> None:
+    for path in ("/api", "/api/alice", "/api//tasks", "//api/alice/tasks", "/api/alice/tasks//1"):
+        response = app.test_client().get(f"http://localhost{path}")
+        assert (response.status_code, response.get_json()) == (404, {"error": "Unknown route"})
+        assert response.headers["Content-Type"] == "application/json"
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "allowed"),
-    [
+def test_another_method_is_405_without_identity(app: Flask) -> None:
+    for method, path, allowed in (
         ("DELETE", "/api/alice/tasks", {"GET", "HEAD", "OPTIONS", "POST"}),
         ("POST", "/api/alice/tasks/1/", {"DELETE", "GET", "HEAD", "OPTIONS", "PUT"}),
         ("GET", "/api/alice/tasks/1/complete", {"OPTIONS", "PATCH"}),
         ("POST", "/health/live", {"GET", "HEAD", "OPTIONS"}),
         ("BREW", "/api/alice/tasks", {"GET", "HEAD", "OPTIONS", "POST"}),
-    ],
-)
-def test_another_method_is_405_without_identity(app: Flask, method: str, path: str, allowed: set[str]) -> None:
-    response = app.test_client().open(path, method=method)
-    assert (response.status_code, response.get_json()) == (405, {"error": "Method not allowed"})
-    assert set(response.headers["Allow"].split(", ")) == allowed
+    ):
+        response = app.test_client().open(path, method=method)
+        assert (response.status_code, response.get_json()) == (405, {"error": "Method not allowed"})
+        assert set(response.headers["Allow"].split(", ")) == allowed
 
 
 def test_a_trailing_slash_is_accepted_without_a_redirect(alice: Caller) -> None:
@@ -136,13 +127,13 @@ def test_options_needs_no_identity(app: Flask) -> None:
     assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:1", "evil host", '<>"', ""])
-def test_no_answer_repeats_the_host_header(alice: Caller, host: str) -> None:
-    created = alice("POST", json={"title": "x"}, headers={"Host": host})
-    alice.create()
-    page = alice("GET", query="?limit=1", headers={"Host": host})
-    assert created.headers["Location"].startswith("/api/alice/tasks/")
-    assert page.headers["Link"].startswith("</api/alice/tasks?")
+def test_no_answer_repeats_the_host_header(alice: Caller) -> None:
+    for host in ("evil.example", "evil.example:1", "evil host", '<>"', ""):
+        created = alice("POST", json={"title": "x"}, headers={"Host": host})
+        alice.create()
+        page = alice("GET", query="?limit=1", headers={"Host": host})
+        assert created.headers["Location"].startswith("/api/alice/tasks/")
+        assert page.headers["Link"].startswith("</api/alice/tasks?")
 
 
 def test_a_host_that_cannot_be_one_is_refused_in_json(app: Flask) -> None:
@@ -156,7 +147,7 @@ def test_a_websocket_is_refused_in_json(alice: Caller) -> None:
 
 
 def test_a_sentence_has_an_end(alice: Caller) -> None:
-    response = alice("POST", json={f"{number}": 1 for number in range(50_000)})
+    response = alice("POST", json={f"{number}": 1 for number in range(1000)})
     assert response.status_code == 400
     message = response.get_json()["error"]
     assert message.startswith("Title is required; Unknown field: 0; Unknown field: 1; ")

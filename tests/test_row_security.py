@@ -1,29 +1,22 @@
 """The third layer: with the owner left out of a statement, PostgreSQL itself still keeps users apart."""
 
-import re
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 from flask import Flask
-from flask_migrate import upgrade
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
 from tests.conftest import url_of
 from tests.support import (
-    ROOT,
+    REQUESTS,
     Caller,
     Make,
     as_superuser,
     close,
-    direct,
-    migrate,
     sql,
     sql_as_role,
 )
@@ -37,24 +30,6 @@ on_postgresql = pytest.mark.parametrize("watched", ["postgresql", "partitioned"]
 
 #: What narrows a statement to its owner, as it is sent.
 PREDICATES = ("tasks.user_id = %(user_id)s", "users.id = %(user_id)s", "idempotency_keys.user_id = %(user_id)s")
-
-#: Each kind of statement that there is: the request that makes it, of the task of somebody else.
-REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
-    ("GET", "", {}),
-    ("GET", "?status=incomplete", {}),
-    ("GET", "?q=milk", {}),
-    ("GET", "?q=milk&status=incomplete&limit=1", {}),
-    ("GET", "/{id}", {}),
-    ("POST", "", {"json": {"title": "x"}}),
-    ("PUT", "/{id}", {"json": {"title": "x"}}),
-    ("PUT", "/{id}", {"json": {"title": "x", "description": None, "status": "complete"}}),
-    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"{id}-1"'}}),
-    ("PATCH", "/{id}/complete", {}),
-    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"{id}-1"'}}),
-    ("PATCH", "/{id}/complete", {"json": {"status": "complete"}}),
-    ("DELETE", "/{id}", {}),
-    ("DELETE", "/{id}", {"headers": {"If-Match": '"{id}-1"'}}),
-]
 
 
 @contextmanager
@@ -74,13 +49,6 @@ def without_the_owner() -> Iterator[list[str]]:
         yield stripped
 
 
-def send(caller: Caller, method: str, path: str, options: dict[str, Any], task_id: int) -> tuple[int, Any]:
-    """What the caller gets for that request."""
-    headers = {name: value.format(id=task_id) for name, value in options.get("headers", {}).items()}
-    response = caller(method, path.format(id=task_id), **options | {"headers": headers})
-    return response.status_code, response.get_json(silent=True)
-
-
 def tasks(app: Flask) -> list[tuple[Any, ...]]:
     """All tasks there are."""
     return sql(url_of(app), "SELECT * FROM tasks ORDER BY id")
@@ -95,7 +63,8 @@ def test_without_the_owners_predicate_no_foreign_row_is_read_or_changed(
         own, foreign = alice.create(), bob.create()
         before = tasks(app)
         with without_the_owner() as stripped:
-            status, answer = send(alice, method, path, options, foreign["id"])
+            response = alice.send(foreign["id"], method, path, options)
+            status, answer = response.status_code, response.get_json(silent=True)
         assert stripped
         # Or the fixture, which reads them, would fail the test.
         statements.clear()
@@ -158,7 +127,8 @@ def test_a_role_that_bypasses_the_policies_has_two_layers_left(bypassing: Flask)
         foreign = bob.create()
         before = tasks(bypassing)
         with without_the_owner():
-            status, answer = send(alice, method, path, options, foreign["id"])
+            response = alice.send(foreign["id"], method, path, options)
+            status, answer = response.status_code, response.get_json(silent=True)
         if method == "POST":
             assert len(tasks(bypassing)) == len(before) + 2
         else:
@@ -222,61 +192,3 @@ def test_the_service_says_that_its_role_bypasses_the_policies(
         assert capsys.readouterr().err.count("row-level security is bypassed") == 1
         close(app)
     sql(postgresql, f"DROP ROLE {role}")
-
-
-def test_the_role_that_the_page_makes_is_bound_by_the_policies(server: URL, make: Make) -> None:
-    """Made by a role like the one that a hosted database gives: no superuser, but one that bypasses."""
-    (block,) = re.findall("```sql\n(.*?)```", (ROOT / "docs/neon.md").read_text(), re.DOTALL)
-    name = f"todo_{uuid.uuid4().hex[:12]}"
-    hosted = server.set(username=f"{name}_hosted", password="x")
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {hosted.username} LOGIN PASSWORD 'x' CREATEDB CREATEROLE BYPASSRLS")
-        try:
-            engine = create_engine(hosted, isolation_level="AUTOCOMMIT")
-            with engine.connect() as editor:
-                for statement in block.replace("todo", name).strip().splitlines():
-                    editor.exec_driver_sql(statement)
-            engine.dispose()
-            app = make(server.set(database=name, username=name, password="secret"))
-            migrate(app)
-            Caller(app, "alice").create()
-            ready = app.test_client().get("/health/ready").get_json()
-            assert ready == {"status": "ok", "row_level_security": "enforced"}
-            close(app)
-        finally:
-            connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            connection.exec_driver_sql(f"DROP ROLE IF EXISTS {name}")
-            connection.exec_driver_sql(f"DROP ROLE {hosted.username}")
-    admin.dispose()
-
-
-BACKFILL = """
-from alembic import op
-
-revision, down_revision = "9999", "{head}"
-
-
-def upgrade():
-    {first}
-    op.execute("UPDATE tasks SET title = 'x'")
-"""
-
-
-def test_a_migration_that_the_policies_would_blind_is_an_error(postgresql: URL, make: Make, tmp_path: Path) -> None:
-    migrations = tmp_path / "migrations"
-    shutil.copytree(ROOT / "migrations", migrations, ignore=shutil.ignore_patterns("__pycache__"))
-    backfill = migrations / "versions/9999_backfill.py"
-    head = max(path.name[:4] for path in (ROOT / "migrations/versions").glob("*.py"))
-    app = make(direct(postgresql))
-    Caller(app, "alice").create()
-    backfill.write_text(BACKFILL.format(head=head, first=""))
-    # flask_migrate logs what alembic refuses, and ends the command.
-    with app.app_context(), pytest.raises(SystemExit) as ended:
-        upgrade(directory=str(migrations))
-    assert "would be affected by row-level security" in str(ended.value.__context__)
-    first = 'op.execute("ALTER TABLE tasks NO FORCE ROW LEVEL SECURITY")'
-    backfill.write_text(BACKFILL.format(head=head, first=first))
-    with app.app_context():
-        upgrade(directory=str(migrations))
-    assert sql(postgresql, "SELECT title FROM tasks") == [("x",)]

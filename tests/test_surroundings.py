@@ -11,8 +11,7 @@ from flask import Flask
 from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
-from tests.support import ROLE, Caller, Make, close, migrate, migrated_database, postgresql_database, settings, sql
-from tests.test_migrations import everything
+from tests.support import ROLE, Caller, Make, close, migrated_database, settings, sql
 from tests.wire import wire_to
 from todo import create_app
 from todo.web import health
@@ -114,43 +113,27 @@ def setting(url: URL, **values: str) -> Iterator[None]:
         sql(url, f"{role} RESET ALL")
 
 
-#: Settings that hold at the same time. Where one of them changes an answer, take the others out.
+def pairs(text: str) -> dict[str, str]:
+    """The settings of a text: name=value, separated by spaces."""
+    return dict(pair.split("=", 1) for pair in text.split())
+
+
+#: Settings that hold at the same time. If an answer changes, look for the one by leaving others out.
 HARMLESS = [
-    {
-        "client_encoding": "LATIN1",
-        "standard_conforming_strings": "off",
-        "escape_string_warning": "on",
-        "backslash_quote": "off",
-        "search_path": "other, public",
-        "DateStyle": "German",
-        "IntervalStyle": "sql_standard",
-        "TimeZone": "'Asia/Kathmandu'",
-        "extra_float_digits": "-15",
-        "bytea_output": "escape",
-        "client_min_messages": "debug5",
-        "transform_null_equals": "on",
-        "array_nulls": "off",
-        "quote_all_identifiers": "on",
-        "xmloption": "document",
-        "default_transaction_deferrable": "on",
-        "plpgsql.extra_errors": "'all'",
-    },
-    {
-        "client_encoding": "SQL_ASCII",
-        "search_path": '"$user", public',
-        "statement_timeout": "'1s'",
-        "lock_timeout": "1",
-        "idle_in_transaction_session_timeout": "'2s'",
-        "exit_on_error": "on",
-        "synchronous_commit": "off",
-        "row_security": "on",
-        "session_replication_role": "local",
-        "plan_cache_mode": "force_generic_plan",
-        "enable_indexscan": "off",
-        "jit_above_cost": "0",
-        "default_tablespace": "nowhere",
-    },
-    {"client_encoding": "EUC_JP", "debug_parallel_query": "regress"},
+    pairs(
+        "client_encoding=LATIN1 standard_conforming_strings=off escape_string_warning=on backslash_quote=off"
+        " search_path=other,public DateStyle=German IntervalStyle=sql_standard TimeZone='Asia/Kathmandu'"
+        " extra_float_digits=-15 bytea_output=escape client_min_messages=debug5 transform_null_equals=on"
+        " array_nulls=off quote_all_identifiers=on xmloption=document"
+        " default_transaction_deferrable=on plpgsql.extra_errors='all'"
+    ),
+    pairs(
+        "client_encoding=SQL_ASCII search_path=\"$user\",public statement_timeout='1s' lock_timeout=1"
+        " idle_in_transaction_session_timeout='2s' exit_on_error=on synchronous_commit=off row_security=on"
+        " session_replication_role=local plan_cache_mode=force_generic_plan enable_indexscan=off jit_above_cost=0"
+        " default_tablespace=nowhere"
+    ),
+    pairs("client_encoding=EUC_JP debug_parallel_query=regress"),
 ]
 
 
@@ -163,28 +146,16 @@ def test_a_setting_of_the_role_changes_no_answer(
         assert answers_of(url) == plain
 
 
+OPTIONS = "-c client_encoding=LATIN1 -c standard_conforming_strings=off -c TimeZone=Asia/Kathmandu"
 ENVIRONMENT = [
-    {
-        "PGCLIENTENCODING": "LATIN1",
-        "PGOPTIONS": "-c client_encoding=LATIN1 -c standard_conforming_strings=off -c TimeZone=Asia/Kathmandu",
-        "PGHOSTADDR": "127.0.0.9",
-        "PGHOST": "nowhere.invalid",
-        "PGPORT": "1",
-        "PGDATABASE": "nothing",
-        "PGUSER": "nobody",
-        "PGPASSWORD": "wrong",
-        "PGPASSFILE": "/nowhere",
-        "PGAPPNAME": "another",
-        "PGTZ": "Asia/Kathmandu",
-        "PGDATESTYLE": "German",
-        "PGGEQO": "off",
-        "PGTARGETSESSIONATTRS": "read-write",
-        "PGLOADBALANCEHOSTS": "random",
-        "PGSSLMODE": "require",
-        "PGSSLROOTCERT": "/nowhere",
-        "PGSYSCONFDIR": "/nowhere",
-    },
-    {"PGCLIENTENCODING": "SQL_ASCII"},
+    pairs(
+        "PGCLIENTENCODING=LATIN1 PGHOSTADDR=127.0.0.9 PGHOST=nowhere.invalid PGPORT=1 PGDATABASE=nothing PGUSER=nobody"
+        " PGPASSWORD=wrong PGPASSFILE=/nowhere PGAPPNAME=another PGTZ=Asia/Kathmandu PGDATESTYLE=German PGGEQO=off"
+        " PGTARGETSESSIONATTRS=read-write PGLOADBALANCEHOSTS=random PGSSLMODE=require PGSSLROOTCERT=/nowhere"
+        " PGSYSCONFDIR=/nowhere"
+    )
+    | {"PGOPTIONS": OPTIONS},
+    pairs("PGCLIENTENCODING=SQL_ASCII"),
 ]
 
 
@@ -270,22 +241,3 @@ def test_a_setting_that_fails_some_calls_is_named_in_the_log(
     assert f"WARNING todo.web.health: {warning}\n" in capsys.readouterr().err
     assert (result.exit_code, f"Warning: {warning}\n" in result.output) == (0, True)
     assert statuses - {200} == {503}
-
-
-@pytest.mark.parametrize(
-    "settings_of_role",
-    [
-        HARMLESS[0] | {"check_function_bodies": "off", "default_transaction_isolation": "'serializable'"},
-        HARMLESS[1] | {"row_security": "off", "session_replication_role": "replica", "app.user_id": "bob"},
-    ],
-    ids=range(2),
-)
-def test_migrations_make_the_same_under_any_setting(
-    server: URL, url: URL, make: Make, settings_of_role: dict[str, str]
-) -> None:
-    # The first must exist for a migration; the other puts quotes into the text of a function.
-    left_out = ("default_tablespace", "quote_all_identifiers")
-    with postgresql_database(server) as other:
-        with setting(other, **{name: value for name, value in settings_of_role.items() if name not in left_out}):
-            migrate(make(other))
-        assert everything(other) == everything(url)

@@ -1,11 +1,9 @@
 """A TCP proxy before PostgreSQL that counts round trips: how often the client speaks after the server has spoken.
 
-It can also do what networks do: cut connections, forget them without a word, and lose packets.
+It can also forget connections and tell nobody. tests/faults/network.py cuts them, and loses packets.
 """
 
-import ctypes
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +11,6 @@ from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
 from sqlalchemy import URL
-
-# Of Linux; Python has no names for them.
-_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 
 class Wire:
@@ -32,32 +27,9 @@ class Wire:
         """Count from nought."""
         self.connections = self.round_trips = 0
 
-    def cut(self) -> None:
-        """Break every connection: both ends see a reset, whatever was on its way is lost."""
-        sockets, self.sockets = self.sockets, []
-        for connection in sockets:
-            with suppress(OSError):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            _close(connection)
-
     def forget(self) -> None:
         """Pass on nothing more on the connections there are, and tell nobody; later ones work."""
         self.forgotten = self.connections
-
-    def swallow(self) -> None:
-        """Lose each packet of the client on the connections there are, so that its kernel sends them again."""
-        # A program for the kernel's packet filter that lets none pass: BPF_RET, 0.
-        instructions = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
-        program = struct.pack("HL", 1, ctypes.addressof(instructions))
-        for client in self.sockets[::2]:
-            with suppress(OSError):
-                client.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-
-    def heal(self) -> None:
-        """Lose none any more."""
-        for client in self.sockets[::2]:
-            with suppress(OSError):
-                client.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from sqlalchemy import URL
 
 from tests.faults.conftest import Judge
 from tests.faults.load import load
+from tests.faults.network import cut, heal, swallow
 from tests.live import Server, gunicorn
 from tests.wire import Wire, wire_to
 from todo.db.connections import REQUEST_BUDGET
@@ -51,7 +52,7 @@ def test_connections_that_are_cut_are_replaced_and_no_write_is_repeated(wired: W
     with load(wired.live, wired.url) as writers:
         for _ in range(10):
             time.sleep(0.3)
-            wired.wire.cut()
+            cut(wired.wire)
             writers.fault_ended()
         time.sleep(0.7)
     assert judge(writers).answers.statuses["503"]
@@ -79,10 +80,10 @@ def test_what_the_network_loses_is_given_up_and_not_delivered_after_its_answer(
 ) -> None:
     with load(wired.live, wired.url, users=4) as writers:
         time.sleep(0.5)
-        wired.wire.swallow()
+        swallow(wired.wire)
         writers.fault_ended(time.monotonic() + REQUEST_BUDGET)
         time.sleep(REQUEST_BUDGET + 1)
-        wired.wire.heal()
+        heal(wired.wire)
         # A kernel that had not given up would try again about now.
         time.sleep(5)
     assert judge(writers).answers.statuses["503"] == len(writers.writers)

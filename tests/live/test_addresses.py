@@ -99,7 +99,7 @@ def over_tls(url: URL, certificate: Path) -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-#: What the URLs of docs/neon.md of Neon say of TLS.
+#: What docs/neon.md says of TLS.
 (TLS,) = set(re.findall(r"postgresql://todo:secret@ep-example[^?']+\?([^']+)'", (ROOT / "docs/neon.md").read_text()))
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -116,7 +116,7 @@ BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 def test_only_the_server_that_the_url_names_is_spoken_to(
     url: URL, make: Make, tmp_path: Path, signed_for: str, trusted: str, expected: int
 ) -> None:
-    """With the parameters of the URLs of docs/neon.md. The wheel's own OpenSSL looks for the system's bundle where none is."""
+    """With the parameters of docs/neon.md. The wheel's own OpenSSL looks for the system's bundle where none is."""
     assert BUNDLE in TLS
     authority, sign = certificates(tmp_path / "ours")
     another, _ = certificates(tmp_path / "another")

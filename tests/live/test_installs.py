@@ -17,8 +17,8 @@ import pytest
 from packaging.version import Version
 
 from tests.ecosystem.containers import copy_pip
+from tests.live.test_supply_chain import TARGETS, dockerfile_install
 from tests.support import ROOT
-from tests.test_supply_chain import TARGETS, dockerfile_install
 
 #: The first pip that resolves such a requirement to the pin.
 RESOLVES = Version("23.3")

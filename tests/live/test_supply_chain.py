@@ -183,7 +183,7 @@ def install_commands() -> list[tuple[str, str]]:
     found = []
     for name in filter(None, names):
         path = ROOT / name
-        if path.exists() and path != Path(__file__) and not re.search(r"\.(png|svg)$|package-lock\.json$", name):
+        if path.is_file() and path != Path(__file__) and not re.search(r"\.(png|svg)$|package-lock\.json$", name):
             joined = re.sub(r" *\\\n\s*", " ", path.read_text())
             found += [(name, line) for line in joined.splitlines() if INSTALLS.search(line) and line.lstrip()[0] != "#"]
     return found
