@@ -308,7 +308,7 @@ def test_titles_stay_out_of_the_log(
         assert alice("POST", json={"title": "a private matter"}).status_code == 500
         log = capsys.readouterr().err
         assert "ERROR todo.web.app: POST /api/<user_id>/tasks: " in log
-        assert "in insert_task" in log
+        assert "in create_task" in log
         assert "private" not in log
 
 

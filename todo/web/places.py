@@ -226,7 +226,7 @@ class _Hooks:
 
     def take_as_user(self) -> None:
         """Hold a place as the user."""
-        if (held := _held.get()) is not None and "identity" in g:
+        if (held := _held.get()) is not None and held.accounts is self._strangers and "identity" in g:
             _held.set(None)
             # Users who waited for the signing keys owe nothing for that.
             self._strangers.leave(held.place, is_excused=True)
