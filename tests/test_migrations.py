@@ -182,5 +182,6 @@ def test_an_id_is_given_by_the_database_alone(postgresql: URL) -> None:
 
 
 def test_migrations_are_numbered_and_the_last_is_the_head() -> None:
-    files = sorted(path.name for path in (ROOT / "migrations/versions").glob("*.py"))
+    # 9000 and more are for the examples of the documents.
+    files = sorted(path.name for path in (ROOT / "migrations/versions").glob("[0-8]*.py"))
     assert [name[:5] for name in files] == [f"{number:04}_" for number in range(1, len(files) + 1)]

@@ -89,7 +89,7 @@ def answers_of(url: URL) -> list[Answer]:
 
 def empty(url: URL) -> None:
     """Delete all rows, and let ids begin again."""
-    sql(url, "TRUNCATE users, tasks, idempotency_keys RESTART IDENTITY")
+    sql(url, "TRUNCATE users RESTART IDENTITY CASCADE")
 
 
 @pytest.fixture(scope="module")

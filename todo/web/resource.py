@@ -138,7 +138,8 @@ class Resource(Blueprint):
                 next_cursor = encode_cursor(self.user_id, values, shown[-1].created_at, shown[-1].id)
                 return shown, next_link(".collection", self.user_id, parameters, next_cursor)
 
-            listed = self.fails_with(SearchTooSlow, 400, 401, 403, 429, 500, 503)(cast(View, page))
+            failures = (400, 401, 403, 429, 500, 503)
+            listed = self.fails_with(*([SearchTooSlow] if SEARCH in names else []), *failures)(cast(View, page))
             listed = self.response(200, schema(many=True), example=[example], headers={"Link": link} | ETAG)(listed)
             listed = self.conditional_get(listed)
             listed = self.arguments(query, location="query")(listed)
