@@ -40,7 +40,7 @@ def status(app: Flask) -> int:
     "hosts",
     [
         *("127.0.0.1:{closed},127.0.0.1:{port}", "127.0.0.1:{closed},localhost:{port}", "127.0.0.1,127.0.0.1:{port}"),
-        *("nowhere.invalid:{closed},localhost:{port}", "localhost:{port},nowhere.invalid"),
+        *("nowhere.invalid:{closed},localhost:{port}", "localhost:{port},nowhere.invalid", "localhost:{port}"),
         *("[::1]:{closed},127.0.0.1:{port}", "%2Fnowhere,127.0.0.1:{port}"),
     ],
 )
