@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ from unittest import mock
 import jwt
 from flask import Flask
 from flask_migrate import upgrade
-from sqlalchemy import URL, Connection, NullPool, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
@@ -180,32 +181,30 @@ def pooled(server: URL, pooler: URL) -> Iterator[None]:
 
 def sql_as_role(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
     """Run raw SQL as whom the URL names."""
-    engine = create_engine(direct(url))
-    try:
-        with engine.begin() as connection:
-            if url.get_backend_name() == "sqlite":
-                connection.exec_driver_sql("PRAGMA foreign_keys = ON")
-            result = connection.execute(text(statement), parameters)
-            return [tuple(row) for row in result] if result.returns_rows else []
-    finally:
-        engine.dispose()
+    with _engine(direct(url)).begin() as connection:
+        if url.get_backend_name() == "sqlite":
+            connection.exec_driver_sql("PRAGMA foreign_keys = ON")
+        result = connection.execute(text(statement), parameters)
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+@cache
+def _engine(url: URL) -> Engine:
+    """An engine that connects each time, and asks the server only once what it is."""
+    return create_engine(url, poolclass=NullPool)
 
 
 def run_alone(url: URL, statement: str) -> None:
     """Run raw SQL as a superuser, outside a transaction."""
-    engine = create_engine(direct(as_superuser(url)), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(statement)
-    engine.dispose()
+    with _engine(direct(as_superuser(url))).connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
 
 @contextmanager
 def session(url: URL) -> Iterator[Connection]:
     """Another session, as a superuser, in a transaction that the test ends, or else is undone."""
-    engine = create_engine(direct(as_superuser(url)))
-    with engine.connect() as connection:
+    with _engine(direct(as_superuser(url))).connect() as connection:
         yield connection
-    engine.dispose()
 
 
 @contextmanager
