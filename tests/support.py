@@ -30,7 +30,7 @@ from todo.tasks.schemas import TaskSchema
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the secret of the test suite, 32+"
-#: The role that owns each test's PostgreSQL database, and bypasses nothing; as whom the app connects.
+#: The role that owns each test's PostgreSQL database and that the app connects as; it bypasses no policy.
 ROLE, PASSWORD = "todo_test_owner", "todo"
 
 #: The fields of a task that the service alone sets, and what a body may have in their place: values of any kind.
@@ -57,9 +57,9 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
 
 #: The names of the databases that are copied.
 _templates: dict[str, Any] = {}
-#: Who made them, by the name of the database.
+#: The superuser's URL of each database, by name.
 _makers: dict[str | None, URL] = {}
-#: By way of what the app reaches a server, where something is between.
+#: The pooler in front of a server, if there is one.
 _poolers: dict[URL, URL] = {}
 
 
@@ -85,7 +85,7 @@ def token(user_id: object = "alice", *, key: Any = SECRET, algorithm: str = "HS2
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody with a token, calling the app through Flask's test client."""
+    """A user with a token, who calls the app through Flask's test client."""
 
     app: Flask
     user_id: str
@@ -156,7 +156,7 @@ def migrated_database(backend: str, server: URL) -> Iterator[URL]:
 
 
 def as_superuser(url: URL) -> URL:
-    """The same database, with the rights of whoever made it."""
+    """The same database, as the superuser that made it."""
     maker = _makers.get(url.database, url)
     return url.set(username=maker.username, password=maker.password)
 
@@ -180,7 +180,7 @@ def pooled(server: URL, pooler: URL) -> Iterator[None]:
 
 
 def sql_as_role(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
-    """Run raw SQL as whom the URL names."""
+    """Run raw SQL as the role that the URL names."""
     with _engine(direct(url)).begin() as connection:
         if url.get_backend_name() == "sqlite":
             connection.exec_driver_sql("PRAGMA foreign_keys = ON")
