@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ from unittest import mock
 import jwt
 from flask import Flask
 from flask_migrate import upgrade
-from sqlalchemy import URL, Connection, NullPool, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
@@ -29,7 +30,7 @@ from todo.tasks.schemas import TaskSchema
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the secret of the test suite, 32+"
-#: The role that owns each test's PostgreSQL database, and bypasses nothing; as whom the app connects.
+#: The role that owns each test's PostgreSQL database and that the app connects as; it bypasses no policy.
 ROLE, PASSWORD = "todo_test_owner", "todo"
 
 #: The fields of a task that the service alone sets, and what a body may have in their place: values of any kind.
@@ -56,9 +57,9 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
 
 #: The names of the databases that are copied.
 _templates: dict[str, Any] = {}
-#: Who made them, by the name of the database.
+#: The superuser's URL of each database, by name.
 _makers: dict[str | None, URL] = {}
-#: By way of what the app reaches a server, where something is between.
+#: The pooler in front of a server, if there is one.
 _poolers: dict[URL, URL] = {}
 
 
@@ -84,7 +85,7 @@ def token(user_id: object = "alice", *, key: Any = SECRET, algorithm: str = "HS2
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody with a token, calling the app through Flask's test client."""
+    """A user with a token, who calls the app through Flask's test client."""
 
     app: Flask
     user_id: str
@@ -155,7 +156,7 @@ def migrated_database(backend: str, server: URL) -> Iterator[URL]:
 
 
 def as_superuser(url: URL) -> URL:
-    """The same database, with the rights of whoever made it."""
+    """The same database, as the superuser that made it."""
     maker = _makers.get(url.database, url)
     return url.set(username=maker.username, password=maker.password)
 
@@ -179,33 +180,31 @@ def pooled(server: URL, pooler: URL) -> Iterator[None]:
 
 
 def sql_as_role(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
-    """Run raw SQL as whom the URL names."""
-    engine = create_engine(direct(url))
-    try:
-        with engine.begin() as connection:
-            if url.get_backend_name() == "sqlite":
-                connection.exec_driver_sql("PRAGMA foreign_keys = ON")
-            result = connection.execute(text(statement), parameters)
-            return [tuple(row) for row in result] if result.returns_rows else []
-    finally:
-        engine.dispose()
+    """Run raw SQL as the role that the URL names."""
+    with _engine(direct(url)).begin() as connection:
+        if url.get_backend_name() == "sqlite":
+            connection.exec_driver_sql("PRAGMA foreign_keys = ON")
+        result = connection.execute(text(statement), parameters)
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+@cache
+def _engine(url: URL) -> Engine:
+    """An engine that connects each time, and asks the server only once what it is."""
+    return create_engine(url, poolclass=NullPool)
 
 
 def run_alone(url: URL, statement: str) -> None:
     """Run raw SQL as a superuser, outside a transaction."""
-    engine = create_engine(direct(as_superuser(url)), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(statement)
-    engine.dispose()
+    with _engine(direct(as_superuser(url))).connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(statement)
 
 
 @contextmanager
 def session(url: URL) -> Iterator[Connection]:
     """Another session, as a superuser, in a transaction that the test ends, or else is undone."""
-    engine = create_engine(direct(as_superuser(url)))
-    with engine.connect() as connection:
+    with _engine(direct(as_superuser(url))).connect() as connection:
         yield connection
-    engine.dispose()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def traces(text: str, *tokens: str) -> list[str]:
     """The lines in which the canary shows: as it is, in base64 from whatever place, or as a part of a token."""
     signs = {CANARY, *(part for bearer_token in tokens for part in bearer_token.split("."))}
     for shift in range(3):
-        # But for the letters at both ends, which bear bits of the neighbours.
+        # Without the letters at both ends, which contain bits of the neighbours.
         signs.add(base64.b64encode(b" " * shift + CANARY.encode()).decode()[4:-4])
     return [line for line in text.splitlines() if any(sign in line for sign in signs)]
 

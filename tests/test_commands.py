@@ -62,16 +62,16 @@ class TestToken:
     """`flask token`."""
 
     @pytest.mark.parametrize(
-        "changes",
+        "jwt",
         [
-            {},
-            {"algorithms": ("HS512", "HS384"), "secret": SECRET * 2},
-            {"issuer": "https://app.example.com", "audience": "https://app.example.com"},
+            JwtSettings(secret=SECRET),
+            JwtSettings(secret=SECRET * 2, algorithms=("HS512", "HS384")),
+            JwtSettings(secret=SECRET, issuer="https://app.example.com", audience="https://app.example.com"),
         ],
         ids=["plain", "algorithms", "issuer"],
     )
-    def test_the_service_accepts_it(self, url: URL, make: Make, changes: dict[str, Any]) -> None:
-        app = make(url, jwt=JwtSettings(**{"secret": SECRET} | changes))
+    def test_the_service_accepts_it(self, url: URL, make: Make, jwt: JwtSettings) -> None:
+        app = make(url, jwt=jwt)
         minted = run(app, "token", "alice", "--email", "alice@example.com", "--minutes", "5")
         assert (minted.exit_code, minted.stderr) == (0, "")
         (token,) = minted.stdout.splitlines()
@@ -183,25 +183,24 @@ class TestDelete:
         populate(alice, 5)
         statements.clear()
         run(app, "users", "delete", "alice", "--yes")
-        deletes = [statement for statement in statements if statement.startswith("DELETE")]
-        for table in ("tasks", "idempotency_keys"):
-            mine = [statement for statement in deletes if statement.startswith(f"DELETE FROM {table}")]
+        for model in Owned.__subclasses__():
+            mine = [statement for statement in statements if statement.startswith(f"DELETE FROM {model.__tablename__}")]
             assert ["LIMIT" in statement for statement in mine] == [True, True, True, False]
 
-    @pytest.mark.parametrize(("answer", "is_erased"), [("y\n", True), ("n\n", False), ("", False)])
-    def test_it_asks_first(self, app: Flask, alice: Caller, url: URL, answer: str, is_erased: bool) -> None:
+    def test_it_asks_first(self, app: Flask, alice: Caller, url: URL) -> None:
         populate(alice, 2)
-        result = run(app, "users", "delete", "alice", input=answer)
-        assert result.exit_code == (0 if is_erased else 1)
-        assert re.match(r"Erase alice with .*2 tasks.*\? \[y/N\]", result.stderr)
-        assert (sql(url, "SELECT id FROM users") == []) is is_erased
-        assert len(alice.titles()) == (0 if is_erased else 2)
+        for answer, is_erased in (("n\n", False), ("", False), ("y\n", True)):
+            result = run(app, "users", "delete", "alice", input=answer)
+            assert result.exit_code == (0 if is_erased else 1)
+            assert re.match(r"Erase alice with .*2 tasks.*\? \[y/N\]", result.stderr)
+            assert (sql(url, "SELECT id FROM users") == []) is is_erased
+            assert len(alice.titles()) == (0 if is_erased else 2)
 
-    @pytest.mark.parametrize("command", [["delete", "--yes"], ["export"]])
-    def test_an_unknown_user_is_one_line(self, app: Flask, alice: Caller, command: list[str]) -> None:
+    def test_an_unknown_user_is_one_line(self, app: Flask, alice: Caller) -> None:
         alice.create()
-        result = run(app, "users", *command, "Alice")
-        assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: There is no user Alice\n")
+        for command in (["delete", "--yes"], ["export"]):
+            result = run(app, "users", *command, "Alice")
+            assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: There is no user Alice\n")
         assert len(alice.titles()) == 1
 
     @pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)

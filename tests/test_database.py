@@ -131,7 +131,7 @@ def test_one_silent_connection_tells_of_the_others(
 def test_a_connection_that_was_just_made_is_not_replaced_once_more(
     make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where losses come thick and fast SQLAlchemy would give up, with an error of its own."""
+    """If many are lost at once, SQLAlchemy would give up with an error of its own."""
     alice = Caller(make(postgresql), "alice")
     assert not is_unavailable(alice)
     monkeypatch.setattr(database, "_lost_at", time.monotonic() + 60)

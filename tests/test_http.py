@@ -1,11 +1,10 @@
-"""Bodies, errors and routes, on every kind of call; a task is only what they are tried on."""
+"""Bodies, errors and routes of each kind of call; tasks are the example."""
 
 import logging
 
 import pytest
 from flask import Flask
 from werkzeug.exceptions import ImATeapot, ServiceUnavailable, Unauthorized
-from werkzeug.test import TestResponse
 
 from tests.support import Caller, settings
 from todo import create_app
@@ -154,6 +153,17 @@ def test_a_sentence_has_an_end(alice: Caller) -> None:
     assert (len(message), message[-1]) == (2001, "…")
 
 
+#: What views raise, and what the caller gets.
+FAILURES: dict[str, tuple[Exception, int, str]] = {
+    "fault": (RuntimeError("a secret of ours"), 500, "Internal server error"),
+    "violation": (OwnershipViolated("task 1 of 'bob' came back for 'alice'"), 500, "Internal server error"),
+    "unauthorized": (Unauthorized("a secret of ours"), 401, "Unauthorized"),
+    "unavailable": (ServiceUnavailable("a secret of ours"), 503, "Service unavailable"),
+    "no keys": (Unavailable(), 503, "Service unavailable"),
+    "teapot": (ImATeapot("a secret of ours"), 418, "I'm a teapot"),
+}
+
+
 @pytest.fixture
 def faulty(apps: dict[str, Flask]) -> Caller:
     """A caller of an app with views that fail."""
@@ -161,50 +171,38 @@ def faulty(apps: dict[str, Flask]) -> Caller:
 
     @app.get("/api/<user_id>/fail/<kind>")
     def fail(kind: str) -> str:
-        raise FAILURES[kind]
+        raise FAILURES[kind][0]
 
     return Caller(app, "alice")
 
 
-FAILURES: dict[str, Exception] = {
-    "fault": RuntimeError("a secret of ours"),
-    "violation": OwnershipViolated("task 1 of 'bob' came back for 'alice'"),
-    "unauthorized": Unauthorized("a secret of ours"),
-    "unavailable": ServiceUnavailable("a secret of ours"),
-    "teapot": ImATeapot("a secret of ours"),
-    "no keys": Unavailable(),
-}
-
-
-def fail(faulty: Caller, kind: str) -> TestResponse:
-    """What the caller gets to see of that failure."""
+@pytest.mark.parametrize("kind", FAILURES)
+def test_any_failure_is_called_by_its_name_and_no_secret_is_told(faulty: Caller, kind: str) -> None:
+    _, status, error = FAILURES[kind]
     response = faulty.open("GET", f"/api/alice/fail/{kind}")
-    assert b"secret" not in response.data
-    assert b"bob" not in response.data
-    return response
+    assert (response.status_code, response.get_json()) == (status, {"error": error})
+    assert response.headers.get("Retry-After") == ("1" if status == 503 else None)
+    assert response.headers.get("WWW-Authenticate") == ("Bearer" if status == 401 else None)
 
 
 @pytest.mark.parametrize(
     ("kind", "level", "message"),
     [
-        ("fault", logging.ERROR, "GET /api/<user_id>/fail/<kind>: RuntimeError"),
-        (
-            "violation",
-            logging.CRITICAL,
-            "GET /api/<user_id>/fail/<kind>: OWNERSHIP VIOLATED: task 1 of 'bob' came back for 'alice'",
-        ),
+        ("fault", logging.ERROR, "RuntimeError"),
+        ("violation", logging.CRITICAL, "OWNERSHIP VIOLATED: task 1 of 'bob' came back for 'alice'"),
     ],
 )
-def test_a_fault_of_ours_tells_the_log_and_not_the_caller(
+def test_a_fault_of_ours_is_in_the_log(
     faulty: Caller, caplog: pytest.LogCaptureFixture, kind: str, level: int, message: str
 ) -> None:
-    response = fail(faulty, kind)
-    assert (response.status_code, response.get_json()) == (500, {"error": "Internal server error"})
-    assert [(record.levelno, record.getMessage().partition("\n")[0]) for record in caplog.records] == [(level, message)]
+    faulty.open("GET", f"/api/alice/fail/{kind}")
+    (record,) = caplog.records
+    first_line = f"GET /api/<user_id>/fail/<kind>: {message}"
+    assert (record.levelno, record.getMessage().partition("\n")[0]) == (level, first_line)
 
 
 def rise(secret: str) -> None:
-    """Raise an error from another, both of which quote what nobody is to read."""
+    """Raise an error from another; both quote a secret."""
     try:
         int(secret)
     except ValueError as error:
@@ -229,24 +227,6 @@ def test_of_a_fault_the_log_has_the_lines_of_code_and_no_message(
     assert "a title" not in said.replace('rise("a title")', "")
 
 
-@pytest.mark.parametrize("kind", ["unavailable", "no keys"])
-def test_what_is_away_is_503_with_retry_after(faulty: Caller, kind: str) -> None:
-    response = fail(faulty, kind)
-    assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
-    assert response.headers["Retry-After"] == "1"
-
-
-def test_a_401_of_anybodys_making_bears_the_challenge(faulty: Caller) -> None:
-    response = fail(faulty, "unauthorized")
-    assert (response.status_code, response.get_json()) == (401, {"error": "Unauthorized"})
-    assert response.headers["WWW-Authenticate"] == "Bearer"
-
-
-def test_any_other_http_failure_is_called_by_its_name(faulty: Caller) -> None:
-    response = fail(faulty, "teapot")
-    assert (response.status_code, response.get_json()) == (418, {"error": "I'm a teapot"})
-
-
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -255,7 +235,7 @@ SECURITY_HEADERS = {
 }
 
 
-def test_every_answer_bears_the_headers_that_keep_browsers_in_check(
+def test_every_answer_has_the_headers_that_restrict_browsers(
     alice: Caller, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"/{alice.create()['id']}"

@@ -197,7 +197,7 @@ def test_prune_forgets_old_keys_of_everybody_and_no_others(
         keys = sql(url, "SELECT user_id, key FROM idempotency_keys")
         assert sorted(keys) == sorted((user_id, key) for user_id in ("alice", "bob") for key in left)
     assert len(alice("GET").get_json()) == len(ages)
-    # Everybody's, hence of no owner: the fixture is not to look for one.
+    # These statements are for all users: the fixture must not look for an owner.
     statements.clear()
 
 
@@ -331,7 +331,7 @@ def test_days_of_creates_under_keys_leave_those_of_a_day(alice: Caller, url: URL
 
 @pytest.mark.parametrize("watched", ["postgresql"], indirect=True)
 def test_old_keys_are_looked_for_among_the_users_own(alice: Caller, bob: Caller, url: URL) -> None:
-    """Be there ever so many: the index leads to them, and nothing else is read."""
+    """The index leads to them, however many there are; nothing else is read."""
     for caller in (alice, bob):
         caller.create()
     fill = (

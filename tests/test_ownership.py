@@ -137,11 +137,9 @@ def test_a_path_of_nobody_is_403_like_one_of_somebody(alice: Caller, bob: Caller
     assert (somebody.status_code, somebody.data, list(somebody.headers)) == (403, nobody.data, list(nobody.headers))
 
 
-@pytest.mark.parametrize(
-    "path", ["/api/Alice/tasks", "/api/alic%65%20/tasks", "/api/alice%00/tasks", "/api/%61lice%2Fx/tasks"]
-)
-def test_the_path_is_compared_exactly(alice: Caller, path: str) -> None:
-    assert alice.open("GET", path).status_code in (403, 404)
+def test_the_path_is_compared_exactly(alice: Caller) -> None:
+    for user_id in ("Alice", "alic%65%20", "alice%00", "%61lice%2Fx"):
+        assert alice.open("GET", f"/api/{user_id}/tasks").status_code in (403, 404)
 
 
 def test_the_path_is_decoded_once(call: Call) -> None:
@@ -314,5 +312,5 @@ def parsed(path: Path) -> ast.Module:
 
 
 def name_of(call: ast.Call) -> str:
-    """The name that is called, be it a function's or a method's."""
+    """The name of the function or method that is called."""
     return call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")

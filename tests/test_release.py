@@ -1,11 +1,9 @@
 """What belongs to a release: one version, the changelog, the licence, the Pythons of CI and its workflow."""
 
 import re
-import subprocess
 import sys
 import tomllib
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import yaml
@@ -89,28 +87,6 @@ def test_the_image_is_built_on_the_newest_python_of_ci() -> None:
     bases = {rest.split()[0] for name, rest in instructions(DOCKERFILE.read_text()) if name == "FROM"}
     assert bases == {"python:{}-slim-{}".format(*newest)}
     assert bases.pop() in (ROOT / "docs/decisions/dependencies.md").read_text()
-
-
-def lint(workflow: Path) -> "subprocess.CompletedProcess[str]":
-    """What the schema of GitHub's workflows has to say."""
-    command = [
-        Path(sys.executable).parent / "check-jsonschema",
-        "--builtin-schema",
-        "vendor.github-workflows",
-        workflow,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_the_workflow_is_one_of_github() -> None:
-    result = lint(WORKFLOW)
-    assert result.returncode == 0, result.stdout
-
-
-def test_what_is_no_workflow_of_github_is_seen(tmp_path: Path) -> None:
-    faulty = tmp_path / "ci.yml"
-    faulty.write_text(WORKFLOW.read_text().replace("runs-on:", "runs_on:"))
-    assert "runs_on" in lint(faulty).stdout
 
 
 def test_ci_runs_what_a_clone_has_and_may_only_read() -> None:

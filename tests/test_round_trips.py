@@ -49,7 +49,7 @@ def test_a_first_task_costs_at_most_three(
 
 
 def test_a_create_under_a_key_costs_one_and_its_repetition_too(wired: tuple[Flask, Wire]) -> None:
-    """On one and the same connection; a user's first create is no dearer."""
+    """On the same connection; a user's first create costs no more."""
     app, wire = wired
     for user_id in ("alice", "erin"):
         for _ in range(3):

@@ -1,6 +1,6 @@
 """Secrets that appear in no log, and in no answer where they do not belong: a live service, at its most talkative.
 
-Everything secret bears the canary. The access log is on, LOG_LEVEL is DEBUG, and whatever can go wrong does.
+Every secret contains the canary. The access log is on, LOG_LEVEL is DEBUG, and all that can fail does.
 """
 
 import json

@@ -33,7 +33,7 @@ def test_every_task_that_was_made_is_erased_or_a_new_users(
         while not is_over.is_set():
             headers = {"Idempotency-Key": f"{name}{number}"} if name == "a" else {}
             response = alice("POST", json={"title": f"{number}"}, headers=headers)
-            # On SQLite the writers take turns, in no order; whoever waits for too long is told so.
+            # On SQLite the writers take turns, in no order; one that waits for too long gets a 503.
             assert response.status_code in (201, 503)
             number += response.status_code == 201
             # Leaves SQLite's only place to others too, or the command would be told that it is taken.

@@ -1,4 +1,4 @@
-"""Dockerfile and compose.yaml are what linters and their own files say; tests/ecosystem carries them out."""
+"""Linters find nothing in Dockerfile, compose.yaml and the workflow; tests/ecosystem carries the first two out."""
 
 import re
 import subprocess
@@ -42,6 +42,21 @@ def test_what_is_not_of_the_compose_specification_is_seen(tmp_path: Path) -> Non
     faulty = tmp_path / "compose.yaml"
     faulty.write_text(COMPOSE.read_text().replace("read_only:", "readonly:"))
     assert "readonly" in lint(*SCHEMA, faulty).stdout
+
+
+WORKFLOW = ROOT / ".github/workflows/ci.yml"
+WORKFLOW_SCHEMA = ("check-jsonschema", "--builtin-schema", "vendor.github-workflows")
+
+
+def test_the_workflow_is_one_of_github() -> None:
+    result = lint(*WORKFLOW_SCHEMA, WORKFLOW)
+    assert result.returncode == 0, result.stdout
+
+
+def test_what_is_no_workflow_of_github_is_seen(tmp_path: Path) -> None:
+    faulty = tmp_path / "ci.yml"
+    faulty.write_text(WORKFLOW.read_text().replace("runs-on:", "runs_on:"))
+    assert "runs_on" in lint(*WORKFLOW_SCHEMA, faulty).stdout
 
 
 def test_every_image_is_pinned_by_a_version() -> None:

@@ -272,7 +272,7 @@ SEE = (
 
 
 def test_nobody_else_migrates_while_a_migration_is_out_of_its_transaction(url: URL, migrations: Path) -> None:
-    """Its limits are there before and after; within, an index waits for whom it must."""
+    """Its limits hold before and after; within, an index waits as long as it must."""
     add(
         migrations,
         f"""op.execute("CREATE TABLE seen AS {SEE}")

@@ -30,7 +30,7 @@ def unpinned(lock: str) -> list[str]:
 
 
 def addresses(lock: str) -> list[str]:
-    """What says where something is to be had from."""
+    """Where the lock says that a package comes from."""
     return re.findall(r"(?:https?|file|git\+\w+)://\S+|--(?:index|extra-index|find-links|trusted)\S*", lock)
 
 
@@ -47,7 +47,7 @@ def test_every_requirement_is_pinned_and_hashed(lock: Path) -> None:
 
 
 @pytest.mark.parametrize("lock", [*LOCKS, *NPM_LOCKS], ids=lambda lock: str(lock.relative_to(ROOT)))
-def test_no_requirement_says_where_it_is_to_be_had_from(lock: Path) -> None:
+def test_no_requirement_names_an_address(lock: Path) -> None:
     # npm's lock names the pages on which authors ask for money.
     text = re.sub(r'"funding": (\[[^]]*\]|\{[^}]*\}|"[^"]*")', "", lock.read_text())
     assert addresses(text) == []
