@@ -183,8 +183,8 @@ class TestDelete:
         populate(alice, 5)
         statements.clear()
         run(app, "users", "delete", "alice", "--yes")
-        for model in Owned.__subclasses__():
-            mine = [statement for statement in statements if statement.startswith(f"DELETE FROM {model.__tablename__}")]
+        for table in ("tasks", "idempotency_keys"):
+            mine = [statement for statement in statements if statement.startswith(f"DELETE FROM {table}")]
             assert ["LIMIT" in statement for statement in mine] == [True, True, True, False]
 
     def test_it_asks_first(self, app: Flask, alice: Caller, url: URL) -> None:

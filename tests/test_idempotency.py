@@ -268,7 +268,7 @@ def test_version_1_0_honours_a_key_that_this_one_kept(alice: Caller, url: URL) -
             create(alice, key, body)
             ((kept, answer),) = sql(url, "SELECT fingerprint, answer FROM idempotency_keys WHERE key = :key", key=key)
             assert kept == digest
-            assert list(json.loads(answer)) == list(json.loads(OLD_ANSWER))
+            assert json.loads(answer).keys() >= json.loads(OLD_ANSWER).keys()
 
 
 def test_a_field_that_an_answer_lacks_has_its_default(alice: Caller, url: URL) -> None:

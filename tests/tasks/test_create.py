@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.support import IGNORED, OUTPUT_ONLY, Call, Caller, Make, sql
+from todo.tasks.schemas import TaskSchema
 
 pytestmark = pytest.mark.sql
 
@@ -19,7 +20,7 @@ def test_a_new_task_is_answered_whole(alice: Caller) -> None:
     assert response.status_code == 201
     assert response.headers["Content-Type"] == "application/json"
     assert response.headers["Location"] == f"/api/alice/tasks/{task['id']}"
-    assert list(task) == ["id", "user_id", "title", "description", "status", "created_at", "updated_at"]
+    assert list(task) == list(TaskSchema().fields)
     assert task["id"] >= 1
     assert (task["user_id"], task["title"], task["description"]) == ("alice", "Buy milk", "Two litres")
     assert task["status"] == "incomplete"

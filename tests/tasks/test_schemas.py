@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flask import Flask, jsonify
 from marshmallow import Schema, fields
+from msgspec import convert
 from msgspec.structs import asdict, astuple
 
 from todo.tasks.queries import TaskRow, VersionedTask
@@ -16,7 +17,12 @@ from todo.web.schemas import RowSchema
 INSTANTS = ["2025-01-09T12:34:56.000000Z", "0999-12-31T23:59:59.000007Z"]
 TEXTS = ["Buy milk", "söck 🧦 日本", 'quotes " and \\', "\x01\t\n\x7f\u2028", "</script>", "e\u0301\u200b\u202e"]
 ROWS = [
-    TaskRow(2**63 - 1 - number, "jörg", text, description, status, instant, INSTANTS[-number % len(INSTANTS)])
+    convert(
+        dict.fromkeys(TaskRow.__struct_fields__)
+        | {"id": 2**63 - 1 - number, "user_id": "jörg", "title": text, "description": description, "status": status}
+        | {"created_at": instant, "updated_at": INSTANTS[-number % len(INSTANTS)]},
+        TaskRow,
+    )
     for number, instant in enumerate(INSTANTS)
     for text in TEXTS
     for description, status in ((None, "incomplete"), ("", "complete"), (text * 3, "complete"))
