@@ -254,8 +254,8 @@ def test_the_service_is_not_ready_if_a_call_would_be_a_500(served: Flask, caplog
             assert (result.exit_code, result.stdout) == (1, "")
             assert re.search(logged, result.stderr.strip()), result.stderr
         assert served.test_client().get("/health/ready").status_code == 200
-        assert statuses(served) == {200, 201, 204}
-        assert served.test_cli_runner().invoke(args=["ready"]).exit_code == 0
+    assert statuses(served) == {200, 201, 204}
+    assert served.test_cli_runner().invoke(args=["ready"]).exit_code == 0
 
 
 def test_the_service_is_ready_if_every_call_works(served: Flask, caplog: pytest.LogCaptureFixture) -> None:

@@ -318,17 +318,6 @@ def test_a_key_that_is_used_after_its_day_but_still_kept_is_a_repetition(alice: 
     assert "Idempotency-Replayed" not in create(alice).headers
 
 
-def test_days_of_creates_under_keys_leave_those_of_a_day(alice: Caller, url: URL) -> None:
-    most = 0
-    for day in range(5):
-        for number in range(12):
-            create(alice, f"{day} {number}")
-        most = max(most, len(keys_of(url)))
-        age(url, "%", 24.5)
-    assert most == 12
-    assert len(alice.titles()) == 60
-
-
 @pytest.mark.parametrize("watched", ["postgresql"], indirect=True)
 def test_old_keys_are_looked_for_among_the_users_own(alice: Caller, bob: Caller, url: URL) -> None:
     """The index leads to them, however many there are; nothing else is read."""
