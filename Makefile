@@ -21,7 +21,7 @@ programs = for program in $(1); do command -v $$program >/dev/null || missing="$
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test live programs ecosystem screenshot faults fuzz audit bench bench-scale bench-parts openapi lock clean
+.PHONY: help run test live programs ecosystem screenshot faults fuzz mutants audit bench bench-scale bench-parts openapi lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk und
 fuzz: $(VENV)/installed-dev ## Try the API with what nobody thought of, for some minutes (SEED=1 EXAMPLES=50: again, and shorter)
 	@$(BIN)/python -m tests.fuzz
 
+mutants: $(VENV)/installed-dev ## Put small faults into the code and see which the tests find, for hours (SEED=1 COUNT=50 WORKERS=1)
+	@$(BIN)/python -m tests.mutants
+
 # An environment marker would have the audit leave a package of another platform out without a word.
 audit: $(AUDIT_VENV)/installed ## Look up known vulnerabilities of all that is pinned; fails where that cannot be done
 	@for file in $(AUDITED); do \
@@ -98,7 +101,7 @@ LOCK := --universal --generate-hashes --no-strip-extras --no-emit-index-url --no
 
 clean: ## Remove the virtual environment and what the tools left; instance/ stays
 	rm -rf $(VENV) $(PEERS_VENV) $(AUDIT_VENV) $(FASTIFY)/node_modules $(TYPESCRIPT)/node_modules .coverage .hypothesis \
-		.mypy_cache .pytest_cache .ruff_cache
+		.mypy_cache .mutants .pytest_cache .ruff_cache
 
 # A virtual environment has this folder if it is one of that Python; of another, it is made anew.
 %/lib/python$(PYTHON_VERSION):
