@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,44 @@ def test_a_field_is_a_few_lines_in_a_few_files() -> None:
 
 def test_a_resource_is_at_most_300_lines() -> None:
     assert lines(RESOURCE) <= 300
+
+
+def without(found: list[Edit], text: str) -> list[Edit]:
+    """The edits, without the lines that have the text; the edit itself is gone if nothing else is in it."""
+    kept = [
+        replace(edit, text="".join(line for line in edit.text.splitlines(keepends=True) if text not in line))
+        for edit in found
+    ]
+    return [edit for edit in kept if edit.text.strip()]
+
+
+CRITERION = "tests/test_architecture.py::TestFeature::test_each_filter_of_its_list_has_a_criterion"
+POLICY = (
+    "tests/test_resources.py::test_every_table_of_owned_rows_has_a_policy_that_its_owner_does_not_bypass[postgresql]"
+)
+ROUTES = "tests/test_ownership.py::test_every_route_is_tried_as_a_stranger_or_is_public"
+#: Each thing that can be forgotten: the recipe, what its lines have, whether the document is written anew, and the test
+#: that fails.
+FORGOTTEN = {
+    "the filter of the query": (FIELD, '"due_before"', True, CRITERION),
+    "the column of the row": (FIELD, "due_at: str | None", True, "tests/tasks/test_schemas.py"),
+    "the migration": (FIELD, "op.execute", True, "tests/test_migrations.py"),
+    "the document": (FIELD, "nothing", False, "tests/test_openapi.py"),
+    "the policy of the table": (RESOURCE, "ROW LEVEL SECURITY", True, POLICY),
+    "the routes in the document": (RESOURCE, "nothing", False, ROUTES),
+}
+
+
+@pytest.mark.parametrize("forgotten", FORGOTTEN)
+def test_what_is_forgotten_makes_a_test_fail(copy: Path, forgotten: str) -> None:
+    recipe, text, is_documented, test = FORGOTTEN[forgotten]
+    for edit in without(recipe, text):
+        edit.apply(copy)
+    if is_documented:
+        assert make(copy, "openapi").returncode == 0
+    command = [".venv/bin/pytest", "-q", "-p", "no:cacheprovider", test]
+    tested = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert tested.returncode == 1, tested.stdout[-3000:]
 
 
 @pytest.mark.parametrize("recipe", [FIELD, RESOURCE], ids=["field", "resource"])
