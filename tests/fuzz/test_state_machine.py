@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 from werkzeug.test import TestResponse
 
 from tests.support import Caller
-from todo.tasks.schemas import DESCRIPTION_LIMIT, PAGE_LIMIT, TITLE_LIMIT
+from todo.tasks.schemas import DESCRIPTION_LIMIT, TITLE_LIMIT
+from todo.web.schemas import PAGE_LIMIT
 
 Task = dict[str, Any]
 
