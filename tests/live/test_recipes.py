@@ -31,7 +31,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_a_field_is_a_few_lines_in_a_few_files() -> None:
-    assert lines(FIELD) <= 45
+    assert lines([edit for edit in FIELD if not edit.path.startswith("tests/")]) <= 45
     assert len({edit.path for edit in FIELD if edit.path.startswith("todo/")}) <= 5
 
 
@@ -77,11 +77,15 @@ def test_what_is_forgotten_makes_a_test_fail(copy: Path, forgotten: str) -> None
     assert tested.returncode == 1, tested.stdout[-3000:]
 
 
-@pytest.mark.parametrize("recipe", [FIELD, RESOURCE], ids=["field", "resource"])
-def test_after_it_everything_else_passes(copy: Path, recipe: list[Edit]) -> None:
-    for edit in recipe:
+def after_the_field(edit: Edit) -> Edit:
+    """The edit of the resource's page, with the next number for its migration."""
+    text = edit.text.replace('"9001"', '"9002"').replace('"0006"', '"9001"')
+    return replace(edit, path=edit.path.replace("9001", "9002"), text=text)
+
+
+def test_after_both_everything_else_passes(copy: Path) -> None:
+    for edit in [*FIELD, *map(after_the_field, RESOURCE)]:
         edit.apply(copy)
-    made = make(copy, "openapi")
-    assert made.returncode == 0, made.stderr
+    assert make(copy, "openapi").returncode == 0
     tested = make(copy, "test")
     assert tested.returncode == 0, tested.stdout[-6000:] + tested.stderr

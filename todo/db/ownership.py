@@ -151,14 +151,15 @@ def new_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{NEW}{name}": value for name, value in values.items()}
 
 
-def new_parameters(names: Names) -> dict[str, BindParameter[Any]]:
+def new_parameters(table: Table, names: Names) -> dict[str, BindParameter[Any]]:
     """Return the parameters of new_values() that are among the names: by column, in alphabetical order."""
-    return {name.removeprefix(NEW): bindparam(name) for name in sorted(names) if name.startswith(NEW)}
+    columns = {name.removeprefix(NEW): name for name in sorted(names) if name.startswith(NEW)}
+    return {column: bindparam(name, type_=table.columns[column].type) for column, name in columns.items()}
 
 
 def insert_new(table: Table, names: Names, owner: Owner, *criteria: ColumnElement[bool]) -> Insert:
     """Return the insert of new_parameters() for the owner, if the criteria hold."""
-    new = {name: sql_cast(value, table.columns[name].type) for name, value in new_parameters(names).items()}
+    new = {name: sql_cast(value, table.columns[name].type) for name, value in new_parameters(table, names).items()}
     return insert(table).from_select([*new, "user_id"], select(*new.values(), owner).where(*criteria))
 
 

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 from sqlalchemy import ColumnElement, Select, Update, bindparam, delete, select, update
 
-from todo.db.ownership import OwnedInsert, new_parameters, new_values, owned_by
+from todo.db.ownership import OwnedInsert, new_parameters, new_values, owned_by, table_of
 from todo.db.pages import page_of, page_parameters
 from todo.db.statements import Names, Query, Statement, columns_of
 from todo.db.types import later_instant
@@ -40,7 +40,7 @@ class OwnedTable(Generic[Row, Listed]):
         self._list = Statement(lambda names: page_of(model, listed_columns, self.filters, names), listed)
         self._find = Statement(self._write_find, row)
         self._insert = OwnedInsert(model, row)
-        self._update = Statement(lambda names: self._write_update(names, new_parameters(names)), row)
+        self._update = Statement(lambda names: self._write_update(names, new_parameters(table_of(model), names)), row)
         self._delete = Statement(self._write_delete, row)
 
     def list(
