@@ -143,7 +143,8 @@ class TaskListQuerySchema(NoQuerySchema):
             storable("Query parameter q"),
         ],
         metadata={
-            "description": "Part of title or description, in any letter case, composed or decomposed; empty means any.",
+            "description": "Text in the title or description. Ignores letter case, and matches composed and decomposed "
+            "letters. Empty: no filter.",
             "pattern": STORABLE,
         },
     )

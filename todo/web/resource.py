@@ -29,12 +29,14 @@ SEARCH = "q"
 USER_ID = {
     "in": "path",
     "name": "user_id",
-    "description": "The owner; must be the one who asks.",
+    "description": "The owner. Must be the caller.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     "example": "alice",
 }
 REPLAYED = {
-    "Idempotency-Replayed": header("`true` where the answer is that of an earlier request.", "true", required=False)
+    "Idempotency-Replayed": header(
+        "`true` if this is the answer to an earlier request with the same `Idempotency-Key`.", "true", required=False
+    )
 }
 
 
@@ -48,8 +50,8 @@ class IdempotencyKeySchema(HeaderSchema):
             error=f"Idempotency-Key must be 1 to {KEY_LIMIT} printable ASCII characters",
         ),
         metadata={
-            "description": "Makes a retry safe: what was made under the same key before is answered again, and not "
-            "made twice.",
+            "description": "Makes a retry safe. A second request with the same key and body creates nothing: it "
+            "gets the first answer again.",
             "minLength": 1,
             "maxLength": KEY_LIMIT,
             "pattern": "^[ -~]+$",
@@ -118,7 +120,7 @@ class Resource(Blueprint):
         """
         names = [name for name in query().fields if name not in ("limit", "cursor")]
         link = header(
-            f"The next page, where more {self.name} follow (RFC 8288).",
+            f"The path of the next page, if more {self.name} follow (RFC 8288).",
             f'</api/alice/{self.name}?cursor=...>; rel="next"',
             required=False,
         )

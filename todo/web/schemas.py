@@ -162,13 +162,15 @@ def limit_field() -> NaturalNumber:
     return NaturalNumber(
         validate=validate.Range(min=1, max=PAGE_LIMIT, error=message),
         error_messages={"invalid": message},
-        metadata={"description": f"How many tasks to answer at most, within 1 MiB; {PAGE_LIMIT} where omitted."},
+        metadata={"description": f"Rows on a page; {PAGE_LIMIT} if omitted. A page also ends after 1 MiB."},
     )
 
 
 def cursor_field() -> fields.String:
     """Where a list goes on, in a query string."""
-    return fields.String(metadata={"description": "Where to go on, from the `Link` header; good for the same filters."})
+    return fields.String(
+        metadata={"description": "Where the page starts, from the `Link` header. Valid only with the same filters."}
+    )
 
 
 def example_of(schema: type[Schema], **values: Any) -> dict[str, Any]:
