@@ -28,7 +28,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Return the app, ready for a WSGI server. Opens no connection.
 
     Without `settings` it reads the environment. If a variable is invalid, the process ends with one line on stderr and
-    status 4, after which gunicorn does not restart the worker. With invalid `settings` it raises ConfigurationError.
+    status 4, on which gunicorn ends too. With invalid `settings` it raises ConfigurationError.
     """
     if settings is not None:
         return _build(settings)
@@ -76,12 +76,12 @@ def _build(settings: Settings) -> Flask:
         public |= {metrics.ENDPOINT}
     with app.app_context():
         # The public endpoints never wait, so they are not limited; but /health/ready waits for the database.
-        take_as_user = places.init_app(
-            app, settings, db.engine, connections.was_lost_since, free=public - {"health.Ready"}
+        hold_as_user = places.init_app(
+            app, settings, db.engine, connections.was_lost_since, exempt=public - {"health.Ready"}
         )
     identity.init_app(app, settings, public=public, on_identified=connections.act_for)
     rate_limits.init_app(app, settings)
-    app.before_request(take_as_user)
+    app.before_request(hold_as_user)
     addresses.init_app(app, settings)
     swagger.init_app(app, settings)
     api.init_app(app)
