@@ -75,7 +75,7 @@ def _build(settings: Settings) -> Flask:
         # /metrics checks its own token, which belongs to no user.
         public |= {metrics.ENDPOINT}
     with app.app_context():
-        # The public endpoints never wait, so they are not limited; but /health/ready waits for the database.
+        # Public endpoints need no limit, because they do not wait. Only /health/ready does, for the database.
         hold_as_user = places.init_app(
             app, settings, db.engine, connections.was_lost_since, exempt=public - {"health.Ready"}
         )

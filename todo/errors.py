@@ -146,7 +146,7 @@ class KeyLimitReached(Conflict):
 
 
 class LengthRequired(TodoError):
-    """The body is chunked, so nobody knows in advance how long it is, or later whether it arrived completely."""
+    """The body is chunked. Its length is unknown, so the service cannot tell whether all of it has arrived."""
 
     status = 411
     message = "Content-Length is required: a chunked body is not accepted"
@@ -206,7 +206,7 @@ class TooManyRequests(TodoError):
     component = "TooManyRequests"
     description = (
         "The caller sent too many requests, or too many slow ones at once. The `RateLimit-…` headers are present if "
-        "the service limits requests per time."
+        "the service has a rate limit."
     )
     documented_headers: ClassVar[Mapping[str, bool]] = {
         "Retry-After": True,

@@ -1,4 +1,4 @@
-"""What a client may send about tasks, and what it gets. Only marshmallow: knows no database and no HTTP."""
+"""What a client may send about tasks, and what it gets. Imports marshmallow only: no database, no HTTP."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -38,7 +38,7 @@ def refuse_blank_title(value: str) -> None:
 
 
 def title_field(*, required: bool) -> fields.String:
-    """Return the field for the title. required: on create. On update it may be omitted, but not be null."""
+    """Return the field for the title. It is required on create. On update it may be omitted, but not be null."""
     return fields.String(
         required=required,
         validate=[

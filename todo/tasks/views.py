@@ -53,7 +53,7 @@ class TaskById(OwnedView):
     def get(self, task_id: int) -> VersionedTask:
         """Get a task
 
-        The answer has an `ETag`. Send it as `If-Match` with a change or a deletion: the answer is a 412 if the task has
+        Send the `ETag` of the answer as `If-Match` with a change or a deletion. It then fails with 412 if the task has
         changed since.
         """
         return service.get_task(self.user_id, task_id)

@@ -63,7 +63,9 @@ class Blueprint(flask_smorest.Blueprint):
             return revalidated(view(*args, **arguments))
 
         documented = self.arguments(IfNoneMatchSchema, location="headers", as_kwargs=True)(with_condition)
-        not_modified = self.alt_response(304, description="What the caller has is current.", headers=ETAG)
+        not_modified = self.alt_response(
+            304, description="Not modified: the caller has the current version.", headers=ETAG
+        )
         return cast(View, not_modified(documented))
 
     def conditional_change(self, row_id: str) -> Callable[[View], View]:

@@ -137,7 +137,7 @@ class SchemaPlugin(MarshmallowPlugin):
     def operation_helper(
         self, path: str | None = None, operations: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Resolve schemas and sort parameters. A parameter from a schema replaces that of the route with its name."""
+        """Resolve schemas and sort parameters. A parameter from a schema replaces the route's of the same name."""
         super().operation_helper(path=path, operations=operations, **options)
         for operation in (operations or {}).values():
             if parameters := operation.get("parameters"):

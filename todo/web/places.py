@@ -23,7 +23,7 @@ from todo.web.addresses import network
 SHARE = 0.25
 #: Seconds after which a request is slow. Quick ones take far less, even on a busy machine.
 SLOW = 0.5
-#: The share of the threads that a caller's slow requests may hold all the time: this much is forgiven each second.
+#: Seconds of each thread that are forgiven per second. A caller's slow requests may hold this share permanently.
 FORGIVEN = 0.05
 #: Seconds after which a search is slow, its wait for other searches of the caller included.
 SLOW_SEARCH = 0.05

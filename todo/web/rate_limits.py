@@ -184,5 +184,5 @@ class Memory:
 
 
 def _caller() -> tuple[str, str]:
-    """Return whom the request is counted for: the kind of name, and the name."""
+    """Return the caller that the request counts for: the kind of caller, and the name."""
     return ("user", current_identity().user_id) if "identity" in g else ("address", network())

@@ -1,6 +1,6 @@
 """One log line for each request, and the request id. The answer and all log lines of a request have the id.
 
-Must not log the content of a request. The only text of the sender in the log is a well-formed request id.
+Must not log the content of a request. It repeats nothing that the sender wrote, except a well-formed request id.
 """
 
 import json

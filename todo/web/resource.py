@@ -29,7 +29,7 @@ SEARCH = "q"
 USER_ID = {
     "in": "path",
     "name": "user_id",
-    "description": "The owner. Must be the caller.",
+    "description": "The user id of the caller.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     "example": "alice",
 }
@@ -82,7 +82,7 @@ class OwnedView(MethodView):
 
     @property
     def user_id(self) -> str:
-        """The user id of the caller. The identity hook has compared it with that in the path."""
+        """The user id of the caller. The identity hook has checked that the path has the same."""
         return current_identity().user_id
 
 

@@ -41,7 +41,7 @@ class Input(Schema):
         return {name: value for name, value in data.items() if name not in output_only} if output_only else data
 
     def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: Any) -> None:
-        """Put the messages in order. Those for unknown fields get the field's name."""
+        """Put the messages in order. The message for an unknown field names it."""
         found = cast("dict[str, list[str]]", error.messages)
         known = [message for name in self.load_fields for message in found.get(name, ())]
         # marshmallow uses _schema for the input as a whole. A caller may send an unknown field with this name.
