@@ -1,5 +1,5 @@
 PYTHON ?= python3
-# 3.13, say.
+# For example 3.13.
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 PORT ?= 5000
 VENV := .venv
@@ -9,13 +9,13 @@ AUDIT_VENV := .venv-audit
 AUDITED := requirements.txt requirements-dev.txt requirements-audit.txt
 FASTIFY := benchmarks/peers/fastify
 TYPESCRIPT := tests/ecosystem/typescript
-# $(call install,BIN,LOCK): what the lock pins, and nothing else. The lock is complete, so pip must not resolve: with --no-deps it
-# cannot pick a newer release of a requirement that has an extra (pip 23.2 does, and then refuses it for want of a hash).
+# $(call install,BIN,LOCK): install exactly what the lock pins. The lock is complete, so pip need not resolve (--no-deps). Otherwise
+# pip 23.2 picks a newer release of a requirement with an extra, and then fails because that has no hash.
 define install
 $(1)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(2)
 @broken=$$($(1)/python -m pip --disable-pip-version-check check) || { echo "$$broken"; exit 1; }
 endef
-# $(call programs,…): where those programs are not there, Debian's packages of the same names.
+# $(call programs,…): install missing programs from Debian's packages of the same names.
 programs = for program in $(1); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	test -z "$$missing" || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends $$missing; } || \
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
@@ -23,7 +23,7 @@ programs = for program in $(1); do command -v $$program >/dev/null || missing="$
 .DEFAULT_GOAL := help
 .PHONY: help run test live programs ecosystem screenshot faults fuzz mutants audit bench bench-scale bench-parts openapi lock clean
 
-help: ## List the targets
+help: ## List all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/installed ## Serve on http://127.0.0.1:5000 with SQLite in instance/ (PORT=… moves it)
@@ -35,38 +35,38 @@ run: $(VENV)/installed ## Serve on http://127.0.0.1:5000 with SQLite in instance
 	@echo
 	@$(BIN)/flask run --host 127.0.0.1 --port $(PORT)
 
-test: $(VENV)/installed-dev ## Check style and types, and run the tests on SQLite and PostgreSQL, in a minute and a half
+test: $(VENV)/installed-dev ## Check style and types, and run the tests on SQLite and PostgreSQL (90 s)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
-live: $(VENV)/installed-dev ## Run the tests that start processes or take long: gunicorn, the commands, installs, README, short faults
+live: $(VENV)/installed-dev ## Run the tests that start processes: gunicorn, commands, installations, examples in the documents, short fault tests
 	$(BIN)/pytest tests/live tests/fuzz tests/faults -n 3 --dist worksteal
 
-programs: ## Install, as root on Debian, the programs that make ecosystem tries the service with
+programs: ## Install the programs that make ecosystem needs (as root, on Debian)
 	@$(call programs,chromium curl nginx npm openssl pgbouncer prometheus redis-server)
 
-ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Try the service with a browser, typed clients, containers, Redis, Prometheus, PgBouncer
+ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Test with a browser, typed clients, containers, Redis, Prometheus and PgBouncer
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300 -n 2 --dist loadfile
 	TEST_THROUGH=pgbouncer $(BIN)/pytest -n 3 --dist worksteal
 
-screenshot: $(VENV)/installed-dev ## Take docs/swagger-ui.png anew: the documentation in a browser
+screenshot: $(VENV)/installed-dev ## Take docs/swagger-ui.png again: Swagger UI in a browser
 	@$(call programs,chromium)
 	$(BIN)/python -m tests.ecosystem.screenshot docs/swagger-ui.png
 
-faults: $(VENV)/installed-dev ## Break PostgreSQL, workers, network and disk under load, in full, and print the figures
+faults: $(VENV)/installed-dev ## Run all fault tests: break PostgreSQL, workers, network and disk under load, and print the figures
 	@$(call programs,nginx pgbouncer)
 	$(BIN)/pytest tests/faults -m "faults or not faults" -o faulthandler_timeout=300
 
-fuzz: $(VENV)/installed-dev ## Try the API with what nobody thought of, for some minutes (SEED=1 EXAMPLES=50: again, and shorter)
+fuzz: $(VENV)/installed-dev ## Send random requests for some minutes (SEED=1 EXAMPLES=50: repeatable, and shorter)
 	@$(BIN)/python -m tests.fuzz
 
-mutants: $(VENV)/installed-dev ## Put small faults into the code and see which the tests find, for hours (SEED=1 COUNT=50 WORKERS=1)
+mutants: $(VENV)/installed-dev ## Put small faults into the code and list those that no test finds; takes hours (SEED=1 COUNT=50 WORKERS=1)
 	@$(BIN)/python -m tests.mutants
 
-# An environment marker would have the audit leave a package of another platform out without a word.
-audit: $(AUDIT_VENV)/installed ## Look up known vulnerabilities of all that is pinned; fails where that cannot be done
+# Because of the environment markers the audit would silently skip packages of other platforms.
+audit: $(AUDIT_VENV)/installed ## Look up known vulnerabilities of all pinned packages; fails if the lookup fails
 	@for file in $(AUDITED); do \
 		echo "$$file"; \
 		sed 's/ ; .*\\$$/ \\/' "$$file" > $(AUDIT_VENV)/audited.txt && \
@@ -74,21 +74,21 @@ audit: $(AUDIT_VENV)/installed ## Look up known vulnerabilities of all that is p
 			--requirement $(AUDIT_VENV)/audited.txt || exit 1; \
 	done
 
-bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Measure the service beside its peers, into benchmarks/RESULTS.md (ROUNDS=1 SECONDS=1: a quick look)
+bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Compare the speed with other frameworks, in benchmarks/RESULTS.md (ROUNDS=1 SECONDS=1: quick)
 	@$(call programs,wrk)
 	@$(BIN)/python -m benchmarks.bench
 
-bench-scale: $(VENV)/installed-dev ## Measure ten million tasks beside a hundred thousand; writes benchmarks/SCALE.md
+bench-scale: $(VENV)/installed-dev ## Compare ten million tasks with a hundred thousand, in benchmarks/SCALE.md
 	$(BIN)/python -m benchmarks.scale
 
-bench-parts: $(VENV)/installed-dev ## Measure what the log, metrics and rate limits cost a request
+bench-parts: $(VENV)/installed-dev ## Measure the cost of log, metrics and rate limits per request
 	@$(BIN)/python -m benchmarks.parts
 
-openapi: $(VENV)/installed-dev ## Write the OpenAPI document anew from the app, into docs/ and specs/
+openapi: $(VENV)/installed-dev ## Write the OpenAPI document from the code, into docs/ and specs/
 	@$(BIN)/flask openapi write docs/openapi.json
 	@$(BIN)/flask openapi write --format yaml specs/001-backend-api/contracts/openapi.yaml
 
-lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and hashed requirements*.txt
+lock: $(VENV)/installed-dev ## Update requirements*.txt: resolve requirements*.in, pin versions and hashes
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK) benchmarks/requirements.in -c requirements.txt -o benchmarks/requirements.txt
@@ -99,11 +99,11 @@ lock: $(VENV)/installed-dev ## Compile requirements*.in anew into pinned and has
 LOCK := --universal --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-config --python-version 3.11 \
 	--custom-compile-command "make lock"
 
-clean: ## Remove the virtual environment and what the tools left; instance/ stays
+clean: ## Remove the virtual environments and the files of the tools; keeps instance/
 	rm -rf $(VENV) $(PEERS_VENV) $(AUDIT_VENV) $(FASTIFY)/node_modules $(TYPESCRIPT)/node_modules .coverage .hypothesis \
 		.mypy_cache .mutants .pytest_cache .ruff_cache
 
-# A virtual environment has this folder if it is one of that Python; of another, it is made anew.
+# A virtual environment of this Python version has this folder. Another version is replaced.
 %/lib/python$(PYTHON_VERSION):
 	$(PYTHON) -m venv --clear $*
 
@@ -123,11 +123,11 @@ $(AUDIT_VENV)/installed: requirements-audit.txt $(AUDIT_VENV)/lib/python$(PYTHON
 	$(call install,$(AUDIT_VENV)/bin,$<)
 	@touch $@
 
-# Without node that peer is left out, and RESULTS.md says so.
+# Without node, Fastify is left out, and RESULTS.md says so.
 $(FASTIFY)/node_modules: $(FASTIFY)/package-lock.json
 	@if command -v npm >/dev/null; then cd $(FASTIFY) && npm ci --no-audit --no-fund --loglevel=error && touch node_modules; fi
 
-# Not what the packages would run when they are installed: nothing here needs it, and one of them would tell its makers.
+# No install scripts of the packages: nothing here needs them, and one of them reports to its makers.
 $(TYPESCRIPT)/node_modules: $(TYPESCRIPT)/package-lock.json
 	@node --eval 'process.exit(process.features.require_module ? 0 : 1)' || { echo "make $@ needs node 20.19 or later"; exit 1; }
 	@cd $(TYPESCRIPT) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && touch node_modules

@@ -29,7 +29,7 @@ ALGORITHM_FAMILIES: Mapping[str, tuple[str, ...]] = {
     "EdDSA": ("EdDSA", "Ed25519", "Ed448"),
 }
 FAMILIES = {name: family for family, names in ALGORITHM_FAMILIES.items() for name in names}
-#: What the service's own paths begin with. A SCRIPT_NAME must not: paths with it would look like paths without it.
+#: How the service's own paths begin. A SCRIPT_NAME must not begin so: paths with and without it would look alike.
 OWN_PATHS = ("api", "docs", "health", "metrics", "openapi.json")
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -51,7 +51,7 @@ Step = Callable[[Any], Any]
 
 
 def _rule(is_met: Callable[[Any], object], refusal: str) -> Step:
-    """A step that passes on what meets the rule."""
+    """Return a step that returns the value unchanged if it meets the rule, else raises ValidationError(refusal)."""
 
     def step(value: Any) -> Any:
         if not is_met(value):

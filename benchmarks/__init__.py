@@ -1,1 +1,1 @@
-"""The service beside its peers: `make bench`."""
+"""Benchmarks: the service compared with other frameworks (`make bench`), and with itself."""

@@ -1,4 +1,4 @@
-"""Holds the servers to one behaviour before anything is measured: the same statuses, and the same JSON."""
+"""Checks before a measurement that all servers behave alike: the same statuses, and the same JSON."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ class Disagreement(Exception):
 
 
 def exchanges(database: Database) -> Iterator[tuple[str, Request]]:
-    """What is asked of each server, by name."""
+    """Yield the requests that each server must answer, with their names."""
     mine, foreign = database.tasks["u000"][0], database.tasks["u001"][0]
     to_complete = database.tasks["d000"][0]
     new_task = {"title": "Käse № 1 – 牛乳", "description": 'Two litres,\n"whole"'}
@@ -41,7 +41,7 @@ def exchanges(database: Database) -> Iterator[tuple[str, Request]]:
 
 
 def answers(port: int, database: Database) -> dict[str, tuple[int, Any]]:
-    """What a server answers: the status, and the JSON without what differs from run to run."""
+    """Return a server's answers: the status, and the JSON without what differs from run to run."""
     database.forget_writes()
     connection = HTTPConnection("127.0.0.1", port, timeout=15)
     given = {}
@@ -53,7 +53,7 @@ def answers(port: int, database: Database) -> dict[str, tuple[int, Any]]:
 
 
 def masked(method: str, status: int, answer: Any) -> Any:
-    """The answer without the wording of a 400 and, after a write, without id and instants that have their form."""
+    """Return the answer without the words of a 400. After a write, also without a valid id and valid instants."""
     if not isinstance(answer, dict):
         return answer
     if status == 400 and list(answer) == ["error"] and isinstance(answer["error"], str):
@@ -66,7 +66,7 @@ def masked(method: str, status: int, answer: Any) -> Any:
 
 
 def compare(name: str, expected: Mapping[str, tuple[int, Any]], given: Mapping[str, tuple[int, Any]]) -> None:
-    """Raises Disagreement, which says where the server differs from what is expected, and how."""
+    """Raise Disagreement if an answer differs from the expected one. The message shows both."""
     for exchange in expected:
         if given[exchange] != expected[exchange]:
             (status, answer), (right_status, right_answer) = given[exchange], expected[exchange]
@@ -76,7 +76,7 @@ def compare(name: str, expected: Mapping[str, tuple[int, Any]], given: Mapping[s
 
 
 def _parsed(body: bytes) -> Any:
-    """The JSON; what is none stays as it is, and differs."""
+    """Return the loaded JSON. A body that is not JSON is returned as it is, and so differs."""
     try:
         return loads(body)
     except ValueError:
@@ -84,7 +84,7 @@ def _parsed(body: bytes) -> Any:
 
 
 def _first_difference(one: Any, other: Any) -> tuple[Any, Any]:
-    """Of two lists the first tasks that differ, for the whole would fill the screen."""
+    """Return the first tasks that differ, if both are lists: whole lists would fill the screen."""
     if isinstance(one, list) and isinstance(other, list):
         return next((pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]), (one, other))
     return one, other

@@ -1,4 +1,4 @@
-"""`make bench`: the service beside its peers, in interleaved rounds. ROUNDS and SECONDS (of a call) make it shorter."""
+"""`make bench`: compares the service with its peers, in interleaved rounds. ROUNDS and SECONDS shorten it."""
 
 import os
 import signal
@@ -27,17 +27,17 @@ from tests.support import ROOT, postgresql_server
 from tests.wire import Wire, wire_to
 
 ROUNDS, SECONDS = 5, 3
-#: Seconds in which a server that compiles itself as it runs has done so.
+#: Seconds of load before a measurement, for servers that compile code while they run.
 WARM_UP = 2
-#: How far a hosted database is, in seconds each way.
+#: The network delay to a hosted database, in seconds each way.
 DISTANCE = 0.005
 DISTANT_REQUESTS = 50
-#: By how much a worker of the service may grow from FEW requests to MANY.
+#: A worker's memory after MANY requests may be at most GROWTH_LIMIT times that after FEW.
 FEW, MANY, GROWTH_LIMIT = 1_000, 100_000, 1.10
 
 
 class Bench:
-    """One run: what it works on, and what it has found so far."""
+    """One run: its database and files, and its results so far."""
 
     def __init__(self, database: Database, folder: Path, seconds: int) -> None:
         self.database, self.folder, self.seconds = database, folder, seconds
@@ -46,7 +46,7 @@ class Bench:
         self.results = Results()
 
     def check(self, names: list[str]) -> None:
-        """Raises Disagreement unless all answer as the first, the service, does."""
+        """Raise Disagreement unless all servers answer like the first one, the service."""
         expected = None
         for name in names:
             with started(name, self.database.url, self.log(name)) as server:
@@ -56,7 +56,7 @@ class Bench:
             print(f"{name} answers as it should", flush=True)
 
     def measure(self, name: str) -> None:
-        """One round of one server: every call under load, then its memory."""
+        """Measure one round of one server: every call under load, then its memory."""
         with started(name, self.database.url, self.log(name)) as server:
             load(server.port, self.files["mix"], WARM_UP)
             for call in CALLS:
@@ -64,7 +64,7 @@ class Bench:
             self.results.add("memory", name, {"proportional set size, MiB": memory(server.process.pid)})
 
     def measure_call(self, name: str, server: Server, call: str) -> None:
-        """One call under load, after a second of the same."""
+        """Measure one call under load, after one second of the same load."""
         pids = (server.process.pid, self.postmaster)
         load(server.port, self.files[call], 1)
         idle_cpu_seconds(server.process.pid)
@@ -80,7 +80,7 @@ class Bench:
         print(f"{name:17} {call:9} {own:6.0f} µs of CPU  {rate:6.0f} requests/s  p50 {result.p50:6.1f} ms", flush=True)
 
     def measure_distance(self, name: str) -> None:
-        """The round trips of each call, and how long it takes where the database is some way off."""
+        """Measure the round trips of each call, and its duration with a distant database."""
         with wire_to(self.database.url, DISTANCE) as (wire, url), started(name, url, self.log(name)) as server:
             for call in CALLS[:-1]:
                 round_trips, p50 = self.ask_one_by_one(server, wire, call)
@@ -89,7 +89,7 @@ class Bench:
                 print(f"{name:17} {call:9} {round_trips:g} round trips, {p50:.1f} ms away", flush=True)
 
     def ask_one_by_one(self, server: Server, wire: Wire, call: str) -> tuple[float, float]:
-        """The median of the round trips and that of the milliseconds, on one connection that is kept."""
+        """Return the median round trips and the median milliseconds of a request, on one connection."""
         connection = HTTPConnection("127.0.0.1", server.port, timeout=15)
         round_trips, milliseconds = [], []
         for request in islice(cycle(self.database.requests(call)), 2 * DISTANT_REQUESTS):
@@ -101,11 +101,11 @@ class Bench:
             if status >= 300:
                 raise LoadFailed(f"{status} for {request}: {body!r}")
         connection.close()
-        # The first half is there to warm up.
+        # The first half is the warm-up.
         return median(round_trips[DISTANT_REQUESTS:]), median(milliseconds[DISTANT_REQUESTS:])
 
     def measure_growth(self) -> None:
-        """The resident size of the service's workers, after few and after many mixed requests."""
+        """Measure the resident size of the service's workers, after few and after many mixed requests."""
         with started(SERVICE, self.database.url, self.log(SERVICE)) as server:
             load(server.port, self.files["mix"], 5, limit=FEW)
             few = [resident_memory(pid) for pid in server.workers()]
@@ -123,12 +123,12 @@ class Bench:
             print(f"worker {number}: {before:.1f} MiB after {FEW} requests, {after:.1f} after {served}", flush=True)
 
     def log(self, name: str) -> Path:
-        """Where the server's log goes."""
+        """The path of the server's log."""
         return self.folder / f"{name}.log"
 
 
 def facts(database: Database, names: list[str]) -> dict[str, str]:
-    """Where, when and on what this was run."""
+    """Return the machine, date and versions of this run."""
     cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     wrk = subprocess.run(["wrk", "--version"], capture_output=True, text=True, check=False).stdout
     return {
@@ -141,7 +141,7 @@ def facts(database: Database, names: list[str]) -> dict[str, str]:
 
 
 def write(results: Results, command: str, found: dict[str, str], folder: Path) -> None:
-    """RESULTS.md, and its picture, which is drawn by the peers' Python."""
+    """Write RESULTS.md and its picture. The Python of the peers draws it, because it has the packages."""
     folder.mkdir(exist_ok=True)
     (folder / "RESULTS.md").write_text(render(results, command, found))
     peers = [name for name in results.sections[CALLS[0]] if name != SERVICE]
@@ -151,11 +151,11 @@ def write(results: Results, command: str, found: dict[str, str], folder: Path) -
 
 
 def main() -> None:
-    """Run, print, write. Exits with 1 where a server errs or differs, or a worker of the service has grown."""
+    """Run, print and write. Exits with 1 if a server fails or differs, or a worker of the service grows too much."""
     rounds, seconds = int(os.environ.get("ROUNDS", ROUNDS)), int(os.environ.get("SECONDS", SECONDS))
-    # The CPU time of a server elsewhere is nowhere to be read.
+    # The CPU time of a PostgreSQL on another machine cannot be read.
     os.environ.pop("TEST_DATABASE_URL", None)
-    # So that whatever was started is ended.
+    # SIGTERM must also end all servers that were started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = servers.available()
     with postgresql_server() as url, seeded_database(url) as database, tempfile.TemporaryDirectory() as logs:
@@ -163,7 +163,7 @@ def main() -> None:
         bench.check(names)
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", flush=True)
-            # Each round begins with another server.
+            # Each round starts with a different server.
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 bench.measure(name)
@@ -173,7 +173,7 @@ def main() -> None:
         found = facts(database, names) | {"rounds": f"{rounds}, with {seconds} s for each call"}
     is_whole = (rounds, seconds) == (ROUNDS, SECONDS)
     command = "make bench" if is_whole else f"ROUNDS={rounds} SECONDS={seconds} make bench"
-    # A quick look leaves the figures of a whole run alone.
+    # A shortened run does not overwrite the results of a whole one.
     folder = ROOT / "benchmarks" / ("" if is_whole else "quick")
     write(bench.results, command, found, folder)
     print(f"{folder / 'RESULTS.md'} has it all", flush=True)

@@ -1,4 +1,4 @@
-"""CPU time of each call within one process, in µs, to see what a change of the code buys. For whole servers: bench.py.
+"""The CPU time of each call in one process, in µs: shows what a change of the code saves. For whole servers: bench.py.
 
 Run it in the project folder: `.venv/bin/python -m benchmarks.cpu`.
 """
@@ -19,7 +19,7 @@ NEW_TASK = b'{"title": "Buy milk", "description": "Two litres, whole"}'
 
 
 def calls(app: Flask) -> dict[str, dict[str, Any]]:
-    """Each call as a WSGI environ without its body, from a user with 100 tasks; who creates tasks is another."""
+    """Return each call as a WSGI environ without its body. The user has 100 tasks; another user creates tasks."""
     alice = Caller(app, "alice")
     task = [alice.create(f"Task {number}", description="Two litres, whole") for number in range(100)][50]
     return {
@@ -32,7 +32,7 @@ def calls(app: Flask) -> dict[str, dict[str, Any]]:
 
 
 def environ(method: str, path: str, user_id: str = "alice", body: bytes = b"") -> dict[str, Any]:
-    """What a server makes of the request."""
+    """Return the WSGI environ of a request."""
     headers = [("Authorization", f"Bearer {token(user_id, exp=int(time.time()) + 3600)}")]
     content_type = "application/json" if body else None
     built = EnvironBuilder(path, method=method, headers=headers, data=body, content_type=content_type).get_environ()
@@ -40,7 +40,7 @@ def environ(method: str, path: str, user_id: str = "alice", body: bytes = b"") -
 
 
 def cpu(app: Any, environ: dict[str, Any]) -> float:
-    """Microseconds of this process for one request."""
+    """Return the microseconds of CPU that this process needs for one request."""
     statuses = set()
     started = time.process_time()
     for _ in range(REQUESTS):
@@ -61,7 +61,7 @@ def main() -> None:
         rounds = [{name: cpu(app, environ) for name, environ in environs.items()} for _ in range(ROUNDS + 1)]
         close(app)
     for name in environs:
-        # The first round warms up.
+        # The first round is the warm-up.
         figures = [measured[name] for measured in rounds[1:]]
         print(f"{name:9} {statistics.median(figures):6.0f} µs  ({min(figures):.0f} to {max(figures):.0f})")
 

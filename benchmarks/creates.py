@@ -1,7 +1,7 @@
-"""`python -m benchmarks.creates`: what a create costs under a key, with old keys to delete, and with a limit.
+"""`python -m benchmarks.creates`: the cost of a create with a key, with old keys to delete, and with a limit.
 
-In rounds that alternate. What is compared is the CPU time of this process and of its PostgreSQL session, since the
-machine may have other things to do.
+The variants take turns. It compares the CPU time of this process and of its PostgreSQL session, because the machine may
+be busy.
 """
 
 import os
@@ -44,7 +44,7 @@ NUMBERS = count()
 
 
 class Process:
-    """An app with one session of PostgreSQL, and the CPU seconds that the two have taken."""
+    """An app with one PostgreSQL session, and the CPU seconds of both."""
 
     def __init__(self, app: Flask) -> None:
         self.app = app
@@ -52,12 +52,12 @@ class Process:
             self._session = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
 
     def seconds(self) -> tuple[float, float]:
-        """Of this process, and of the session."""
+        """Return the CPU seconds of this process, and of the session."""
         user, system = Path(f"/proc/{self._session}/stat").read_text().rpartition(")")[2].split()[11:13]
         return time.process_time(), (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def cost(self, work: Callable[[], None]) -> tuple[float, float]:
-        """What it takes, of each."""
+        """Do the work, and return its CPU seconds in both."""
         before = self.seconds()
         work()
         after = self.seconds()
@@ -65,7 +65,7 @@ class Process:
 
 
 def create(caller: Caller, *, key: str = "", is_keyed: bool = False) -> None:
-    """REQUESTS creates, under keys of their own or under the same."""
+    """Send REQUESTS creates: each with its own key, all with the same key, or without a key."""
     for _ in range(REQUESTS):
         headers = {"Idempotency-Key": key or f"{next(NUMBERS)}"} if is_keyed else {}
         assert caller("POST", json={"title": "Buy milk"}, headers=headers).status_code == 201
@@ -74,7 +74,7 @@ def create(caller: Caller, *, key: str = "", is_keyed: bool = False) -> None:
 def compare(
     title: str, work: dict[str, tuple[Process, Callable[[], None]]], before_round: Callable[[], object] = lambda: None
 ) -> None:
-    """Do each of them in turn, and print what it takes; the first is what the others are compared with."""
+    """Do the variants in turn, and print their costs. The others are compared with the first."""
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for number in range(ROUNDS):
         before_round()
@@ -91,7 +91,7 @@ def compare(
 
 
 def keys(process: Process, url: URL) -> None:
-    """A create under a key, beside one without."""
+    """Compare creates with and without a key."""
     alice, old = Caller(process.app, "alice"), Caller(process.app, "old")
     for caller in (alice, old):
         caller.create()
@@ -112,7 +112,7 @@ def keys(process: Process, url: URL) -> None:
 
 
 def quotas(free: Process, limited: Process, url: URL) -> None:
-    """A create with a limit, beside one without, by how many tasks there are."""
+    """Compare creates with and without a limit, for different numbers of tasks."""
     for number in (0, 1000, 10_000, 100_000):
         user_id = f"has {number}"
         sql(url, USER, user_id=user_id)

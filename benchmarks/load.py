@@ -1,4 +1,4 @@
-"""Sends requests: many at once by wrk, or one after the other."""
+"""Sends requests: many at once with wrk, or one after the other."""
 
 import subprocess
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ SCRIPT = Path(__file__).with_name("load.lua")
 
 
 class LoadFailed(Exception):
-    """A server did not answer all that it was asked."""
+    """A server did not answer every request."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a load; the percentiles are in milliseconds.
+    """The result of a load. Percentiles are in milliseconds.
 
-    requests: those answered until time was up. asked: those that were sent, which all servers carry out to the end.
+    requests: the number answered in time. asked: the number sent; every server carries out all of them.
     """
 
     requests: int
@@ -31,7 +31,7 @@ class Load:
 
 
 def load(port: int, requests: Path, seconds: int, limit: int | None = None) -> Load:
-    """Keep all connections busy for so long, or until `limit` requests. Raises LoadFailed where one is not answered."""
+    """Keep all connections busy for `seconds`, or for `limit` requests. Raises LoadFailed if one is not answered."""
     command = ["wrk", "--threads=1", f"--connections={CONNECTIONS}", f"--duration={seconds}s", "--timeout=10s"]
     arguments = [str(requests)] + ([] if limit is None else [str(limit)])
     url = f"http://127.0.0.1:{port}"
@@ -44,7 +44,7 @@ def load(port: int, requests: Path, seconds: int, limit: int | None = None) -> L
 
 
 def parse(output: str) -> Load:
-    """The last line that load.lua prints. Raises LoadFailed for an answer of 400 or more, or none."""
+    """Parse the last line that load.lua prints. Raises LoadFailed for a status of 400 or more, or no answer."""
     result = loads(output.splitlines()[-1])
     if result["refused"] or result["broken"] or not result["requests"]:
         raise LoadFailed(f"{result['refused']} answers were errors, {result['broken']} connections broke:\n{output}")
@@ -53,7 +53,7 @@ def parse(output: str) -> Load:
 
 
 def send(connection: HTTPConnection, request: Request) -> tuple[int, bytes]:
-    """One request on that connection: the status and the body."""
+    """Send one request on the connection. Return the status and the body."""
     headers = {} if request.token is None else {"Authorization": f"Bearer {request.token}"}
     if request.body:
         headers["Content-Type"] = "application/json"

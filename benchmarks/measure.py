@@ -1,4 +1,4 @@
-"""What the kernel says of processes: CPU time and memory, of a process and all that descend from it (proc(5))."""
+"""CPU time and memory of a process and its descendants, as the kernel reports them (proc(5))."""
 
 import os
 import time
@@ -9,13 +9,13 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pid: int) -> float:
-    """The CPU time that the tree has spent so far, that of descendants who have ended included."""
-    # utime, stime, cutime and cstime; the name before them may hold blanks and parentheses.
+    """Return the CPU time of the tree so far, including descendants that have ended."""
+    # utime, stime, cutime and cstime.
     return sum(sum(map(int, _stat(member)[11:15])) for member in _tree(pid)) * _TICK
 
 
 def idle_cpu_seconds(pid: int) -> float:
-    """The same, once the tree has done all that it was asked to."""
+    """Wait until the tree does nothing more, and return its CPU time."""
     spent, before = cpu_seconds(pid), -1.0
     while spent > before:
         time.sleep(0.1)
@@ -24,17 +24,17 @@ def idle_cpu_seconds(pid: int) -> float:
 
 
 def memory(pid: int) -> float:
-    """The proportional set size of the tree in MiB: what is shared with others counts in part."""
+    """Return the proportional set size of the tree in MiB: each process counts its share of shared memory."""
     return sum(_kilobytes(Path(f"/proc/{member}/smaps_rollup"), "Pss:") for member in _tree(pid)) / 1024
 
 
 def resident_memory(pid: int) -> float:
-    """The resident size of one process in MiB."""
+    """Return the resident size of one process in MiB."""
     return _kilobytes(Path(f"/proc/{pid}/status"), "VmRSS:") / 1024
 
 
 def parent(pid: int) -> int:
-    """The process id of the parent."""
+    """Return the process id of the parent."""
     return int(_stat(pid)[1])
 
 
@@ -46,7 +46,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/pid/stat from the third on."""
+    """Return the fields of /proc/pid/stat from the third on. The name before them may contain spaces."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 

@@ -1,7 +1,7 @@
-"""`make bench-parts`: what the parts around the calls cost a request, in interleaved rounds of one run.
+"""`make bench-parts`: the cost of log, metrics and rate limits per request, in interleaved rounds of one run.
 
-Processes that differ in one setting each take turns at the same request; the CPU time of each is compared, since the
-machine may have other things to do. With redis-server installed, Redis is one of them.
+Several processes send the same request in turn. Each differs from the first in one setting. It compares their CPU time,
+because the machine may be busy. If redis-server is installed, it also measures rate limits with Redis.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from todo import create_app
 
 ROUNDS, REQUESTS = 40, 100
 BARE = "nothing"
-#: What each process has more in its environment than the first. A limit that no run comes near.
+#: What each process has in its environment in addition to the first. No run reaches the limits.
 PARTS = {
     BARE: {},
     "nothing, once more": {},
@@ -37,7 +37,7 @@ PARTS = {
 
 
 def serve() -> None:
-    """A process that makes its requests whenever a line comes in, and says how many seconds of CPU they took."""
+    """Run in a process: for each line on stdin, make the requests, and print their CPU seconds."""
     app = create_app()
     request: dict[str, Any] = {
         "REQUEST_METHOD": "GET",
@@ -63,7 +63,7 @@ def serve() -> None:
 
 @contextmanager
 def redis(folder: Path) -> Iterator[str]:
-    """A Redis of the run's own; its URL."""
+    """Start a Redis for this run, and yield its URL."""
     port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -75,7 +75,7 @@ def redis(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure and print a table."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = make_url(stack.enter_context(sqlite_database()))
@@ -108,14 +108,14 @@ def main() -> None:
 
 
 def take_turn(process: Any) -> float:
-    """Microseconds of CPU that a request took in one round."""
+    """Run one round in the process, and return the microseconds of CPU per request."""
     process.stdin.write("go\n")
     process.stdin.flush()
     return float(process.stdout.readline()) / REQUESTS * 1e6
 
 
 def report(rounds: list[dict[str, float]]) -> None:
-    """Print the median, and the ratio of each to the first within a round: its median and quartiles."""
+    """Print medians, and for each the median and quartiles of its ratio to the first in the same round."""
     print("| with | µs of CPU for a GET of one task | ratio | quartiles |")
     print("|---|---|---|---|")
     for name in rounds[0]:

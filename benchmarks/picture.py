@@ -1,4 +1,4 @@
-"""Draws the ratios, which come as JSON on standard input, into the SVG file that is named. Has the peers' packages."""
+"""Draws the ratios (JSON on stdin) into an SVG file. Runs with the packages of the peers."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import matplotlib as mpl
 
 mpl.use("svg")
-# Text stays text, and two pictures of the same figures are the same file.
+# Text stays text, and the same figures make the same file.
 mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "todo", "font.family": "sans-serif", "font.size": 10})
 
 from matplotlib import pyplot as plt  # noqa: E402 (the settings above come first)
@@ -15,14 +15,14 @@ COLOURS = ["#4c72b0", "#55a868", "#8172b3", "#ccb974", "#8c8c8c"]
 
 
 def draw(calls: list[str], ratios: dict[str, list[list[float]]], path: str) -> None:
-    """For each call a group of bars, one for each peer: [median, least, greatest] times the service's CPU."""
+    """Draw a group of bars for each call, one for each peer: [median, least, greatest] times the service's CPU."""
     figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
     width = 0.8 / len(ratios)
     for turn, ((peer, spreads), colour) in enumerate(zip(ratios.items(), COLOURS, strict=False)):
         places = [place + (turn - (len(ratios) - 1) / 2) * width for place in range(len(calls))]
         medians = [median for median, _, _ in spreads]
         whiskers = [[median - least for median, least, _ in spreads], [most - median for median, _, most in spreads]]
-        # From the line at 1, so that dearer goes up and cheaper goes down.
+        # Bars start at 1: more expensive goes up, cheaper goes down.
         axes.bar(places, [median - 1 for median in medians], width * 0.92, bottom=1, label=peer, color=colour)
         axes.errorbar(places, medians, whiskers, fmt="none", ecolor="#333333", elinewidth=0.8)
         for place, (median, least, most) in zip(places, spreads, strict=True):

@@ -1,4 +1,4 @@
-"""What was measured, what follows from it, and RESULTS.md, which says both. Measures nothing."""
+"""The results of a run, the verdicts on them, and RESULTS.md. Measures nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from benchmarks.workload import CALLS
 CPU = "server CPU, µs"
 WORKER_SIZES = "the service's workers over time: at most 1.10 times as large"
 
-#: How many times the service's CPU a request must cost FastAPI + SQLModel.
+#: FastAPI + SQLModel must need at least this many times the service's CPU.
 BARS = {"get": 3.0, "list": 6.0, "create": 4.0, "complete": 6.0, "mix": 5.0}
-#: How many times the CPU of these peers a request may cost the service.
+#: The service may need at most this many times the CPU of these peers.
 AIMS = [
     *(("fastapi-asyncpg", call, 1.0) for call in CALLS),
     ("fastify", "list", 1.0),
@@ -35,7 +35,7 @@ HOW_TO_READ = """\
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some rounds, with the least and the greatest."""
+    """The median of some rounds, with the least and the greatest value."""
 
     median: float
     least: float
@@ -48,40 +48,40 @@ class Spread:
 
 
 def _figure(value: float) -> str:
-    """Three digits are as many as mean anything."""
+    """Format a value. More than three digits mean nothing."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The median with the least and the greatest."""
+    """Return the median with the least and the greatest value."""
     return Spread(median(values), min(values), max(values))
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """The spread of the ratios, each of two values of the same round."""
+    """Return the spread of the ratios. Each ratio is of two values of the same round."""
     return spread([value / of for value, of in zip(values, base, strict=True)])
 
 
 class Results:
-    """What a run has found: section (a call, say), server and quantity to the values, one for each round."""
+    """The results of a run: by section (for example a call), server and quantity, one value for each round."""
 
     def __init__(self) -> None:
         self.sections: dict[str, dict[str, dict[str, list[float]]]] = {}
 
     def add(self, section: str, server: str, quantities: Mapping[str, float]) -> None:
-        """Keep the values of one more round."""
+        """Add the values of one more round."""
         kept = self.sections.setdefault(section, {}).setdefault(server, {})
         for quantity, value in quantities.items():
             kept.setdefault(quantity, []).append(value)
 
     def times_service(self, section: str, server: str, quantity: str) -> Spread:
-        """How many times the service's it is."""
+        """Return the ratio to the service's value."""
         servers = self.sections[section]
         return ratio(servers[server][quantity], servers[SERVICE][quantity])
 
 
 def render(results: Results, command: str, facts: Mapping[str, str]) -> str:
-    """The page. `facts` are the machine, versions and date."""
+    """Return the page. facts: the machine, versions and date."""
     servers = list(results.sections[CALLS[0]])
     parts = [
         "# The service beside its peers",

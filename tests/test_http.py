@@ -142,7 +142,7 @@ def test_a_host_that_cannot_be_one_is_refused_in_json(app: Flask) -> None:
 
 def test_a_websocket_is_refused_in_json(alice: Caller) -> None:
     response = alice("GET", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
-    assert (response.status_code, response.get_json()) == (400, {"error": "WebSocket is not spoken here"})
+    assert (response.status_code, response.get_json()) == (400, {"error": "WebSocket is not supported"})
 
 
 def test_a_sentence_has_an_end(alice: Caller) -> None:

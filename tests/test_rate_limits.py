@@ -324,7 +324,7 @@ def written(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
 
 def absence(kind: str) -> str:
     """The one line on Redis being away."""
-    return f"rate limits: each process counts for itself while Redis cannot be had ({kind})"
+    return f"rate limits: each process counts for itself while Redis is unavailable ({kind})"
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,10 @@ PUBLIC_ENDPOINTS = frozenset({"health.Live", "health.Ready", "api-docs.openapi_j
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The service, ready for a WSGI server; it has opened no connection yet.
+    """Return the app, ready for a WSGI server. Opens no connection.
 
-    Without settings this is the start of a process: they are read from the environment, and where they do not hold
-    the process ends with one line on stderr and status 4, which gunicorn takes for final. With settings that do not
-    hold it raises ConfigurationError.
+    Without `settings` it reads the environment. If a variable is invalid, the process ends with one line on stderr and
+    status 4, on which gunicorn ends too. With invalid `settings` it raises ConfigurationError.
     """
     if settings is not None:
         return _build(settings)
@@ -73,16 +72,16 @@ def _build(settings: Settings) -> Flask:
     cors.init_app(app, settings)
     public = PUBLIC_ENDPOINTS | swagger.ENDPOINTS if settings.is_docs_on else PUBLIC_ENDPOINTS
     if settings.metrics_token:
-        # /metrics asks for a token of its own, which is no user's.
+        # /metrics checks its own token, which belongs to no user.
         public |= {metrics.ENDPOINT}
     with app.app_context():
-        # What waits for a database: not whether the process lives, nor what is asked without one.
-        take_as_user = places.init_app(
-            app, settings, db.engine, connections.was_lost_since, free=public - {"health.Ready"}
+        # Public endpoints need no limit, because they do not wait. Only /health/ready does, for the database.
+        hold_as_user = places.init_app(
+            app, settings, db.engine, connections.was_lost_since, exempt=public - {"health.Ready"}
         )
     identity.init_app(app, settings, public=public, on_identified=connections.act_for)
     rate_limits.init_app(app, settings)
-    app.before_request(take_as_user)
+    app.before_request(hold_as_user)
     addresses.init_app(app, settings)
     swagger.init_app(app, settings)
     api.init_app(app)

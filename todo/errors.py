@@ -1,7 +1,7 @@
-"""Every failure that a caller is told of: its status, message and headers, and what the OpenAPI document says of it.
+"""The failures that a caller can get: status, message, headers, and description in the OpenAPI document.
 
-The only list of failures. A message is one sentence that may leave the service: it names no database object and nobody
-else's rows. Imports nothing of the package.
+The only list of failures. A message is one sentence that the caller sees. It must not name a database object, or a row
+of another user. Imports nothing of the package.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class Refusal(StrEnum):
-    """Why a request is a 401, for the log alone (docs/refused-tokens.md): never a value of the request."""
+    """Why a request got a 401, for the log only (docs/refused-tokens.md). Contains no value from the request."""
 
     MISSING = "no token"
     MALFORMED = "malformed"
@@ -33,16 +33,16 @@ class Refusal(StrEnum):
 
 
 class TodoError(Exception):
-    """A failure that ends the request. `message` is for the caller, `detail` for the log alone.
+    """A failure that ends the request. `message` is for the caller, `detail` only for the log.
 
     A subclass that sets `component` describes its status in the OpenAPI document.
     """
 
     status: ClassVar[int]
-    #: Headers that HTTP requires beside the status.
+    #: Headers that HTTP requires with this status.
     headers: ClassVar[Mapping[str, str]] = {}
-    #: In the OpenAPI document: the name, what it means, an example of the message if not `message` itself, and the
-    #: headers, each with whether every such response has it.
+    #: For the OpenAPI document: the name of the component, its description, and an example of the message (empty:
+    #: `message`). documented_headers says for each header whether every such response has it.
     component: ClassVar[str] = ""
     description: ClassVar[str] = ""
     example: ClassVar[str] = ""
@@ -62,19 +62,19 @@ class InvalidInput(TodoError):
     status = 400
     message = "Bad request"
     component = "BadRequest"
-    description = "The request is at fault; nothing was written."
+    description = "The path, query, headers or body of the request is invalid. Nothing was written."
     example = "Title is required"
 
 
 class NotAuthenticated(TodoError):
-    """The request has no credentials. The caller is told `Unauthorized` alone; `reason` is for the log."""
+    """The request has no credentials. The caller sees only `Unauthorized`; `reason` is for the log."""
 
     status = 401
     message = "Unauthorized"
     # RFC 6750 section 3.
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
     component = "Unauthorized"
-    description = "No identity, or one that does not hold."
+    description = "The request has no valid credentials."
     documented_headers: ClassVar[Mapping[str, bool]] = {"WWW-Authenticate": True}
     reason = Refusal.NO_IDENTITY
 
@@ -91,53 +91,53 @@ class InvalidCredentials(NotAuthenticated):
 
 
 class NotOwner(TodoError):
-    """The path names another user than the caller, whether or not that user exists."""
+    """The user in the path is not the caller, whether or not that user exists."""
 
     status = 403
     message = "Forbidden"
     component = "Forbidden"
-    description = "The path's user is not the one who asks."
+    description = "The user in the path is not the caller."
 
 
 class NotFound(TodoError):
-    """The resource does not exist, or belongs to another user: the two must look alike."""
+    """The resource does not exist, or belongs to another user. The two answers must be identical."""
 
     status = 404
     message = "Unknown route"
 
 
 class TaskNotFound(NotFound):
-    """The user has no task of that id."""
+    """The user has no task with this id."""
 
     message = "Task not found"
-    description = "The user has no task of that id."
+    description = "The user has no task with this id."
 
 
 class MethodNotAllowed(TodoError):
-    """The route does not take that method."""
+    """The route does not have this method."""
 
     status = 405
     message = "Method not allowed"
 
 
 class Conflict(TodoError):
-    """The request conflicts with what the user already has; nothing was written, and the user can resolve it."""
+    """The request conflicts with what the user already has. Nothing was written. The user can resolve the conflict."""
 
     status = 409
     component = "Conflict"
-    description = "The user has as much as is allowed, or has such a thing already; nothing was written."
+    description = "The user has reached a limit, or already has a row with the same unique value. Nothing was written."
     example = "A user may have 1000 tasks at most: delete some first"
 
 
 class LimitReached(Conflict):
-    """The user has as many rows of that name as a user may have; nothing was written."""
+    """The user already has the most rows that a user may have. Nothing was written."""
 
     def __init__(self, limit: int | None, name: str) -> None:
         super().__init__(f"A user may have {limit} {name} at most: delete some first")
 
 
 class KeyLimitReached(Conflict):
-    """The user has used as many idempotency keys as a user may use in a day; nothing was written."""
+    """The user has used all idempotency keys that a user may use in a day. Nothing was written."""
 
     def __init__(self, limit: int | None) -> None:
         super().__init__(
@@ -146,21 +146,21 @@ class KeyLimitReached(Conflict):
 
 
 class LengthRequired(TodoError):
-    """The body is chunked: its length, and whether all of it arrived, is known too late."""
+    """The body is chunked. Its length is unknown, so the service cannot tell whether all of it has arrived."""
 
     status = 411
     message = "Content-Length is required: a chunked body is not accepted"
     component = "LengthRequired"
-    description = "The body is chunked."
+    description = "The body is chunked: it has no `Content-Length`."
 
 
 class NotAsExpected(TodoError):
-    """The resource exists, but is not in the version that the change was meant for; nothing was changed."""
+    """The resource exists, but its version is not one that the request expects. Nothing was changed."""
 
     status = 412
     message = "Precondition failed: the resource has been changed since, get it again"
     component = "PreconditionFailed"
-    description = "It is there, but not as `If-Match` expects."
+    description = "The row exists, but `If-Match` does not name its current version. Nothing was changed."
 
 
 class ContentTooLarge(TodoError):
@@ -182,20 +182,20 @@ class UnsupportedMediaType(TodoError):
 
 
 class KeyReused(TodoError):
-    """The idempotency key was used before, for another request; nothing was written."""
+    """The idempotency key was used before, for another request. Nothing was written."""
 
     status = 422
     message = "Idempotency-Key was used before, for another request"
     component = "UnprocessableContent"
-    description = "The request is well-formed, but the key was used for another one, or the search takes too long."
+    description = "The `Idempotency-Key` was used before, for another request. Nothing was written."
 
 
 class SearchTooSlow(TodoError):
-    """The search took longer than a search may. A narrower search may succeed, the same one will not."""
+    """The search exceeded its time limit. A narrower search may succeed, the same one will not."""
 
     status = 422
     message = "The search takes too long: narrow it by status, or search for something else"
-    description = "The search took too long."
+    description = "The search took too long. A narrower search may succeed."
 
 
 class TooManyRequests(TodoError):
@@ -205,7 +205,8 @@ class TooManyRequests(TodoError):
     message = "Too many requests"
     component = "TooManyRequests"
     description = (
-        "More requests, or slow ones at once, than one caller may have. `RateLimit-…`: where they are counted."
+        "The caller sent too many requests, or too many slow ones at once. The `RateLimit-…` headers are present if "
+        "the service has a rate limit."
     )
     documented_headers: ClassVar[Mapping[str, bool]] = {
         "Retry-After": True,
@@ -216,23 +217,23 @@ class TooManyRequests(TodoError):
 
 
 class TooManyAtOnce(TooManyRequests):
-    """The caller's slow requests take as many of the service's threads as one caller may take."""
+    """The caller's slow requests already hold the most threads that one caller may hold."""
 
     message = "Too many slow requests at once: wait for those that are running"
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
 
 class InternalError(TodoError):
-    """A fault of the service. The caller learns nothing of it; the log has `detail` and where it happened."""
+    """A fault in the service. The caller gets no details. The log has `detail`, and where it happened."""
 
     status = 500
     message = "Internal server error"
     component = "InternalServerError"
-    description = "A fault of the service."
+    description = "A fault in the service. Its log has the details."
 
 
 class OwnershipViolated(InternalError):
-    """A query returned a row of another owner, which must never reach a client."""
+    """A query returned a row of another user, which must never reach a client."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail=detail)
@@ -245,7 +246,7 @@ class Unavailable(TodoError):
     message = "Service unavailable"
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
     component = "ServiceUnavailable"
-    description = "Something outside the service is away. A write may have been carried out all the same."
+    description = "The database, or another service, is unavailable. A write may still have been carried out."
     documented_headers: ClassVar[Mapping[str, bool]] = {"Retry-After": True}
 
 
@@ -258,7 +259,7 @@ class DatabaseUnfit(Unavailable):
 
 
 def by_status() -> Mapping[int, type[TodoError]]:
-    """The failure that stands for each status: the first one of it."""
+    """Return, for each status, the first failure in this module that has it."""
     found: dict[int, type[TodoError]] = {}
     for failure in _subclasses(TodoError):
         found.setdefault(failure.status, failure)

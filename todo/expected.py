@@ -1,4 +1,4 @@
-"""Which versions of a row a change is meant for: web/ reads it from a request, db/ holds a statement to it."""
+"""The versions of a row that a change expects. web/ reads them from a request, db/ puts them into the statement."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One of the versions in `wanted` (None: any version), and none of those in `unwanted`."""
+    """The row must have a version in `wanted` (None: any version), and none in `unwanted`."""
 
     wanted: Collection[int] | None = None
     unwanted: Collection[int] = ()

@@ -26,7 +26,7 @@ LIMIT = 100
 #: A window that hardly ends in the middle of a test.
 NOTATION = f"{LIMIT} per 30 day"
 PATH = "/api/alice/tasks"
-AWAY = "each process counts for itself while Redis cannot be had"
+AWAY = "each process counts for itself while Redis is unavailable"
 
 
 class Redis:

@@ -43,7 +43,7 @@ def test_a_list_goes_out_as_marshmallow_dumps_it(app: Flask) -> None:
 
 
 def test_a_row_that_is_not_the_schemas_is_refused() -> None:
-    with pytest.raises(TypeError, match="VersionedTask has not the fields of TaskSchema"):
+    with pytest.raises(TypeError, match="VersionedTask does not have the fields of TaskSchema"):
         TaskSchema(many=True).dump([VersionedTask(*astuple(ROWS[0]), version=7)])
 
 

@@ -1,6 +1,6 @@
-"""What a service does with the rows of its queries: check their owner, and say what is missing.
+"""Checks for services on the rows that queries return: their owner, and whether there are any.
 
-The second layer of isolation: the queries filter by owner already, and the two must agree.
+This is the second layer of isolation. The queries already filter by owner, and both layers must agree.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def changed(
 ) -> Row:
     """Return the row that a change returned.
 
-    Raises `missing`; NotAsExpected if find() shows that the row exists, so that its version was not an expected one.
+    If there is none, it raises `missing`; but NotAsExpected if find() returns the row, as only its version was wrong.
     """
     if row is None and expected is not None and find() is not None:
         raise NotAsExpected

@@ -28,7 +28,7 @@ blp = Blueprint("database", __name__, cli_group=None)
 
 
 def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Let the command end with one line and status 1 if the database is away, or lacks what the service needs."""
+    """End the command with one line and status 1 if the database is unavailable, or lacks what the service needs."""
 
     @wraps(command)
     def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
@@ -61,9 +61,9 @@ def acting_for(user_id: str) -> Iterator[None]:
 
 @contextmanager
 def transaction() -> Iterator[Connection]:
-    """A transaction in which each statement sees what has been committed before it.
+    """A transaction in which each statement sees everything that was committed before it.
 
-    On SQLite only from its first change on, which makes it the only writer.
+    On SQLite it begins with the first change, which makes it the only writer.
     """
     level = "SERIALIZABLE" if db.engine.dialect.name == "sqlite" else "READ COMMITTED"
     with db.engine.execution_options(isolation_level=level).begin() as connection:

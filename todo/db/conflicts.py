@@ -1,6 +1,6 @@
-"""Unique constraints: find the one that a statement violated, and raise Conflict if the model has a sentence for it.
+"""Find the unique constraint that a statement violated. Raise Conflict if the model has a message for it.
 
-The model has that sentence beside the constraint (docs/decisions/conflicts.md). Must not know any table.
+The message is in the constraint's `info` (docs/decisions/conflicts.md). Must not know any table.
 """
 
 import sqlite3
@@ -15,7 +15,7 @@ from todo.errors import Conflict
 
 Unique = PrimaryKeyConstraint | UniqueConstraint | Index
 
-#: The key in `info` of a unique constraint or index whose violation is a 409. Its value is the caller's sentence.
+#: The key in `info` of a unique constraint or index whose violation is a 409. Its value is the message for the caller.
 CONFLICT = "conflict"
 
 # PostgreSQL names the index of the partition. This finds the name of the whole index.
@@ -26,7 +26,7 @@ SQLITE_PREFIX = "UNIQUE constraint failed: "
 
 
 def refuse_conflict(error: Exception) -> None:
-    """Raise Conflict instead of the error, if the model has a sentence for the violated constraint."""
+    """Raise Conflict instead of the error, if the model has a message for the violated constraint."""
     unique = violated(error)
     if unique is not None and CONFLICT in unique.info:
         raise Conflict(unique.info[CONFLICT]) from error

@@ -35,7 +35,7 @@ ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
 POOL_TIMEOUT = 2.0
 #: Seconds to wait for SQLite's one writer. A first task may wait three times: with the pool's wait, less than 10 s.
 SQLITE_BUSY_TIMEOUT = 2.5
-#: How many instructions SQLite runs, about ten rows of a search, before it asks whether the statement takes too long.
+#: How many instructions SQLite runs between two checks of the time. A search of ten rows takes about as many.
 STEPS = 1000
 
 #: When the current request must be done with the database (time.monotonic). None outside requests, as in migrations.
@@ -111,7 +111,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
     address = {"hostaddr": ""} if (url.host or "host" in url.query) and "hostaddr" not in url.query else {}
     return options | {
         "pool_use_lifo": True,
-        # Else each new connection looks up a type that nothing uses.
+        # Else each new connection would look up a type that nothing uses.
         "use_native_hstore": False,
         # The kernel's probes find a peer that went away without a word. All of these are options of libpq itself, so
         # that a connection pooler does not see them.

@@ -40,13 +40,13 @@ DATABASE_ERRORS = (SQLAlchemyError, *DRIVER_ERRORS)
 
 
 def as_failure(error: Exception) -> TodoError:
-    """Return what the caller is told: 503 for an outage, else 500. The log gets what describe() says."""
+    """Return the failure for the caller: 503 for an outage, else 500. Its detail for the log is from describe()."""
     kind = Unavailable if is_outage(error) else InternalError
     return kind(detail=describe(error))
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the database is away, full, read-only or too slow. If not, the statement is at fault."""
+    """Whether the database is unavailable, full, read-only or too slow. If not, the statement is wrong."""
     if isinstance(error, PoolTimeout):
         return True
     cause = cause_of(error)

@@ -43,8 +43,8 @@ Row = TypeVar("Row", bound=Struct)
 Made = TypeVar("Made")
 Owner = ColumnElement[str] | InstrumentedAttribute[str]
 
-#: SQL for PostgreSQL before a statement that counts the user's rows. Such statements of a user run one at a time, so
-#: that each sees the rows of the one before. It does not lock the user's row, as a new user has none.
+#: SQL for PostgreSQL before a statement that counts the user's rows. It makes such statements of a user run one at a
+#: time, so that each sees the rows of the previous one. It locks no row, because a new user has none.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0)); "
 #: The owner as a parameter.
 USER_ID = bindparam("user_id", type_=Text)
@@ -71,8 +71,7 @@ class Owned:
 def owned_by(model: type[Owned], statement: Narrowed) -> Narrowed:
     """Narrow the statement to the rows that its parameter `user_id` owns.
 
-    Every select, update and delete of a request on an owned model goes through here. A test reads the queries to see
-    that.
+    Every select, update and delete of a request on an owned model calls this. A test reads the queries to check it.
     """
     return statement.where(model.user_id == USER_ID)
 
@@ -100,9 +99,9 @@ class OwnedInsert(Generic[Row]):
     def one(self, user_id: str, email: str | None, values: Mapping[str, Any]) -> Row:
         """Insert and return the row. Columns that are not in `values` get their defaults from the database.
 
-        A known user takes one statement; so does any user if the number of rows is limited. Otherwise the first
-        statement for a new user inserts nothing, and a second one inserts user and row, in one transaction: also if
-        fifty first rows arrive at once. The email is left out if another user has it.
+        A known user needs one statement. A new user needs two: the first inserts nothing, the second inserts user and
+        row in one transaction. This also works if fifty first rows arrive at once. If the number of rows is limited,
+        all users need one statement. The email is left out if another user has it.
 
         Raises LimitReached, Conflict, or one of DATABASE_ERRORS for any other constraint.
         """

@@ -9,14 +9,14 @@ from todo.db.ownership import Owned, owned_by
 from todo.db.statements import Names
 from todo.db.types import UtcInstant, octets
 
-#: How many rows may be read without a look at their size in bytes.
+#: Up to this many rows are read without measuring their size in bytes.
 FEW = 101
 
 
 def page_of(
     model: type[Owned], columns: Sequence[Any], filters: Mapping[str, ColumnElement[bool]], names: Names
 ) -> Select[Any]:
-    """Write the statement for the parameters of those names: page_parameters(), and values for some of the filters."""
+    """Write the statement. names: of its parameters, which are page_parameters() and values for some of the filters."""
     created_at, row_id = (getattr(model, name) for name in ("created_at", "id"))
     newest_first = (created_at.desc(), row_id.desc())
     criteria = [criterion for name, criterion in filters.items() if name in names]
@@ -39,7 +39,7 @@ def page_of(
 def page_parameters(before: tuple[str, int] | None, limit: int, size: int) -> dict[str, Any]:
     """Return the parameters for at most `limit` rows, after the row `before` (created_at, id) if there is one.
 
-    Of a long list, only up to the row with which the texts reach `size` bytes.
+    If the limit is more than FEW, the page also ends with the row at which the texts reach `size` bytes.
     """
     place = {} if before is None else dict(zip(("before_created_at", "before_id"), before, strict=True))
     return {**place, "limit": limit} | ({"size": size} if limit > FEW else {})

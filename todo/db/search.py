@@ -1,4 +1,4 @@
-"""Searching texts: what contains what, and how long that may take. Must not know any table."""
+"""Text search: whether a text contains another, and how long a search may take. Must not know any table."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from todo.db.connections import limited_to
 from todo.db.failures import DATABASE_ERRORS, is_stopped
 from todo.errors import SearchTooSlow
 
-#: Seconds that a search may take: no index helps it, so that it is the one statement whose cost its sender chooses.
+#: Seconds that a search may take. No index helps it, so it is the only statement whose cost the caller chooses.
 SEARCH_LIMIT = 0.5
 
 
 def init_app(engine: Engine) -> None:
-    """Give each connection to SQLite its fold_case()."""
+    """Add the function fold_case() to each connection to SQLite."""
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _add_fold_case)
 
 
 @contextmanager
 def searching() -> Iterator[None]:
-    """Limit the time of the search within. Raises SearchTooSlow."""
+    """Limit the time of a search in the block. Raises SearchTooSlow."""
     try:
         with limited_to(SEARCH_LIMIT):
             yield
@@ -38,10 +38,10 @@ def searching() -> Iterator[None]:
 
 
 class contains_ignoring_case(FunctionElement[bool]):  # noqa: N801
-    """SQL: whether the first argument contains the second, as fold_case() compares; nothing is a wildcard.
+    """SQL: whether the first argument contains the second, after fold_case() of both. There are no wildcards.
 
-    NULL where the first argument is NULL. fold_case() is made by migrations/fold_case.sql on PostgreSQL and by every
-    connection on SQLite.
+    NULL if the first argument is NULL. On PostgreSQL migrations/fold_case.sql creates fold_case(), on SQLite each new
+    connection does.
     """
 
     type = Boolean()
@@ -57,17 +57,17 @@ def _(element: contains_ignoring_case, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(contains_ignoring_case, "sqlite")
 def _(element: contains_ignoring_case, compiler: SQLCompiler, **kw: Any) -> str:
     text, part = (compiler.process(clause, **kw) for clause in element.clauses)
-    # SQLite's own upper() knows ASCII alone. Unlike fold_case(), which is Python, it leaves the other threads running.
+    # SQLite's own upper() handles only ASCII. But it is not Python, as fold_case() is, so other threads can run.
     is_ascii = f"length({text}) = length(CAST({text} AS BLOB))"
     return f"instr(CASE WHEN {is_ascii} THEN upper({text}) ELSE fold_case({text}) END, fold_case({part})) > 0"
 
 
 def fold_case(text: str | None) -> str | None:
-    """Make texts equal that differ only in letter case, or in composed and decomposed letters (Unicode D145).
+    """Return the same text for texts that differ only in letter case or composition (Unicode D145).
 
-    Lower case brings together letters that share one (ẞ and ß). Upper case then removes what lower case makes of a
-    letter's place in its word (the final sigma), so that a part folds like the whole. Text is decomposed first, since
-    an iota subscript becomes a letter of its own, and composed last, so that `e` is no part of `é`.
+    Lower case first: ẞ and ß have the same. Then upper case: lower case depends on the position in the word (the final
+    sigma), and a part must fold like the whole. Before both NFD, because upper case turns an iota subscript into a
+    letter of its own. NFC at the end, so that `é` does not contain `e`.
     """
     if text is None or text.isascii():
         return text and text.upper()

@@ -1,7 +1,7 @@
 """Statements that are compiled once, and run on a plain cursor of the pool. Must not know any table.
 
 SQLAlchemy writes the SQL, converts values and keeps the connections, but it does not execute the statement. Without
-this module a get takes 2.3 times the CPU, a list 1.9, a create 1.4, a complete 1.9 (docs/decisions/speed.md).
+this module a get costs 2.3 times the CPU, a list 1.9, a create 1.4, a complete 1.9 (docs/decisions/speed.md).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ def columns_of(model: type[Any], row: type[Struct]) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """The SQL of a statement for one database, and the conversions of its parameters and columns."""
+    """The SQL of a statement for one database, and the conversions of parameters (inward) and columns (outward)."""
 
     sql: str
     literals: Parameters
@@ -58,7 +58,7 @@ class _Compiled:
 class Statement(Generic[Row]):
     """A statement that any thread can execute on either database, compiled once. Each execution is a transaction.
 
-    Its parameters are SQLAlchemy's bindparam(). One that is missing is a KeyError, or an error of the driver, never
+    Its parameters are SQLAlchemy's bindparam(). A missing one raises KeyError or an error of the driver; it is never
     NULL.
 
     statement: what to execute. If it depends on which parameters are given, a function that writes it: this is called
@@ -102,7 +102,7 @@ class Statement(Generic[Row]):
         return list(starmap(self._row, compiled.convert(rows)))
 
     def first(self, **parameters: Any) -> Row | None:
-        """Execute, and return the first row, or None. Raises like all()."""
+        """Execute, and return the first row, or None. Raises the same as all()."""
         rows = self.all(**parameters)
         return rows[0] if rows else None
 

@@ -53,11 +53,11 @@ class OwnedTable(Generic[Row, Listed]):
         return self._list.all(user_id=user_id, **filters, **page_parameters(before, limit, size))
 
     def find(self, user_id: str, row_id: int) -> Row | None:
-        """Return the user's row of that id, or None."""
+        """Return the user's row with this id, or None."""
         return self._find.first(user_id=user_id, row_id=row_id)
 
     def insert(self, user_id: str, email: str | None, values: Mapping[str, Any]) -> Row:
-        """Insert a row, and the user's own row before their first one. Raises LimitReached and Conflict."""
+        """Insert a row; for a new user also the row in users. Raises LimitReached and Conflict."""
         return self._insert.one(user_id, email, values)
 
     def update(
@@ -71,7 +71,7 @@ class OwnedTable(Generic[Row, Listed]):
         return self._delete.first(user_id=user_id, row_id=row_id, **expectation(expected))
 
     def updating(self, **values: ColumnElement[Any]) -> Callable[[str, int, Expected | None], Row | None]:
-        """Return a function like update(), for values that the database computes: of two at once, neither is lost."""
+        """Return a function like update(), but the database computes the values, so concurrent changes both count."""
         statement = Statement(lambda names: self._write_update(names, values), self._row)
 
         def change(user_id: str, row_id: int, expected: Expected | None) -> Row | None:

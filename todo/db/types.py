@@ -21,7 +21,7 @@ BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class UtcInstant(TypeDecorator[str]):
-    """An instant with microseconds; in Python the text of answers: RFC 3339, UTC, six digits and `Z`.
+    """An instant with microseconds. In Python it is the text that answers show: RFC 3339, UTC, six digits and `Z`.
 
     On PostgreSQL a timestamp with time zone. The database writes the text, which costs less than a datetime in Python.
     On SQLite, which has no such type, an integer: microseconds since 1970.
@@ -45,7 +45,7 @@ class UtcInstant(TypeDecorator[str]):
         return instant_text(column)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None] | None:
-        """Return the function that makes the text of the driver's value; None if the value is the text."""
+        """Return the function that turns the driver's value into text; None if it is text already."""
         if dialect.name == "sqlite":
             return lambda value: None if value is None else from_microseconds(value)
         return None
@@ -82,7 +82,7 @@ def _(element: SqlFunction[Any], compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class instant_text(SqlFunction[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
-    """SQL: the instant as text. On SQLite the integer, from which UtcInstant makes the text."""
+    """SQL: the instant as text. On SQLite it stays an integer, and UtcInstant converts it."""
 
     type = UtcInstant()
     postgresql = "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"

@@ -30,7 +30,7 @@ def expectation(expected: Expected | None) -> dict[str, Any]:
 def as_expected(model: type[Versioned], statement: Change, names: Names) -> Change:
     """Narrow the statement to rows of an expected version, if the names of its parameters include EXPECTATION.
 
-    The database decides: of several changes that expect the same version, one finds it.
+    The database decides: if several changes expect the same version, only one succeeds.
     """
     if names.isdisjoint(EXPECTATION):
         return statement

@@ -1,4 +1,4 @@
-"""The insert that can be sent twice: one transaction inserts the row and its idempotency key."""
+"""An insert that is safe to retry: one transaction inserts the row and its idempotency key."""
 
 from collections.abc import Collection, Mapping
 from hashlib import sha256
@@ -67,8 +67,8 @@ class InsertOnce(Generic[Row]):
     """Inserts a row under a key, and its owner if there is none yet, like OwnedInsert (todo/db/ownership.py).
 
     row: the class of the returned row, with a field for each column to return.
-    null_if_omitted: columns that the fingerprint counts as null if they are not among the values. Only those that
-    earlier versions of the service counted so: with a new column no kept key would match after a deploy.
+    null_if_omitted: columns that the fingerprint counts as null if they are not among the values. Name only
+    columns that earlier versions counted so. Any other would change fingerprints, and kept keys would not match.
     """
 
     def __init__(self, model: type[Owned], row: type[Row], *, null_if_omitted: Collection[str] = ()) -> None:
@@ -89,8 +89,8 @@ class InsertOnce(Generic[Row]):
     def one(self, user_id: str, email: str | None, key: str, values: Mapping[str, Any]) -> tuple[Row, bool]:
         """Return the row that was inserted under the user's key, and whether an earlier request inserted it.
 
-        An earlier row is returned as it was when it was new. One statement. Of concurrent requests one inserts; the
-        others wait for it, then look again.
+        An earlier row is returned as it was when it was new. This takes one statement. Of concurrent requests with the
+        same key, one inserts; the others wait for it, then return its row.
 
         Raises KeyReused if the key was used for other values; LimitReached, KeyLimitReached and Conflict; and one of
         DATABASE_ERRORS for any other constraint.
@@ -129,7 +129,7 @@ class InsertOnce(Generic[Row]):
         except DATABASE_ERRORS as error:
             if not others or violated(error) is not KEYS.primary_key:
                 raise
-        # This request waited for another with the same key, which was faster.
+        # This request waited for another one with the same key, which came first.
         return self._attempt(email, parameters, others - 1)
 
     def _insert(self, parameters: Mapping[str, Any]) -> Outcome:

@@ -11,8 +11,8 @@ from todo.idempotency.models import IdempotencyKey
 #: Hours for which a key is kept at least. On PostgreSQL a policy of the table enforces this too, for sessions that act
 #: for no user (migration 0004).
 KEPT_FOR = 24
-#: How many old keys of its user a create under a key deletes: more than the one that it adds, so that the table
-#: shrinks, and few enough to cost little.
+#: How many old keys of its user a create with a key deletes. More than the one key that it adds, so that the table
+#: shrinks; and few, so that this costs little.
 PRUNED_AT_ONCE = 10
 
 
@@ -33,7 +33,7 @@ FIND = owned_by(IdempotencyKey, select(*columns_of(IdempotencyKey, KeptAnswer)))
 #: Whether the user may use one more key today.
 HAS_ROOM = has_room(IdempotencyKey, ~IS_TO_GO)
 
-# It locks the user first, as the command that deletes a user does, or the two could deadlock. It skips keys that
+# It locks the user first, as `flask users delete` does. Otherwise the two could deadlock. It skips keys that
 # another request is deleting, so that no create waits for another.
 OUTLIVED = (
     owned_by(IdempotencyKey, select(*PRIMARY_KEY))

@@ -1,4 +1,4 @@
-"""The hook before every request: identifies the caller, and checks that the path is theirs. Uses no database."""
+"""The hook before every request: identifies the caller, and checks that the path is the caller's. Uses no database."""
 
 import logging
 from collections.abc import Callable, Collection

@@ -132,7 +132,7 @@ class JwtProvider:
         return [] if self.key_set is None else self.key_set.ids()
 
     def _verify(self, token: str, key: VerificationKey) -> Identity:
-        # First: a token of another kind is refused as such, whoever signed it.
+        # This comes first: a token of another kind is refused for its kind, whoever signed it.
         _check_header(jwt.get_unverified_header(token))
         claims = jwt.decode(
             token,
@@ -169,7 +169,7 @@ def _in_set(keys: KeySet, algorithms: tuple[str, ...]) -> Callable[[str], Verifi
             return keys.find(header.get("kid"))
         except InvalidCredentials as refusal:
             if header.get("alg") not in algorithms:
-                # No key of the set could verify it: a better reason than the unknown id.
+                # With this alg no key of the set could verify the token: a better reason than the unknown id.
                 raise InvalidCredentials(reason=Refusal.ALGORITHM) from refusal
             raise
 

@@ -46,12 +46,12 @@ def register_algorithms() -> None:
 
 
 def asymmetric_algorithms(algorithms: tuple[str, ...]) -> tuple[str, ...]:
-    """Every `alg` that a token may have with a key set, limited to those algorithms unless there are none."""
+    """Return every `alg` that a token may have with a key set. algorithms: if not empty, only these."""
     return tuple(dict.fromkeys(name for names in _ALGORITHMS.values() for name in _narrowed(names, algorithms)))
 
 
 def secret_key(secret: str, algorithms: tuple[str, ...]) -> VerificationKey:
-    """The key of JWT_SECRET: for those algorithms, or HS256. Raises ConfigurationError for a key of another kind."""
+    """Return the key of JWT_SECRET, for the algorithms or else HS256. Raises ConfigurationError if it is no secret."""
     # Python represents bytes of the environment that are not UTF-8 as surrogates.
     key = secret.encode(errors="surrogateescape")
     try:
@@ -62,7 +62,7 @@ def secret_key(secret: str, algorithms: tuple[str, ...]) -> VerificationKey:
 
 
 def public_key(pem: str, algorithms: tuple[str, ...]) -> VerificationKey:
-    """The key of JWT_PUBLIC_KEY, for those algorithms that fit. Raises ConfigurationError if there are none."""
+    """Return the key of JWT_PUBLIC_KEY, for those algorithms that fit. Raises ConfigurationError if none fits."""
     try:
         # Some tools cannot put line ends into a variable; there they are written as \n.
         key = load_pem_public_key(pem.replace("\\n", "\n").encode())
@@ -109,7 +109,7 @@ def _jwk_key(jwk: Any, algorithms: tuple[str, ...]) -> VerificationKey:
 
 
 def _narrowed(names: tuple[str, ...], algorithms: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the names that are among the algorithms; all if there are none. The two names of EdDSA count as one."""
+    """Return the names that are among the algorithms, or all if that is empty. The two names of EdDSA count as one."""
     if "EdDSA" in names:
         return names if not algorithms or set(names) & set(algorithms) else ()
     return tuple(name for name in names if not algorithms or name in algorithms)

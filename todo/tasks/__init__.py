@@ -1,1 +1,1 @@
-"""The tasks of a user: the first owned resource, and the pattern of the next."""
+"""The tasks of a user: the first owned resource, and the model for the next."""

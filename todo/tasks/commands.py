@@ -1,4 +1,4 @@
-"""The command that fills a user with tasks to look at, for development and demonstrations. No request comes here."""
+"""`flask seed`: creates example tasks for development and demonstrations. No request uses it."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -17,7 +17,7 @@ from todo.identity.commands import UserId
 from todo.instants import from_microseconds
 from todo.tasks.models import Task
 
-# The table rather than the model: the session has ideas of its own on the insert of a model.
+# The table, not the model: the ORM session rewrites inserts into a model.
 TASKS = cast(Table, Task.__table__)
 SIX_WEEKS = 6 * 7 * 24 * 3600 * 1_000_000
 DAY = 24 * 3600 * 1_000_000
@@ -58,16 +58,16 @@ blp = Blueprint("seed", __name__, cli_group=None)
 
 @blp.cli.command("seed")
 @click.argument("user_id", type=UserId())
-@click.option("--count", type=click.IntRange(1, LARGEST_COUNT), default=50, show_default=True, help="How many tasks")
+@click.option("--count", type=click.IntRange(1, LARGEST_COUNT), default=50, show_default=True, help="Number of tasks")
 @on_database
 def seed(user_id: str, count: int) -> None:
-    """Fill a user with realistic tasks of the past six weeks"""
+    """Create realistic tasks of the past six weeks for a user"""
     tasks = make_tasks(user_id, count, time_ns() // 1000)
     with acting_for(user_id), progress(count, "Making tasks") as done:
         with transaction() as connection:
             owner = {"user_id": user_id, "owner_email": None}
             connection.execute(insert_owner(db.engine.dialect.name), owner)
-        # In short transactions, so that on SQLite no request waits long for the only writer's place.
+        # In short transactions: SQLite has one writer, and requests must not wait long for it.
         while batch := list(islice(tasks, BATCH)):
             with transaction() as connection:
                 connection.execute(insert(TASKS), batch)
@@ -76,10 +76,10 @@ def seed(user_id: str, count: int) -> None:
 
 
 def make_tasks(user_id: str, count: int, now: int) -> Iterator[dict[str, Any]]:
-    """The tasks in the order of their making, in microseconds up to now; of the same user always the same.
+    """Yield the tasks, oldest first. The same user always gets the same ones. now: in microseconds since 1970.
 
-    The older a task, the likelier it is that it was completed. Otherwise it is the database that says when a task was
-    made; but a list of which all was made in the same second would show little of how lists are.
+    The older a task is, the more likely it is complete. Elsewhere the database sets created_at. Here it is spread over
+    six weeks, because a list whose tasks all have the same second would not look real.
     """
     random = Random(user_id)  # noqa: S311 (nothing here is a secret)
     for number in range(count):

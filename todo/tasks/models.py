@@ -1,4 +1,4 @@
-"""The tasks table: columns, constraints, index. What a task may be is said here and, for callers, in schemas.py."""
+"""The tasks table: columns, constraints, index. schemas.py has the same rules, with messages for callers."""
 
 from sqlalchemy import CheckConstraint, Identity, Index, Text
 from sqlalchemy.orm import Mapped, mapped_column

@@ -26,7 +26,7 @@ class TaskRow(Struct, frozen=True):
 
 
 class VersionedTask(TaskRow, frozen=True):
-    """A single task, with its version: 1 plus the number of changes."""
+    """A single task with its version, which is 1 plus the number of changes."""
 
     version: int
 
@@ -41,7 +41,7 @@ TASKS = OwnedTable(
         "q": or_(contains_ignoring_case(Task.title, Q), contains_ignoring_case(Task.description, Q)),
     },
 )
-# Version 1.0 counted an omitted description as null, and its keys may still be kept.
+# Version 1.0 counted an omitted description as null, and keys from that version may still exist.
 INSERT_ONCE = InsertOnce(Task, VersionedTask, null_if_omitted=["description"])
 toggle_task = TASKS.updating(status=case((Task.status == "complete", "incomplete"), else_="complete"))
 

@@ -1,4 +1,4 @@
-"""What a client may send about tasks, and what it gets. Marshmallow alone: knows no database and no HTTP."""
+"""What a client may send about tasks, and what it gets. Imports marshmallow only: no database, no HTTP."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -19,8 +19,8 @@ from todo.web.schemas import (
     user_id_field,
 )
 
-#: A title that is not blank, and storable. ECMA-262's \s differs from str.isspace(): it lacks \x1c to \x1f and \x85,
-#: and includes U+FEFF.
+#: A title that is storable and not only white space. The pattern corrects \s of ECMA-262 to match str.isspace(): \s
+#: lacks \x1c to \x1f and \x85, and includes U+FEFF.
 TITLE = r"^[^\x00]*(?:[^\s\x00\x1c-\x1f\x85]|\ufeff)[^\x00]*$"
 
 STATUSES = ("incomplete", "complete")
@@ -38,7 +38,7 @@ def refuse_blank_title(value: str) -> None:
 
 
 def title_field(*, required: bool) -> fields.String:
-    """The title: on create it must be there, on update it may be left out but not be null."""
+    """Return the field for the title. It is required on create. On update it may be omitted, but not be null."""
     return fields.String(
         required=required,
         validate=[
@@ -56,7 +56,7 @@ def title_field(*, required: bool) -> fields.String:
 
 
 def description_field() -> fields.String:
-    """The description: null, or omitted on create, is none."""
+    """Return the field for the description, which may be null."""
     return fields.String(
         allow_none=True,
         validate=[
@@ -69,7 +69,7 @@ def description_field() -> fields.String:
 
 
 def status_field(*, required: bool = False) -> fields.String:
-    """The status, one of STATUSES."""
+    """Return the field for the status, one of STATUSES."""
     return fields.String(
         required=required,
         validate=validate.OneOf(STATUSES, error=INVALID_STATUS),
@@ -79,7 +79,7 @@ def status_field(*, required: bool = False) -> fields.String:
 
 
 class TaskSchema(RowSchema):
-    """A task, as every answer shows it. The service alone sets the fields that are dump_only."""
+    """A task in a response. Only the service sets the fields that are dump_only."""
 
     id = row_id_field()
     user_id = user_id_field()
@@ -93,7 +93,7 @@ class TaskSchema(RowSchema):
 
 
 class NewTaskSchema(Input):
-    """The body that makes a task, which starts as incomplete."""
+    """The body that creates a task. A new task is incomplete."""
 
     class Meta(Input.Meta):
         include = output_only(TaskSchema)
@@ -105,12 +105,12 @@ class NewTaskSchema(Input):
 
 
 class TaskChangesSchema(Input):
-    """The body that changes a task: an omitted field is kept, a null description is cleared."""
+    """The body that changes a task. An omitted field keeps its value; a null description clears it."""
 
     class Meta(Input.Meta):
         include = output_only(TaskSchema)
 
-    #: What require_change holds, for the document.
+    #: The rule of require_change, for the OpenAPI document.
     json_schema: ClassVar = {"minProperties": 1}
 
     title = title_field(required=False)
@@ -119,15 +119,15 @@ class TaskChangesSchema(Input):
 
     @validates_schema(pass_original=True, skip_on_field_errors=False)
     def require_change(self, _loaded: object, original: Mapping[str, Any], **_: Any) -> None:
-        """Raise ValidationError where there is nothing to change."""
+        """Raise ValidationError if there is nothing to change."""
         if not original.keys() & self.load_fields.keys():
             raise ValidationError("At least one field (title, description or status) must be provided")
 
 
 class TaskCompletionSchema(Input):
-    """The body that sets the status; without any body the status is toggled."""
+    """The body that sets the status. Without a body the call toggles it."""
 
-    #: Only a body of zero bytes is none: {} is an object that lacks its status.
+    #: Only zero bytes count as no body: {} is an object without its status.
     is_body_optional = True
 
     status = status_field(required=True)
@@ -143,7 +143,8 @@ class TaskListQuerySchema(NoQuerySchema):
             storable("Query parameter q"),
         ],
         metadata={
-            "description": "Part of title or description, in any letter case, composed or decomposed; empty means any.",
+            "description": "Text in the title or description. Ignores letter case, and matches composed and decomposed "
+            "letters. Empty: no filter.",
             "pattern": STORABLE,
         },
     )

@@ -1,4 +1,4 @@
-"""The use cases of tasks, and the second check of ownership. Knows no HTTP and writes no SQL."""
+"""The use cases of tasks, and the second check of ownership. Knows no HTTP and no SQL."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,10 @@ from todo.tasks.queries import INSERT_ONCE, TASKS, TaskRow, VersionedTask
 def list_tasks(
     user_id: str, filters: Mapping[str, Any], *, before: tuple[str, int] | None, limit: int, size: int
 ) -> Sequence[TaskRow]:
-    """Return the user's tasks, newest first: one more than `limit` or than fit into `size` bytes, if there are more."""
+    """Return the user's tasks after `before`, newest first.
+
+    It returns one task more than `limit`, or than fit into `size` bytes, to show that more follow.
+    """
     rows = queries.list_tasks(user_id, filters, before=before, limit=limit + 1, size=size)
     return [owned(user_id, row) for row in rows]
 
@@ -21,9 +24,10 @@ def list_tasks(
 def create_task(
     user_id: str, email: str | None, values: Mapping[str, Any], key: str | None = None
 ) -> tuple[VersionedTask, bool]:
-    """Return a new task, and whether the key was used for it before; then it is the task as it was when it was new.
+    """Return the new task, and whether an earlier request with this key created it.
 
-    Raises LimitReached, and with a key KeyReused (it was used for another task) and KeyLimitReached.
+    A task of an earlier request is returned as it was when it was new. Raises LimitReached; with a key also KeyReused
+    (the key was used for other values) and KeyLimitReached.
     """
     if key is None:
         return owned(user_id, TASKS.insert(user_id, email, values)), False
@@ -39,16 +43,16 @@ def get_task(user_id: str, task_id: int) -> VersionedTask:
 def update_task(
     user_id: str, task_id: int, changes: Mapping[str, Any], expected: Expected | None = None
 ) -> VersionedTask:
-    """Return the user's task after the changes. Raises TaskNotFound, and NotAsExpected for another version."""
+    """Change and return the user's task. Raises TaskNotFound, and NotAsExpected if its version is not expected."""
     return _changed(user_id, task_id, TASKS.update(user_id, task_id, changes, expected), expected)
 
 
 def complete_task(
     user_id: str, task_id: int, completion: Mapping[str, Any], expected: Expected | None = None
 ) -> VersionedTask:
-    """Return the user's task with the status of the completion; if that is empty, with the other status.
+    """Set the status of the user's task, or toggle it if `completion` is empty, and return the task.
 
-    Raises like update_task().
+    Raises the same as update_task().
     """
     if completion:
         return update_task(user_id, task_id, completion, expected)
@@ -56,7 +60,7 @@ def complete_task(
 
 
 def delete_task(user_id: str, task_id: int, expected: Expected | None = None) -> None:
-    """Delete the user's task. Raises like update_task()."""
+    """Delete the user's task. Raises the same as update_task()."""
     _changed(user_id, task_id, TASKS.delete(user_id, task_id, expected), expected)
 
 

@@ -1,4 +1,4 @@
-"""The six calls. Each view hands over to the service; the decorators are those of every resource."""
+"""The six calls. Each view calls the service. All resources use the same decorators."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ class Tasks(OwnedView):
     def get(self, filters: Mapping[str, Any], **page: Any) -> Sequence[TaskRow]:
         """List the tasks, newest first
 
-        Where more follow than are answered at once, `Link` leads to the next page, under the same filters.
+        If more tasks follow, the `Link` header has the path of the next page, with the same filters.
         """
         return service.list_tasks(self.user_id, filters, **page)
 
@@ -39,7 +39,8 @@ class Tasks(OwnedView):
     def post(self, new_task: Mapping[str, Any], key: str | None) -> tuple[VersionedTask, bool]:
         """Create a task
 
-        It starts as incomplete. Sent again with the same `Idempotency-Key`, the first answer comes again.
+        The task starts as incomplete. A second request with the same `Idempotency-Key` and body creates nothing: it
+        gets the first answer again.
         """
         return service.create_task(self.user_id, self.identity.email, new_task, key)
 
@@ -52,7 +53,8 @@ class TaskById(OwnedView):
     def get(self, task_id: int) -> VersionedTask:
         """Get a task
 
-        Its `ETag`, sent back as `If-Match`, has a change or a deletion made only where nobody was faster.
+        Send the `ETag` of the answer as `If-Match` with a change or a deletion. It then fails with 412 if the task has
+        changed since.
         """
         return service.get_task(self.user_id, task_id)
 
@@ -60,7 +62,7 @@ class TaskById(OwnedView):
     def put(self, changes: Mapping[str, Any], task_id: int, expected: Expected | None) -> VersionedTask:
         """Change a task
 
-        What is omitted is kept; a description of null is cleared.
+        An omitted field keeps its value. A description of null clears it.
         """
         return service.update_task(self.user_id, task_id, changes, expected)
 
@@ -68,7 +70,7 @@ class TaskById(OwnedView):
     def delete(self, task_id: int, expected: Expected | None) -> None:
         """Delete a task
 
-        For good: no other task will ever have its id.
+        The deletion is final. No other task will ever get this id.
         """
         service.delete_task(self.user_id, task_id, expected)
 
@@ -86,8 +88,8 @@ class TaskCompletion(OwnedView):
         is_body_required=False,
     )
     def patch(self, completion: Mapping[str, Any], task_id: int, expected: Expected | None) -> VersionedTask:
-        """Turn the status over, or set it
+        """Toggle or set the status
 
-        Without a body the status is turned over; with one it is set, so that a retry is safe.
+        Without a body the call toggles the status. With a body it sets the status, which is safe to retry.
         """
         return service.complete_task(self.user_id, task_id, completion, expected)

@@ -1,1 +1,1 @@
-"""How HTTP is spoken here. Knows no resource and no database."""
+"""What all resources share of HTTP. Knows no resource and no database."""

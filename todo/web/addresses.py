@@ -1,4 +1,4 @@
-"""Which address a request comes from: behind the proxies that TRUSTED_PROXIES counts, and with a household as one."""
+"""The client's address, read from the headers of TRUSTED_PROXIES proxies. All IPv6 addresses of a household are one."""
 
 from ipaddress import IPv6Address, ip_address
 
@@ -9,18 +9,18 @@ from config import Settings
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Take the address from X-Forwarded-For where there are proxies to trust."""
+    """Take the address from X-Forwarded-For, if there are proxies to trust."""
     if settings.trusted_proxies:
-        # Of all that a proxy says the address alone: the other numbers stay 0, and links owe nothing to a header.
+        # Only the address: with the other numbers at 0, no header can change a link.
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0)  # type: ignore[method-assign]
 
 
 def network() -> str:
-    """The address of the client: in IPv6 the /64, of which one household has every address."""
+    """Return the client's address. For IPv6 its /64, because one household has all addresses of a /64."""
     try:
         address = ip_address(request.remote_addr or "")
     except ValueError:
-        # All that have none, a socket of Unix or what a proxy made up, are one.
+        # No valid address: a Unix socket, or an invalid header of the proxy. All of these count as one client.
         return ""
     if not isinstance(address, IPv6Address):
         return str(address)

@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of a request body.
 BODY_LIMIT = 1024 * 1024
-#: Characters of an error message: it names what the caller sent, which may be 1 MiB of names.
+#: Characters of an error message. It may quote names that the caller sent, up to 1 MiB of them.
 MESSAGE_LIMIT = 2000
-#: How many errors of a chain are logged, each of which was raised from the next.
+#: How many errors of a chain of causes are logged.
 LONGEST_CHAIN = 10
 
 #: The headers that the OWASP REST Security Cheat Sheet asks for: no MIME sniffing, no cross-origin reads without CORS,
-#: nothing loaded, framed or stored unless the response says so itself. Strict-Transport-Security belongs to the proxy
-#: that ends TLS.
+#: nothing loaded, framed or stored unless the response allows it. Strict-Transport-Security is the task of the proxy
+#: that terminates TLS.
 SECURITY_HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
@@ -38,14 +38,14 @@ NOT_STORED = [("Cache-Control", "no-store")]
 BAD_REQUESTS: Mapping[type[HTTPException], str] = {
     BadHost: "Invalid Host header",
     ClientDisconnected: "Request body is shorter than its Content-Length",
-    WebsocketMismatch: "WebSocket is not spoken here",
+    WebsocketMismatch: "WebSocket is not supported",
 }
-#: Statuses whose message in errors.py is about one situation, which Werkzeug's failures are not.
+#: Statuses whose message in errors.py is too specific for a failure that Werkzeug raises.
 SPECIFIC = frozenset({409, 412, 422, 429})
 
 
 class Response(flask.Response):
-    """Flask's response with the security headers. Added here they cost a tenth of what after_request costs."""
+    """Flask's response with the security headers. Adding them here costs a tenth of an after_request hook."""
 
     def get_wsgi_response(self, environ: Any) -> Any:
         """Return body, status and headers for the server."""
@@ -60,12 +60,12 @@ class Response(flask.Response):
 
 
 class JsonProvider(DefaultJSONProvider):
-    """Flask's JSON, with msgspec as the encoder: it encodes row structs, at a fraction of the cost."""
+    """Flask's JSON provider with msgspec as the encoder: it encodes row structs, and is much faster."""
 
     sort_keys = False
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
-        """Return what jsonify() returns."""
+        """Return the response of jsonify()."""
         value = self._prepare_response_obj(args, kwargs)
         try:
             body = msgspec.json.encode(value) + b"\n"
@@ -87,17 +87,17 @@ class App(Flask):
 
 
 def init_app(app: Flask) -> None:
-    """Answer every failure in JSON. Accept each path with and without a trailing slash."""
+    """Answer every failure in JSON. Accept each path with or without a trailing slash."""
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
     app.url_map.strict_slashes = False
-    # A redirect to single slashes would be HTML, and browsers refuse redirects of preflighted calls.
+    # Else Flask redirects paths with double slashes, in HTML. Browsers refuse redirects of preflighted calls.
     app.url_map.merge_slashes = False
     app.register_error_handler(TodoError, answer_failure)
     app.register_error_handler(Exception, _answer_fault)
 
 
 def translate(app: Flask, kinds: tuple[type[Exception], ...], as_failure: Callable[[Exception], TodoError]) -> None:
-    """Answer exceptions of these kinds as the failure that as_failure() makes of each."""
+    """Answer exceptions of these kinds with the failure that as_failure() returns for them."""
     for kind in kinds:
         app.register_error_handler(kind, lambda error: answer_failure(as_failure(error), error))
 
@@ -105,18 +105,18 @@ def translate(app: Flask, kinds: tuple[type[Exception], ...], as_failure: Callab
 def answer_failure(failure: TodoError, error: BaseException | None = None) -> Response:
     """Return the response for a failure, and log what the operator must know.
 
-    error: the exception that the failure was made of, if it is not the failure's own cause.
+    error: the exception that the failure stands for, if it is not the failure's `__cause__`.
     """
     cause = error or failure.__cause__
     if isinstance(failure, NotAuthenticated):
-        # For the line of the request in the log (todo/web/request_log.py).
+        # For the request's line in the log (todo/web/request_log.py).
         g.refusal = failure.reason
     if isinstance(failure, OwnershipViolated):
         _log(logging.CRITICAL, f"OWNERSHIP VIOLATED: {failure.detail}")
     elif failure.status == InternalError.status:
         _log(logging.ERROR, f"{failure.detail}\n{_trace(cause)}")
     elif failure.status == 503:
-        # The class of the cause alone: the message of an identity provider may quote the token.
+        # Only the class of the cause: the message of an identity provider may quote the token.
         _log(logging.WARNING, failure.detail or failure.message + (f" ({type(cause).__name__})" if cause else ""))
     message = failure.message
     return error_response(
@@ -125,7 +125,7 @@ def answer_failure(failure: TodoError, error: BaseException | None = None) -> Re
 
 
 def answer_http_exception(error: HTTPException) -> Response:
-    """Return the response for a failure that Werkzeug or Flask found, with its own headers (Allow, for one)."""
+    """Return the response for a failure that Werkzeug or Flask raised, with its headers, for example Allow."""
     status = error.code or InternalError.status
     headers = {name: value for name, value in error.get_headers() if name != "Content-Type"}
     failure = None if status in SPECIFIC else by_status().get(status)
@@ -134,7 +134,7 @@ def answer_http_exception(error: HTTPException) -> Response:
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str]) -> Response:
-    """Return the body of every error, `{"error": message}`, with that status and those headers."""
+    """Return the response of an error: `{"error": message}` with the status and the headers."""
     response = cast(Response, jsonify(error=message))
     response.status_code = status
     response.headers.update(headers)
@@ -150,9 +150,9 @@ def _log(level: int, message: str) -> None:
 
 
 def _trace(error: BaseException | None) -> str:
-    """Return where an error and its causes were raised: lines of code, without the messages.
+    """Return where an error and its causes were raised: lines of code, without messages.
 
-    A message may quote what the user wrote, and that of an identity provider may quote the token.
+    A message may quote what the user wrote, and an identity provider's may quote the token.
     """
     steps: list[str] = []
     while error is not None and len(steps) < LONGEST_CHAIN:

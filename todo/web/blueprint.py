@@ -16,7 +16,7 @@ from todo.web.schemas import HeaderSchema, NoQuerySchema
 
 View = TypeVar("View", bound=Callable[..., Any])
 
-#: The example of an entity tag is the schema's own: Swagger UI would fill in that of the parameter, and send it.
+#: The example belongs to the schema, not the parameter: Swagger UI would fill in that of a parameter, and send it.
 TAGS: dict[str, Any] = {"examples": ['"1-1"']}
 
 
@@ -25,7 +25,8 @@ class IfNoneMatchSchema(HeaderSchema):
 
     if_none_match = fields.String(
         data_key="If-None-Match",
-        metadata={"description": "Entity tags that the caller has: 304 where one still holds."} | TAGS,
+        metadata={"description": "Entity tags that the caller has. The answer is a 304 if one of them is current."}
+        | TAGS,
     )
 
 
@@ -34,7 +35,7 @@ class IfMatchSchema(HeaderSchema):
 
     if_match = fields.String(
         data_key="If-Match",
-        metadata={"description": "Entity tags, one of which must still hold: 412 otherwise."} | TAGS,
+        metadata={"description": "Entity tags. The answer is a 412 if none of them is current."} | TAGS,
     )
 
 
@@ -44,7 +45,7 @@ class Blueprint(flask_smorest.Blueprint):
     ARGUMENTS_PARSER: ClassVar[Parser] = Parser()
 
     def no_query(self, view: View) -> View:
-        """Refuse query parameters. Raises InvalidInput."""
+        """Refuse all query parameters. Raises InvalidInput."""
 
         @wraps(view)
         def without_query(*args: Any, **arguments: Any) -> Any:
@@ -62,11 +63,13 @@ class Blueprint(flask_smorest.Blueprint):
             return revalidated(view(*args, **arguments))
 
         documented = self.arguments(IfNoneMatchSchema, location="headers", as_kwargs=True)(with_condition)
-        not_modified = self.alt_response(304, description="What the caller has still holds.", headers=ETAG)
+        not_modified = self.alt_response(
+            304, description="Not modified: the caller has the current version.", headers=ETAG
+        )
         return cast(View, not_modified(documented))
 
     def conditional_change(self, row_id: str) -> Callable[[View], View]:
-        """Pass the view, as `expected`, the versions that the request accepts of the row with that path argument."""
+        """Pass `expected` to the view: the versions that the request expects of the row. row_id: its path argument."""
 
         def decorate(view: View) -> View:
             @wraps(view)
@@ -79,7 +82,7 @@ class Blueprint(flask_smorest.Blueprint):
         return decorate
 
     def fails_with(self, *failures: int | type[TodoError]) -> Callable[[View], View]:
-        """Document the failures of a view, each by its status or by its class. Changes nothing else."""
+        """Document the failures of a view, each given as a status or a class. Does not change the view's behaviour."""
 
         def decorate(view: View) -> View:
             for failure in reversed(failures):

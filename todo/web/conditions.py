@@ -1,4 +1,4 @@
-"""Conditional requests (RFC 9110 section 13): entity tags of answers, and which versions a request expects.
+"""Conditional requests (RFC 9110 section 13): the entity tags of answers, and the versions that a request expects.
 
 Knows no resource.
 """
@@ -17,27 +17,26 @@ _LARGEST_VERSION = 2**63 - 1
 
 
 class Numbered(Protocol):
-    """A row that bears an id and a version."""
+    """A row that has an id and a version."""
 
     @property
     def id(self) -> int:
-        """Which row."""
+        """Its id."""
 
     @property
     def version(self) -> int:
-        """Which version of it."""
+        """Its version: 1 plus the number of changes."""
 
 
 def entity_tag(row: Numbered) -> dict[str, str]:
-    """The header with the row's strong entity tag: of its id and version alone, so that no answer has to be read."""
+    """Return the ETag header of a row. The tag is strong, and is made only from the id and the version."""
     return {"ETag": f'"{row.id}-{row.version}"'}
 
 
 def expected_of(row_id: int) -> Expected | None:
-    """What the request at hand expects of that row's version in If-Match and If-None-Match; None where nothing.
+    """Return the versions of the row that If-Match and If-None-Match of this request expect; None without either.
 
-    An If-Match that holds no entity tag, or none of that row, expects a version that does not exist: a condition that
-    cannot be understood is not one that holds.
+    An unparsable If-Match never matches. Neither does one that has no entity tag of this row.
     """
     if_match, if_none_match = (request.environ.get(name) for name in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"))
     if if_match is None and if_none_match is None:
@@ -51,10 +50,10 @@ def expected_of(row_id: int) -> Expected | None:
 
 
 def revalidated(response: Response) -> Response:
-    """The answer, or 304 without its body where If-None-Match names it.
+    """Return the response, or a 304 without a body if If-None-Match names its entity tag.
 
-    An answer without an entity tag gets a weak one, of its body and of the link to the next page. The caller's browser
-    may keep it, but must ask each time (RFC 9111 section 5.2.2).
+    A response without an entity tag gets a weak one, made from its body and its `Link`. The browser may store the
+    response, but must ask the service before it reuses it (RFC 9111 section 5.2.2).
     """
     response.headers["Cache-Control"] = "private, no-cache"
     if "ETag" not in response.headers:
@@ -67,7 +66,7 @@ def revalidated(response: Response) -> Response:
 
 
 def _versions(row_id: int, tags: Iterable[str | None]) -> list[int]:
-    # Werkzeug's value of the empty tag, "", is None.
+    # Werkzeug returns None for the empty tag, "".
     parts = filter(None, (_TAG.fullmatch(tag or "") for tag in tags))
     versions = [int(version) for number, version in (part.groups() for part in parts) if int(number) == row_id]
     return [version for version in versions if version <= _LARGEST_VERSION]

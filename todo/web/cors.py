@@ -1,4 +1,4 @@
-"""Cross-origin requests from the front ends that CORS_ORIGINS names (WHATWG Fetch); does nothing without."""
+"""Cross-origin requests from the front ends in CORS_ORIGINS (WHATWG Fetch). Does nothing if that is not set."""
 
 import re
 
@@ -7,7 +7,7 @@ from flask_cors import CORS
 
 from config import Settings
 
-#: Those of the service, those that HTTP clients add, and those of tracers (W3C Trace Context, W3C Baggage, Sentry).
+#: Headers of the service, of HTTP clients, and of tracers (W3C Trace Context, W3C Baggage, Sentry).
 ALLOWED_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID"),
     *("Cache-Control", "X-Requested-With"),
@@ -16,13 +16,13 @@ ALLOWED_HEADERS = (
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Answer preflights and mark answers, errors among them, for the listed origins alone."""
+    """Answer preflights, and add CORS headers to answers (also to errors), only for the listed origins."""
     if settings.cors_origins:
         CORS(
             app,
-            # Patterns rather than names: compared exactly, and answered with `Vary: Origin`, be it only one.
+            # Patterns, not names: flask-cors compares these exactly, and adds `Vary: Origin` even for a single one.
             origins=[re.compile(re.escape(origin) + r"\Z") for origin in settings.cors_origins],
-            # A name may hold what flask-cors takes for a pattern: `$`, `^`.
+            # A name may contain `$` or `^`, which flask-cors would read as a pattern.
             allow_headers=[
                 re.compile(re.escape(name) + r"\Z", re.IGNORECASE)
                 for name in (*ALLOWED_HEADERS, *settings.cors_headers)

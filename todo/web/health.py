@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it can do its work: for load balancers, which have no identity."""
+"""Health checks: does the process run, and can it do its work? For load balancers, which have no identity."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ from todo.web.schemas import Output
 
 logger = logging.getLogger(__name__)
 
-blp = Blueprint("health", __name__, url_prefix="/health", description="For load balancers; no identity needed.")
+blp = Blueprint("health", __name__, url_prefix="/health", description="Health checks, without authentication.")
 
 
 class Readiness(Protocol):
-    """What the check of a database that can be used returns."""
+    """The result of checking a usable database."""
 
     @property
     def row_level_security(self) -> str:
-        """Whether the database itself separates users."""
+        """Whether the database itself keeps users apart: enforced, bypassed or none."""
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -31,12 +31,12 @@ class Readiness(Protocol):
 
 
 def init_app(app: Flask, check: Callable[[], Readiness]) -> None:
-    """Let /health/ready use that check, which raises a failure if the database cannot be used."""
+    """Let /health/ready call `check`, which raises a failure if the database cannot be used."""
     app.extensions["check_database"] = check
 
 
 class HealthSchema(Output):
-    """The body of a good answer."""
+    """The body of a 200."""
 
     status = fields.String(
         required=True, validate=OneOf(["ok"]), metadata={"component": "HealthStatus", "examples": ["ok"]}
@@ -44,23 +44,24 @@ class HealthSchema(Output):
 
 
 class LivenessSchema(HealthSchema):
-    """The body of a good answer of the process."""
+    """The body of a 200 from /health/live."""
 
     version = fields.String(
         required=True,
-        metadata={"description": "The version of the service, as in this document.", "examples": ["1.1.0"]},
+        metadata={"description": "The version of the service and of this document.", "examples": ["1.1.0"]},
     )
 
 
 class ReadinessSchema(HealthSchema):
-    """The body of a good answer about the database."""
+    """The body of a 200 from /health/ready."""
 
     row_level_security = fields.String(
         required=True,
         validate=OneOf(["enforced", "bypassed", "none"]),
         metadata={
-            "description": "Whether the database itself keeps users apart: not where its role bypasses the policies "
-            "(a superuser, BYPASSRLS), a table has none or one that lets everybody in, and not on SQLite.",
+            "description": "Whether the database itself keeps users apart. `enforced`: its row-level security applies "
+            "to the service. `bypassed`: it does not, because the role is a superuser or has BYPASSRLS, or a table has "
+            "no policy or one that shows every row. `none`: the database is SQLite.",
             "examples": ["enforced"],
         },
     )
@@ -68,16 +69,16 @@ class ReadinessSchema(HealthSchema):
 
 @blp.route("/live")
 class Live(MethodView):
-    """Does the process answer? Asks no database."""
+    """Does the process run?"""
 
     @blp.doc(operationId="checkLive", security=[])
     @blp.no_query
     @blp.response(200, LivenessSchema, example={"status": "ok", "version": "1.1.0"})
     @blp.fails_with(400)
     def get(self) -> dict[str, str]:
-        """Check that the process lives
+        """Check that the process runs
 
-        Asks no database: a process that fails here wants to be started anew.
+        Does not use the database. Restart a process that fails this check.
         """
         return {"status": "ok", "version": current_app.config["API_VERSION"]}
 
@@ -93,8 +94,8 @@ class Ready(MethodView):
     def get(self) -> dict[str, str]:
         """Check that the database answers and has what the service needs
 
-        Tables, columns, rights, functions, policies and encoding are tried. A process that fails here wants no requests
-        for now: its database is away, or lacks one of them.
+        Tries tables, columns, rights, functions, policies and encoding. Send no requests to a process that fails this
+        check: its database is unavailable, or lacks one of these.
         """
         readiness: Readiness = current_app.extensions["check_database"]()
         for warning in readiness.warnings:
@@ -104,5 +105,5 @@ class Ready(MethodView):
 
 @cache
 def _warn(warning: str) -> None:
-    # Once in the life of a process: load balancers ask every few seconds.
+    # Once per process (the cache): load balancers ask every few seconds.
     logger.warning(warning)

@@ -1,6 +1,6 @@
-"""Figures for Prometheus at /metrics: requests, the time they took, and what they take of the database.
+"""Metrics for Prometheus at /metrics: requests, their durations, and their use of the database.
 
-Must not tell of a single request or user: each label has few values. Without METRICS_TOKEN it does nothing.
+Must not reveal a single request or user: each label has few values. Does nothing if METRICS_TOKEN is not set.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from todo.errors import NotAuthenticated, Refusal
 from todo.web.metrics_files import FiguresOfAll, keep
 from todo.web.request_log import method_and_route, on_answer
 
-#: The endpoint as Flask names it.
+#: Flask's name of the endpoint.
 ENDPOINT = "metrics"
-#: Seconds. A call takes a few milliseconds, and none waits for the database longer than 10 s.
+#: Upper bounds in seconds. A call takes a few milliseconds, and waits for the database at most 10 s.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 def init_app(app: Flask, settings: Settings, observe: Callable[..., None]) -> None:
-    """Count, and show the figures to anyone who has the token. Under several workers the figures are those of all.
+    """Count, and add the route /metrics for callers with the token. It sums over all gunicorn workers.
 
-    observe: takes the functions to call as statements and connections are used (todo/db/observation.py).
+    observe: takes functions, and calls them when statements and connections are used (todo/db/observation.py).
     """
     if settings.metrics_token is None:
         return
-    # A series more for each, with the time at which it began.
+    # Else each metric gets another series, with the time of its creation.
     disable_created_metrics()
     own = shown = CollectorRegistry()
     if settings.metrics_folder is not None:
@@ -44,7 +44,7 @@ def init_app(app: Flask, settings: Settings, observe: Callable[..., None]) -> No
 
 
 def _show(app: Flask, registry: CollectorRegistry, token: str) -> None:
-    """The route. The users' identity rules do not hold there: it asks for the token itself."""
+    """Add the route. It is public to the identity hook, and checks its own token."""
 
     def metrics() -> Response:
         scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
@@ -80,7 +80,7 @@ def _count_requests(app: Flask, registry: CollectorRegistry) -> None:
 def _count_on_database(observe: Callable[..., None], registry: CollectorRegistry, size: int) -> None:
     statements = Counter("todo_database_statements", "Statements given to the database.", registry=registry)
     seconds = Counter("todo_database_seconds", "Seconds spent waiting for these statements.", registry=registry)
-    # Of the workers that live, that is: gunicorn.conf.py says which have died.
+    # The sum over running workers: gunicorn.conf.py removes those that have ended.
     options: dict[str, Any] = {"multiprocess_mode": "livesum", "registry": registry}
     Gauge("todo_database_connections_size", "Connections that the pools may hold.", **options).set(size)
     in_use = Gauge("todo_database_connections_in_use", "Connections that requests hold.", **options)

@@ -1,8 +1,8 @@
-"""The files in which the workers of one gunicorn keep their figures for each other.
+"""The files through which gunicorn's workers share their metrics. Must not know which metrics there are.
 
-prometheus_client maps such a file into memory (its multi-process mode). A page of it that the file system cannot
-allocate ends the process with SIGBUS. So every page is allocated before it is mapped, and a worker whose file cannot
-have more goes on counting in its own memory. Must not know which figures there are.
+prometheus_client maps such a file into memory (its multi-process mode). If the file system cannot allocate a page of
+it, SIGBUS ends the process. So this module allocates every page before it is mapped. If a worker's file cannot grow,
+the worker counts in its own memory from then on.
 """
 
 import logging
@@ -21,25 +21,25 @@ from prometheus_client.registry import Collector
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of a new file. It doubles where that is not enough.
+#: Bytes of a new file. It doubles when it is full.
 SIZE = 65536
-#: What an entry takes beside its key, at most.
+#: The most bytes that an entry takes besides its key.
 ENTRY_OVERHEAD = 32
 
-#: What the empty file is called that is there while a process counts in memory; gunicorn.conf.py removes it.
+#: While a process counts in memory, there is an empty file whose name begins so. gunicorn.conf.py removes it.
 MARKER = "unseen_"
 
-#: Those of this process, which are as many as there are kinds of figures.
+#: The files of this process: one for each kind of metric.
 _files: list["FiguresFile"] = []
 
 
 class FiguresFile(MmapedDict):
-    """prometheus_client's file of one process and kind; in memory alone from the first failure on.
+    """prometheus_client's file for one process and one kind of metric. After the first failure it is only in memory.
 
-    Nothing that a request counts raises an OSError, or ends the process.
+    So counting never raises OSError, and never ends the process.
     """
 
-    # None, and a bytearray, in memory.
+    # The file and its map. In memory: None and a bytearray.
     _f: Any
     _m: Any
 
@@ -55,7 +55,7 @@ class FiguresFile(MmapedDict):
 
     @property
     def process(self) -> str:
-        """Whose it is."""
+        """The name of the process that writes it."""
         return self.path.stem.rpartition("_")[2]
 
     @property
@@ -75,32 +75,32 @@ class FiguresFile(MmapedDict):
         super()._init_value(key)
 
     def _go_on_in_memory(self, counted: bytes, error: OSError) -> None:
-        # A bytearray grows by itself. What stands in the file stays there, so that no counter goes back.
+        # A bytearray grows by itself. The file keeps its counts, so that no counter decreases.
         self._f, self._m, self._capacity = None, bytearray(counted), sys.maxsize
-        # Tells the other workers. An empty file needs no room, so that this mostly succeeds.
+        # Tells the other workers. This usually succeeds, because an empty file takes no space.
         with suppress(OSError):
             (self.path.parent / f"{MARKER}{self.process}").touch()
         if all(file.is_seen for file in _files if file is not self):
             logger.warning(
-                "metrics: %s cannot be written (%s). This worker counts in memory until it ends, and /metrics goes "
-                "without. Requests are not affected",
+                "metrics: %s cannot be written (%s). This worker counts in memory until it ends, and /metrics lacks "
+                "its counts. Requests are not affected",
                 self.path,
                 error.strerror,
             )
 
 
 class FiguresOfAll(Collector):
-    """The sums over what each process has written into a folder: prometheus_client's MultiProcessCollector.
+    """Sums what all processes have written into a folder, as prometheus_client's MultiProcessCollector does.
 
-    But it passes over files that are empty, as each is for a moment. That one fails there, and for ever where a process
-    was killed at that moment (github.com/prometheus/client_python/issues/1199).
+    It skips empty files; the MultiProcessCollector fails on them. Each file is empty for a moment, and stays so if its
+    process is killed at that moment (github.com/prometheus/client_python/issues/1199).
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def collect(self) -> Iterable[Metric]:
-        """The sums as they are now, and how many workers they are known to leave out."""
+        """Yield the current sums, and the number of workers whose latest counts are missing."""
         files = [str(path) for path in self._folder.glob("*.db") if _has_begun(path)]
         yield from cast(Iterable[Metric], MultiProcessCollector.merge(files))
         unseen = {path.name.removeprefix(MARKER) for path in self._folder.glob(f"{MARKER}*")}
@@ -111,10 +111,10 @@ class FiguresOfAll(Collector):
 
 
 def keep(process: str) -> None:
-    """Let prometheus_client keep its figures in FiguresFile, under that name for this process.
+    """Let prometheus_client use FiguresFile, with this name for the current process. Call it before any metric exists.
 
-    A new process goes on with the files of one that has ended, and so with what that one has counted: there are never
-    more files than processes at the same time. Called before there are any figures.
+    A new process may have the name of one that has ended. It then adds to the counts of that process, so the number of
+    files does not grow.
     """
     values.MmapedDict = FiguresFile  # type: ignore[attr-defined, assignment]
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: process)
@@ -124,11 +124,11 @@ def _has_begun(path: Path) -> bool:
     try:
         return path.stat().st_size > 0
     except FileNotFoundError:
-        # That of a process that ended meanwhile.
+        # Its process has ended in the meantime.
         return False
 
 
 def _allocate(path: Path, size: int) -> None:
-    """Make the file at least so large, with zeros that have been written. Raises OSError."""
+    """Grow the file to at least `size` bytes, by writing zeros. Raises OSError."""
     with path.open("ab") as file:
         file.write(bytes(max(0, size - file.tell())))

@@ -1,4 +1,4 @@
-"""The OpenAPI document: flask-smorest's Api with the failures of this service, and changes to what apispec writes."""
+"""The OpenAPI document: flask-smorest's Api with this service's failures, and changes to what apispec generates."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -27,22 +27,22 @@ def header(description: str, example: str, *, required: bool = True) -> dict[str
 ETAG = {"ETag": header("The entity tag, for `If-Match` and `If-None-Match` (RFC 9110 section 8.8.3).", '"1-1"')}
 #: The headers of failures: description and example.
 FAILURE_HEADERS: Mapping[str, tuple[str, str]] = {
-    "WWW-Authenticate": ("The challenge of RFC 6750.", "Bearer"),
-    "Retry-After": ("Seconds to wait before the next try.", "30"),
-    "RateLimit-Limit": ("Requests that a window of time allows.", "600"),
-    "RateLimit-Remaining": ("Requests that are left in this window.", "0"),
+    "WWW-Authenticate": ("The expected authentication scheme (RFC 6750).", "Bearer"),
+    "Retry-After": ("Seconds to wait before the next attempt.", "30"),
+    "RateLimit-Limit": ("Requests allowed in one time window.", "600"),
+    "RateLimit-Remaining": ("Requests left in this window.", "0"),
     "RateLimit-Reset": ("Seconds until the next window begins.", "30"),
 }
 
 
 class ApiErrorSchema(Output):
-    """The body of every error. The name is not Error: generated clients would hide JavaScript's own."""
+    """The body of every error. It is not named Error, because generated clients would then hide JavaScript's Error."""
 
-    error = fields.String(required=True, metadata={"description": "One sentence on what went wrong."})
+    error = fields.String(required=True, metadata={"description": "One sentence that says what is wrong."})
 
 
 def document_error(failure: type[TodoError]) -> dict[str, Any]:
-    """Return what flask-smorest's alt_response() takes to document a failure."""
+    """Return the arguments of flask-smorest's alt_response() that document a failure."""
     example = {"error": failure.example or failure.message}
     return {"description": failure.description, "schema": ApiErrorSchema, "example": example}
 
@@ -61,11 +61,11 @@ class Api(flask_smorest.Api):
         for failure in by_status().values():
             if failure.component:
                 self.spec.components.response(failure.component, _component(failure))
-        # Of flask-smorest's pagination, which this service does not use.
+        # flask-smorest adds it for its own pagination, which this service does not use.
         del self.spec.components.schemas["PaginationMetadata"]
 
     def _openapi_json(self) -> Response:
-        # flask-smorest's view, with the path that the service is mounted at. WSGI has it in each request.
+        # As flask-smorest's view, but `servers` has the path prefix of the service, which WSGI gives with each request.
         document = {**self.spec.to_dict(), "servers": [{"url": request.script_root or "/"}]}
         return current_app.response_class(
             flask.json.dumps(document, indent=2, sort_keys=False), mimetype="application/json"
@@ -97,12 +97,12 @@ class SchemaConverter(OpenAPIConverter):
     """
 
     def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
-        """The JSON Schema of a marshmallow schema."""
+        """Return the JSON Schema of a marshmallow schema."""
         converted = super().schema2jsonschema(schema)  # type: ignore[no-untyped-call]  # apispec has few annotations
         return {**converted, **getattr(schema, "json_schema", {})}
 
     def field2property(self, field: Any) -> dict[str, Any]:
-        """The JSON Schema of a marshmallow field, or a reference to it."""
+        """Return the JSON Schema of a marshmallow field, or a reference to its component."""
         converted = super().field2property(field)
         name = field.metadata.get("component")
         if name is None:
@@ -113,9 +113,9 @@ class SchemaConverter(OpenAPIConverter):
 
 
 class SchemaPlugin(MarshmallowPlugin):
-    """apispec's plugin with that converter. Each operation lists all its parameters, in one order.
+    """apispec's plugin with SchemaConverter. Each operation lists all its parameters, always in the same order.
 
-    Code generators turn parameters into arguments in that order, and put those of a path item last.
+    Code generators turn parameters into arguments in this order, and would put those of a path item last.
     """
 
     Converter = SchemaConverter
@@ -127,7 +127,7 @@ class SchemaPlugin(MarshmallowPlugin):
         parameters: list[dict[str, Any]] | None = None,
         **_: Any,
     ) -> None:
-        """Move the parameters of a path into its operations."""
+        """Move the parameters of a path item into its operations."""
         for operation in (operations or {}).values():
             if all_parameters := [*deepcopy(parameters or []), *operation.get("parameters", [])]:
                 operation["parameters"] = all_parameters
@@ -137,7 +137,7 @@ class SchemaPlugin(MarshmallowPlugin):
     def operation_helper(
         self, path: str | None = None, operations: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Replace schemas by what they describe, and sort parameters. One from a schema replaces the route's."""
+        """Resolve schemas and sort parameters. A parameter from a schema replaces the route's of the same name."""
         super().operation_helper(path=path, operations=operations, **options)
         for operation in (operations or {}).values():
             if parameters := operation.get("parameters"):

@@ -1,4 +1,4 @@
-"""Pages of a list: the opaque cursor, the Link header, and how much one page holds."""
+"""Pages of a list: the opaque cursor, the Link header, and the size of a page."""
 
 import base64
 import hashlib
@@ -16,16 +16,16 @@ from todo.instants import from_microseconds, to_microseconds
 
 Row = TypeVar("Row")
 
-#: Bytes of JSON on a page. A single row may have more.
+#: The most bytes of JSON on a page. A single row may exceed it.
 PAGE_BYTES = 1024 * 1024
 
-# Microseconds since 1970, id, and the digest of owner and filters.
+# created_at in microseconds since 1970, id, and a digest of owner and filters.
 _LAYOUT = struct.Struct(">qq8s")
 _INVALID = "Invalid cursor"
 
 
 def encode_cursor(user_id: str, filters: Sequence[str | None], created_at: str, row_id: int) -> str:
-    """Return the cursor after that row of the user's list under these filters, in URL-safe base64 (RFC 4648)."""
+    """Return the cursor for what follows the row, in the user's list with these filters. URL-safe base64 (RFC 4648)."""
     place = _LAYOUT.pack(to_microseconds(created_at), row_id, _digest(user_id, filters))
     return base64.urlsafe_b64encode(place).decode()
 
@@ -33,8 +33,8 @@ def encode_cursor(user_id: str, filters: Sequence[str | None], created_at: str, 
 def decode_cursor(user_id: str, filters: Sequence[str | None], cursor: str) -> tuple[str, int]:
     """Return the (created_at, id) of a cursor.
 
-    Raises InvalidInput unless encode_cursor() made it for this user and these filters. Under other filters the list
-    would start in the middle, unnoticed.
+    Raises InvalidInput unless encode_cursor() made it for this user and these filters. With other filters the list
+    would start in the middle, and nobody would notice.
     """
     try:
         place = base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
@@ -48,9 +48,9 @@ def decode_cursor(user_id: str, filters: Sequence[str | None], cursor: str) -> t
 
 
 def next_link(endpoint: str, user_id: str, query: Mapping[str, Any], cursor: str) -> dict[str, str]:
-    """Return the Link header to the next page under the same query (RFC 8288).
+    """Return the Link header for the next page with the same query (RFC 8288).
 
-    Relative to the origin: the Host header has no part in it.
+    The link has no host, so the Host header cannot change it.
     """
     return {"Link": f'<{url_for(endpoint, **{**query, "user_id": user_id, "cursor": cursor})}>; rel="next"'}
 
@@ -61,10 +61,10 @@ def fit(rows: Sequence[Row], limit: int) -> Sequence[Row]:
     if len(msgspec.json.encode(rows)) < PAGE_BYTES:
         return rows
     sizes = accumulate(len(msgspec.json.encode(row)) + 1 for row in rows)
-    # The brackets are two more bytes. The last comma counts as the line end.
+    # Two more bytes for the brackets. The last row has no comma, but the page ends with a line feed.
     return rows[: max(1, sum(size + 2 <= PAGE_BYTES for size in sizes))]
 
 
 def _digest(user_id: str, filters: Sequence[str | None]) -> bytes:
-    # Against mistakes, not against forgery: a forged cursor shows its user nothing but their own rows.
+    # Protects against mistakes, not forgery: a forged cursor shows users only their own rows.
     return hashlib.sha256(json.dumps([user_id, *filters]).encode()).digest()[:8]

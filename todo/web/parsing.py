@@ -1,4 +1,4 @@
-"""The parser of bodies and query strings: strict, with one sentence on what is wrong."""
+"""The strict parser of bodies and query strings. Its error is one sentence that says what is wrong."""
 
 import json
 from typing import Any, NoReturn, cast
@@ -48,8 +48,8 @@ class Parser(FlaskParser):
         return _unique(pairs, "Query parameter given twice: {}")
 
     def handle_error(self, error: ValidationError, req: Request, schema: Schema, **_: Any) -> NoReturn:
-        """Raise InvalidInput with the messages of the schema, an Input (todo/web/schemas.py)."""
-        # webargs puts them under their location.
+        """Raise InvalidInput with the schema's messages. The schema is an Input (todo/web/schemas.py)."""
+        # webargs nests them under the location, such as json or query.
         (messages,) = cast("dict[str, list[str]]", error.messages).values()
         raise InvalidInput("; ".join(messages)) from error
 
@@ -58,11 +58,11 @@ def _read_body(req: Request) -> bytes:
     if "Transfer-Encoding" in req.headers:
         raise LengthRequired
     if not req.content_length and req.environ.get("SERVER_PROTOCOL", "").startswith("HTTP/1"):
-        # Without either header there is no body (RFC 9112 section 6.3). HTTP/2 may send one all the same.
+        # In HTTP/1 there is no body without either header (RFC 9112 section 6.3). In HTTP/2 there may be one.
         return b""
     body = req.get_data()
     if len(body) != (req.content_length or 0):
-        # The client disconnected early. What arrived may be valid JSON all the same.
+        # The client disconnected early. Even so, the part that arrived may be valid JSON.
         raise InvalidInput("Request body is shorter than its Content-Length")
     return body
 
@@ -77,7 +77,7 @@ def _load(body: bytes) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput("Request body is not valid JSON") from error
     except ValueError as error:
-        # Python limits the digits of an integer.
+        # Python limits the number of digits of an integer.
         raise InvalidInput("Request body has a number that is too long") from error
     except RecursionError as error:
         raise InvalidInput("Request body is nested too deeply") from error

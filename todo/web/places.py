@@ -1,8 +1,7 @@
-"""How long one caller may hold the threads of this process. Knows no route, asks no database.
+"""Limits how long one caller may hold threads of this process. Knows no route, and uses no database.
 
-A caller is a user, or the address of a client that is not identified. Two accounts, in seconds of threads: of slow
-requests, and of searches. Quick requests cost nothing, however many come at once. The reasons and figures are in
-docs/decisions/places.md.
+A caller is a user, or the address of a client that is not identified. Each caller has two accounts, in seconds of
+threads: one for slow requests, one for searches. Quick requests cost nothing. Reasons: docs/decisions/places.md.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -20,26 +19,26 @@ from todo.errors import TooManyAtOnce
 from todo.identity import current_identity
 from todo.web.addresses import network
 
-#: The part of the threads that a caller with too many slow requests may hold.
+#: The share of the threads that a caller with too many slow requests may still hold.
 SHARE = 0.25
-#: Seconds after which a request is slow. Far more than a quick one takes on a machine that others keep busy.
+#: Seconds after which a request is slow. Quick ones take far less, even on a busy machine.
 SLOW = 0.5
-#: The part of the threads that a caller's slow requests may hold all the time: so much is forgiven each second.
+#: Seconds of each thread that are forgiven per second. A caller's slow requests may hold this share permanently.
 FORGIVEN = 0.05
-#: Seconds after which a search is slow, whose cost its sender chooses; its wait for its caller's others is included.
+#: Seconds after which a search is slow, its wait for other searches of the caller included.
 SLOW_SEARCH = 0.05
-#: Seconds of threads that a caller's slow searches may hold in a burst, and how much of that comes back each second.
+#: Seconds of threads that a caller's slow searches may use in a burst, and how much of that is forgiven each second.
 SEARCHES, SEARCHES_FORGIVEN = 1.0, 0.1
-#: Nobody owes more than is forgiven in so many seconds.
+#: Seconds in which the largest debt is forgiven.
 LONGEST = 15.0
 TOO_MANY_SEARCHES = "Too many searches at once: wait before the next"
-#: How many callers are remembered before those are dropped who owe nothing any more.
+#: When more callers than this are remembered, those who owe nothing are forgotten.
 MANY = 1000
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """A thread that is held: by whom, and since when that counts (None while it does not)."""
+    """A thread that a caller holds. since: when its time began to count; None if it does not count yet."""
 
     caller: str
     since: float | None = None
@@ -47,7 +46,7 @@ class Place:
 
 @dataclass(slots=True)
 class _Account:
-    """The places that a caller holds now, and what is still owed for earlier ones."""
+    """The places that a caller holds, and what is owed for earlier ones: `owed`, as it was at `owed_at`."""
 
     held: set[Place] = field(default_factory=set)
     owed: float = 0.0
@@ -55,17 +54,17 @@ class _Account:
 
 
 class _Accounts:
-    """An account for each caller. Safe to use from many threads."""
+    """An account for each caller. Thread-safe."""
 
     def __init__(self, allowance: float, forgiven: float, slow: float, clock: Callable[[], float]) -> None:
-        """Set what a caller may owe, what is forgiven each second, and after how many seconds a place is slow."""
+        """Set what a caller may owe, how much of it is forgiven each second, and when a place is slow (seconds)."""
         self._allowance, self._forgiven, self._slow = allowance, forgiven, slow
         self._clock = clock
         self._changed = Condition()
         self._accounts: dict[str, _Account] = {}
 
     def start(self, place: Place) -> None:
-        """Count the place's time from now on."""
+        """Count the time of the place from now on."""
         with self._changed:
             place.since = self._clock()
 
@@ -80,14 +79,11 @@ class _Accounts:
             if not account.held and not account.owed:
                 del self._accounts[place.caller]
             elif len(self._accounts) > MANY:
-                self._accounts = {
-                    caller: account
-                    for caller, account in self._accounts.items()
-                    if account.held or self._settled(account, now)
-                }
+                accounts = self._accounts.items()
+                self._accounts = {name: each for name, each in accounts if each.held or self._settled(each, now)}
 
     def _left(self, account: _Account) -> float:
-        """How much the caller may still use: what runs is counted already."""
+        """Return how much the caller may still use. Slow places count while they are held."""
         now = self._clock()
         return self._allowance - self._settled(account, now) - sum(self._cost(place, now) for place in account.held)
 
@@ -100,14 +96,14 @@ class _Accounts:
 
 
 class Places(_Accounts):
-    """The requests of each caller: any number of quick ones, and a share of slow ones."""
+    """The requests of each caller: any number of quick ones, but slow ones only on a share of the threads."""
 
     def __init__(self, threads: int, clock: Callable[[], float] = monotonic) -> None:
         self._share = max(1, int(threads * SHARE))
         super().__init__(SLOW * self._share, FORGIVEN * threads, SLOW, clock)
 
     def take(self, caller: str) -> Place:
-        """Let a request run. Raises TooManyAtOnce for a caller who owes too much and holds a share."""
+        """Let a request run. Raises TooManyAtOnce if the caller owes too much and already holds the share."""
         with self._changed:
             account = self._accounts.get(caller) or _Account()
             if len(account.held) >= self._share and self._left(account) < 0:
@@ -118,16 +114,16 @@ class Places(_Accounts):
 
 
 class Searches(_Accounts):
-    """The searches of each caller: one at a time, as long as something is left for them."""
+    """The searches of each caller: one at a time, until the account is used up."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         super().__init__(SEARCHES, SEARCHES_FORGIVEN, SLOW_SEARCH, clock)
         self._running: dict[str, Place] = {}
 
     def take(self, caller: str) -> Place:
-        """Wait for the caller's other searches. Raises TooManyAtOnce once nothing is left.
+        """Wait for the caller's other searches. Raises TooManyAtOnce when the account is used up.
 
-        The wait counts too, from the moment on that the search which runs has its connection.
+        The wait counts too, but only from the moment when the running search gets its connection.
         """
         with self._changed:
             account = self._accounts.setdefault(caller, _Account())
@@ -144,14 +140,14 @@ class Searches(_Accounts):
             return place
 
     def start(self, place: Place) -> None:
-        """Count the place's time from now on, and that of the searches which wait for it."""
+        """Count the time of the place from now on, and of the searches that wait for it."""
         with self._changed:
             for other in self._accounts[place.caller].held:
                 other.since = self._clock() if other.since is None else other.since
             self._changed.notify_all()
 
     def leave(self, place: Place, *, is_excused: bool = False) -> None:
-        """Let the next one run."""
+        """Give the place back, and let the next search run."""
         with self._changed:
             if self._running.get(place.caller) is place:
                 del self._running[place.caller]
@@ -161,7 +157,7 @@ class Searches(_Accounts):
 
 @dataclass(slots=True)
 class _Held:
-    """What the request at hand holds, and of which accounts."""
+    """What the current request holds, and in which accounts."""
 
     hooks: "_Hooks"
     accounts: Places
@@ -173,23 +169,23 @@ _held: ContextVar[_Held | None] = ContextVar("held", default=None)
 
 
 def init_app(
-    app: Flask, settings: Settings, engine: Engine, was_lost_since: Callable[[float], bool], *, free: Collection[str]
+    app: Flask, settings: Settings, engine: Engine, was_lost_since: Callable[[float], bool], *, exempt: Collection[str]
 ) -> Callable[[], None]:
-    """Limit what requests hold before their caller is identified, except for requests to the free endpoints.
+    """Register the limit for callers who are not identified yet. Return the hook that limits identified users.
 
-    Goes before the identity hook. Returns the hook that limits what identified users hold, to be registered after it.
-    was_lost_since: whether a connection to the database was lost after an instant of time.monotonic().
+    Call this before the identity hook is registered, and register the returned hook after it. exempt: endpoints without
+    a limit. was_lost_since: whether a database connection was lost after an instant (time.monotonic).
     """
-    hooks = _Hooks(settings.threads, free, was_lost_since, are_writes_counted=engine.dialect.name != "sqlite")
-    app.before_request(hooks.take_as_stranger)
+    hooks = _Hooks(settings.threads, exempt, was_lost_since, is_sqlite=engine.dialect.name == "sqlite")
+    app.before_request(hooks.take_unidentified)
     app.teardown_request(hooks.end)
     event.listen(engine, "checkout", hooks.start)
-    return hooks.take_as_user
+    return hooks.take_identified
 
 
 @contextmanager
 def turn_to_search() -> Iterator[None]:
-    """Let the request at hand search within, when it is its caller's turn. Raises TooManyAtOnce."""
+    """Wait until it is the caller's turn, and hold the turn for the block. Raises TooManyAtOnce."""
     if (held := _held.get()) is None:
         yield
         return
@@ -203,56 +199,51 @@ def turn_to_search() -> Iterator[None]:
 
 
 class _Hooks:
-    """What happens to the place of a request, in order."""
+    """The steps in the life of a request's place, in order."""
 
     def __init__(
-        self,
-        threads: int,
-        free: Collection[str],
-        was_lost_since: Callable[[float], bool],
-        *,
-        are_writes_counted: bool,
+        self, threads: int, exempt: Collection[str], was_lost_since: Callable[[float], bool], *, is_sqlite: bool
     ) -> None:
-        self._strangers, self._users, self.searches = Places(threads), Places(threads), Searches()
-        self._free = free
+        self._unidentified, self._users, self.searches = Places(threads), Places(threads), Searches()
+        self._exempt = exempt
         self._was_lost_since = was_lost_since
-        self._are_writes_counted = are_writes_counted
+        self._is_sqlite = is_sqlite
 
-    def take_as_stranger(self) -> None:
-        """Hold a place until it is known who asks."""
-        if request.endpoint is not None and request.endpoint not in self._free and request.method != "OPTIONS":
-            _held.set(_Held(self, self._strangers, place := self._strangers.take(network())))
-            self._strangers.start(place)
+    def take_unidentified(self) -> None:
+        """Hold a place until the caller is identified."""
+        if request.endpoint is not None and request.endpoint not in self._exempt and request.method != "OPTIONS":
+            _held.set(_Held(self, self._unidentified, place := self._unidentified.take(network())))
+            self._unidentified.start(place)
 
-    def take_as_user(self) -> None:
-        """Hold a place as the user."""
-        if (held := _held.get()) is not None and held.accounts is self._strangers and "identity" in g:
+    def take_identified(self) -> None:
+        """Hold a place of the identified user instead."""
+        if (held := _held.get()) is not None and held.accounts is self._unidentified and "identity" in g:
             _held.set(None)
-            # Users who waited for the signing keys owe nothing for that.
-            self._strangers.leave(held.place, is_excused=True)
+            # The user may have waited for the signing keys, which costs nothing.
+            self._unidentified.leave(held.place, is_excused=True)
             _held.set(_Held(self, self._users, self._users.take(current_identity().user_id)))
 
     def start(self, *_: object) -> None:
-        """Count a user's time, now that there is a connection: a database that sleeps takes seconds to connect to.
+        """Count a user's time from the moment when there is a connection: a sleeping database takes seconds to wake.
 
-        On SQLite the time of searches alone: a write waits there for whoever else writes.
+        On SQLite only searches count, because a write waits for the writes of others.
         """
         if (held := _held.get()) is None:
             return
         if held.search is not None:
             self.searches.start(held.search)
-        elif self._are_writes_counted and held.accounts is self._users:
+        elif not self._is_sqlite and held.accounts is self._users:
             self._users.start(held.place)
 
     def end(self, _error: BaseException | None) -> None:
-        """Leave the place."""
+        """Give the place back at the end of the request."""
         if (held := _held.get()) is not None:
             _held.set(None)
             if held.accounts is self._users:
                 self.leave(self._users, held.place)
             else:
-                self._strangers.leave(held.place)
+                self._unidentified.leave(held.place)
 
     def leave(self, accounts: _Accounts, place: Place) -> None:
-        """Give the place back. A database that stopped answering is not the fault of the users who wait for it."""
+        """Give the place back. It costs nothing if the database stopped answering: that is not the user's fault."""
         accounts.leave(place, is_excused=place.since is not None and self._was_lost_since(place.since))

@@ -1,7 +1,7 @@
-"""How often a user may call, and how often an address may be refused: RATE_LIMIT. Knows no route, asks no database.
+"""RATE_LIMIT: how often a user may call, and how often an address may be refused. Knows no route, uses no database.
 
-The headers are those of draft-ietf-httpapi-ratelimit-headers up to -06, on which servers agree. Later drafts put the
-same into RateLimit and RateLimit-Policy, whose syntax has changed between them (docs/decisions/rate-limits.md).
+The headers are those of draft-ietf-httpapi-ratelimit-headers up to -06, which most servers send. Later drafts replaced
+them by RateLimit and RateLimit-Policy, and changed their syntax several times (docs/decisions/rate-limits.md).
 """
 
 import logging
@@ -25,18 +25,18 @@ from todo.web.app import Response, answer_failure
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that Redis may take to connect, and to answer.
+#: Seconds that Redis may take to accept a connection, and to answer.
 TIMEOUT = 0.25
-#: How many counts this process keeps, some 25 MB.
+#: The most counts that this process keeps, about 25 MB.
 MOST_KEYS = 100_000
-#: Those of redis-py. Without a driver_info it says nothing of itself, which would be two more questions.
+#: Options of redis-py. With driver_info=None it does not send its name and version, which saves two commands.
 OPTIONS: dict[str, Any] = {"socket_connect_timeout": TIMEOUT, "socket_timeout": TIMEOUT, "driver_info": None}
-#: Seconds for which Redis is left alone when it could not be had.
+#: Seconds without another attempt after Redis was unavailable.
 PAUSE = 5.0
 
 
 class Window(NamedTuple):
-    """Where a caller stands within a window of time."""
+    """What a caller has used of a window of time."""
 
     limit: int
     used: int
@@ -44,7 +44,7 @@ class Window(NamedTuple):
 
     @property
     def remaining(self) -> int:
-        """How many more requests it allows."""
+        """How many more requests the window allows."""
         return max(self.limit - self.used, 0)
 
     @property
@@ -53,7 +53,7 @@ class Window(NamedTuple):
         return self.used > self.limit
 
     def declare(self, response: Response) -> Response:
-        """Tell the client."""
+        """Add the headers to the response, and return it."""
         response.headers["RateLimit-Limit"] = str(self.limit)
         response.headers["RateLimit-Remaining"] = str(self.remaining)
         response.headers["RateLimit-Reset"] = str(self.seconds_left)
@@ -63,7 +63,7 @@ class Window(NamedTuple):
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Limit what the identity hook, which is there already, lets in and refuses; nothing where RATE_LIMIT is unset."""
+    """Limit identified and refused requests; call it after the identity hook. Does nothing if RATE_LIMIT is unset."""
     if not settings.rate_limits:
         return
     counter = Counter(settings.rate_limits, settings.rate_limit_storage)
@@ -75,12 +75,12 @@ def init_app(app: Flask, settings: Settings) -> None:
             raise TooManyRequests
 
     def count_identified() -> None:
-        # On a public route, and in a preflight, nobody was asked for.
+        # Public routes and preflights have no identity, and are not counted.
         if "identity" in g:
             count()
 
     def count_refused(refusal: NotAuthenticated | NotOwner) -> Response:
-        # First, since it also notes the reason for the log, whatever becomes of the count.
+        # This comes first, because it also stores the reason for the log.
         answer = answer_failure(refusal)
         try:
             count()
@@ -94,24 +94,24 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 
 class Counter:
-    """Counts the requests of each caller: in Redis where it has a URL, else and while that is away in this process.
+    """Counts the requests of each caller: in Redis if it has a URL, otherwise in this process. Thread-safe.
 
-    A window is a minute, say, of the clock, not a minute from the first request on: its number is a part of the key, so
-    that one atomic increment says all that is to be known. Safe to use from many threads.
+    While Redis is unavailable, it also counts in this process. Windows are fixed: a window of a minute begins with each
+    minute of the clock, not with the first request. Its number is part of the key, so one atomic increment is enough.
     """
 
     def __init__(self, limits: Sequence[RateLimitItem], url: str | None) -> None:
         self._limits = limits
         self._memory = Memory()
-        # Opens no connection yet; and tries nothing twice, unless it is told to.
+        # This opens no connection. A command that fails is not repeated.
         self._redis = RedisStorage(url, key_prefix="todo", wrap_exceptions=True, **OPTIONS) if url else None
         self._lock = Lock()
-        self._is_away = False
+        self._is_unavailable = False
         self._next_try_at = 0.0
 
     def hit(self, kind: str, name: str) -> Window:
-        """Count a request: the shortest window that is exceeded, or else the one that allows the fewest more."""
-        # A name may hold any character; and what is hashed as a user is no address.
+        """Count a request. Return the shortest exceeded window, or else the one with the fewest requests left."""
+        # A name may contain any character. `person` keeps users and addresses of the same name apart.
         digest = blake2b(name.encode(), digest_size=16, person=kind.encode()).hexdigest()
         now = time()
         windows = []
@@ -120,27 +120,27 @@ class Counter:
             used = self._increment(limit.key_for(digest, int(number)), limit.get_expiry())
             windows.append(Window(limit.amount, used, ceil(limit.get_expiry() - seconds)))
             if windows[-1].is_exceeded:
-                # What is refused in this second must not use up the day.
+                # A request that this window refuses must not count in the longer ones.
                 return windows[-1]
         return min(windows, key=lambda window: (window.remaining, -window.seconds_left))
 
     def _increment(self, key: str, seconds: int) -> int:
-        is_return = self._is_away
-        if self._redis and self._is_to_be_tried():
+        was_unavailable = self._is_unavailable
+        if self._redis and self._may_try():
             try:
                 used = self._redis.incr(key, seconds)
             except (StorageError, OSError, ValueError) as error:
-                self._note_absence(error)
+                self._note_failure(error)
             else:
-                if is_return:
-                    self._is_away = False
+                if was_unavailable:
+                    self._is_unavailable = False
                     logger.info("rate limits: Redis is back")
                 return used
         return self._memory.incr(key, seconds)
 
-    def _is_to_be_tried(self) -> bool:
-        """Whether to ask Redis: while it is away, one request at a time, and not before the pause is over."""
-        if not self._is_away:
+    def _may_try(self) -> bool:
+        """Whether to ask Redis. While it is unavailable, one request tries again after each pause."""
+        if not self._is_unavailable:
             return True
         with self._lock:
             is_due = monotonic() >= self._next_try_at
@@ -148,21 +148,21 @@ class Counter:
                 self._next_try_at = monotonic() + PAUSE
             return is_due
 
-    def _note_absence(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception) -> None:
         with self._lock:
             self._next_try_at = monotonic() + PAUSE
-            is_news, self._is_away = not self._is_away, True
-        if is_news:
-            # Not its message: Redis repeats the arguments of what it does not know, the password of an AUTH among them.
+            is_first, self._is_unavailable = not self._is_unavailable, True
+        if is_first:
+            # Not the message: Redis quotes the arguments of an unknown command, such as the password of AUTH.
             kind = type(error.__cause__ or error).__name__
-            logger.warning("rate limits: each process counts for itself while Redis cannot be had (%s)", kind)
+            logger.warning("rate limits: each process counts for itself while Redis is unavailable (%s)", kind)
 
 
 class Memory:
-    """Counts of this process alone, as the storages of `limits` do it. Safe to use from many threads.
+    """Counts in this process, with the interface of a storage of `limits`. Thread-safe.
 
-    In place of the library's own, which starts a thread at nearly each request to look through all keys, and forgets
-    an increment where two threads begin a window at once.
+    The MemoryStorage of `limits` starts a thread at nearly every request to look through all keys. It also loses an
+    increment if two threads begin a window at once.
     """
 
     def __init__(self) -> None:
@@ -170,13 +170,13 @@ class Memory:
         self._counts: dict[str, tuple[int, float]] = {}
 
     def incr(self, key: str, seconds: int) -> int:
-        """Add one to a count that is kept for that long: the sum."""
+        """Add one to a count, and return it. A new count is kept for `seconds`."""
         now = monotonic()
         with self._lock:
             if len(self._counts) >= MOST_KEYS:
                 self._counts = {key: kept for key, kept in self._counts.items() if kept[1] > now}
                 if len(self._counts) > MOST_KEYS / 2:
-                    # Somebody is refused from many addresses on purpose: rather all begin anew than the memory ends.
+                    # An attack from many addresses. All counts start again, so that the memory stays bounded.
                     self._counts.clear()
             used, kept_until = self._counts.get(key, (0, now + seconds))
             self._counts[key] = used + 1, kept_until
@@ -184,5 +184,5 @@ class Memory:
 
 
 def _caller() -> tuple[str, str]:
-    """What kind of name, and the name, of whom the request is counted for."""
+    """Return the caller that the request counts for: the kind of caller, and the name."""
     return ("user", current_identity().user_id) if "identity" in g else ("address", network())

@@ -1,6 +1,6 @@
-"""One line in the log for each request, and an id that its answer and every line written meanwhile bear.
+"""One log line for each request, and the request id. The answer and all log lines of a request have the id.
 
-Must not say what a request was about: of what its sender wrote it repeats the id alone, where that is sane.
+Must not log the content of a request. It repeats nothing that the sender wrote, except a well-formed request id.
 """
 
 import json
@@ -20,22 +20,22 @@ logger = logging.getLogger(__name__)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-#: UUIDs, base64 and what tracers make; two headers arrive joined by a comma.
-_SANE_ID = re.compile("[A-Za-z0-9._:+/=-]{1,128}")
+#: Matches UUIDs, base64 and the ids of tracers. Does not match two headers, which arrive joined by a comma.
+_WELL_FORMED_ID = re.compile("[A-Za-z0-9._:+/=-]{1,128}")
 
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def init_app(app: Flask) -> None:
-    """Name each request, answer with the name in X-Request-ID, and write of it at INFO."""
+    """Give each request an id, return it in X-Request-ID, and log each request at INFO."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_name_request)
+        handler.addFilter(_add_request_id)
     on_answer(app, _log)
     answer = app.wsgi_app
 
-    def named(environ: Any, start_response: Any) -> Any:
+    def with_id(environ: Any, start_response: Any) -> Any:
         request_id = environ.get("HTTP_X_REQUEST_ID")
-        if request_id is None or not _SANE_ID.fullmatch(request_id):
+        if request_id is None or not _WELL_FORMED_ID.fullmatch(request_id):
             request_id = token_hex(16)
         outer = _request_id.set(request_id)
 
@@ -48,14 +48,14 @@ def init_app(app: Flask) -> None:
         finally:
             _request_id.reset(outer)
 
-    app.wsgi_app = named  # type: ignore[method-assign]  # as Flask's documentation does
+    app.wsgi_app = with_id  # type: ignore[method-assign]  # as Flask's documentation does
 
 
 def on_answer(app: Flask, tell: Callable[[int, float], None]) -> None:
-    """Tell of each answer, as it starts and the request is still at hand: its status, and the seconds until then."""
+    """Call `tell` when an answer starts, within its request: with the status, and the seconds that it took."""
     answer = app.wsgi_app
 
-    # Around the whole application, since whatever becomes of a request, its answer starts here.
+    # Wraps the whole application: the answer to every request, however it ends, starts here.
     def observed(environ: Any, start_response: Any) -> Any:
         started = perf_counter()
 
@@ -69,7 +69,7 @@ def on_answer(app: Flask, tell: Callable[[int, float], None]) -> None:
 
 
 def method_and_route() -> tuple[str, str | None]:
-    """What the request at hand asks for: a method or "other", and the rule of its URL, None where there is none."""
+    """Return the method of this request (one of METHODS, or "other"), and its URL rule, or None if no rule matches."""
     method = request.method
     rule = request.url_rule
     return method if method in METHODS else "other", None if rule is None else rule.rule
@@ -90,7 +90,7 @@ def _log(status: int, seconds: float) -> None:
         route or "-",
         status,
         milliseconds,
-        # Quoted and in ASCII: a user id may hold spaces, line separators and what turns the direction of writing.
+        # Quoted and in ASCII: a user id may contain spaces, line separators and marks that reverse the text direction.
         "-" if user_id is None else json.dumps(user_id),
         "" if refusal is None else f" ({refusal})",
         extra={
@@ -104,8 +104,8 @@ def _log(status: int, seconds: float) -> None:
     )
 
 
-def _name_request(record: logging.LogRecord) -> bool:
-    """A filter that lets everything pass, and gives it the id of the request at hand."""
+def _add_request_id(record: logging.LogRecord) -> bool:
+    """Add the id of the current request to the record. A logging filter that drops nothing."""
     if (request_id := _request_id.get()) is not None:
         record.request_id = request_id
     return True

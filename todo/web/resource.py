@@ -1,7 +1,7 @@
-"""What the views of every owned resource share: user_id, id, conditions, Location, Idempotency-Key, pages.
+"""What the views of all owned resources share: user_id, id, conditions, Location, Idempotency-Key, pages.
 
-Each decorator is for one kind of call. It checks the path and the query, then headers and body, runs the view, and adds
-headers to what the view returns. All of them are flask-smorest's own decorators put together.
+Each decorator is for one kind of call. It checks path and query, then headers and body, calls the view, and adds
+headers to the response. All of them combine flask-smorest's own decorators.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,23 +23,25 @@ from todo.web.places import turn_to_search
 from todo.web.schemas import PAGE_LIMIT, HeaderSchema, Input, RowSchema, id_field
 
 KEY_LIMIT = 255
-#: The filter that no index helps: its searches take turns (todo/web/places.py).
+#: The filter that cannot use an index. Searches of one caller run one at a time (todo/web/places.py).
 SEARCH = "q"
 
 USER_ID = {
     "in": "path",
     "name": "user_id",
-    "description": "The owner; must be the one who asks.",
+    "description": "The user id of the caller.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     "example": "alice",
 }
 REPLAYED = {
-    "Idempotency-Replayed": header("`true` where the answer is that of an earlier request.", "true", required=False)
+    "Idempotency-Replayed": header(
+        "`true` if this is the answer to an earlier request with the same `Idempotency-Key`.", "true", required=False
+    )
 }
 
 
 class IdempotencyKeySchema(HeaderSchema):
-    """The header that makes a create safe to repeat."""
+    """The header that makes a create safe to retry."""
 
     key = fields.String(
         data_key="Idempotency-Key",
@@ -48,8 +50,8 @@ class IdempotencyKeySchema(HeaderSchema):
             error=f"Idempotency-Key must be 1 to {KEY_LIMIT} printable ASCII characters",
         ),
         metadata={
-            "description": "Makes a retry safe: what was made under the same key before is answered again, and not "
-            "made twice.",
+            "description": "Makes a retry safe. A second request with the same key and body creates nothing: it "
+            "gets the first answer again.",
             "minLength": 1,
             "maxLength": KEY_LIMIT,
             "pattern": "^[ -~]+$",
@@ -59,19 +61,19 @@ class IdempotencyKeySchema(HeaderSchema):
 
 
 class Listed(Protocol):
-    """A row of a list, newest first."""
+    """A row of a list."""
 
     @property
     def id(self) -> int:
-        """Which row."""
+        """Its id."""
 
     @property
     def created_at(self) -> str:
-        """When it was made."""
+        """When it was created."""
 
 
 class OwnedView(MethodView):
-    """A view of what belongs to the caller."""
+    """A view of rows that belong to the caller."""
 
     @property
     def identity(self) -> Identity:
@@ -80,7 +82,7 @@ class OwnedView(MethodView):
 
     @property
     def user_id(self) -> str:
-        """The user id of the caller. The identity hook has compared it with the path's."""
+        """The user id of the caller. The identity hook has checked that the path has the same."""
         return current_identity().user_id
 
 
@@ -88,7 +90,7 @@ class Resource(Blueprint):
     """The blueprint of a resource whose rows belong to users: /api/<user_id>/{name} and below."""
 
     def __init__(self, name: str, import_name: str, *, missing: type[NotFound], description: str) -> None:
-        """name: the plural, as in paths. missing: the failure if the user has no row of that id."""
+        """name: the plural, as in paths. missing: the failure if the user has no row with the id."""
         super().__init__(name, import_name, url_prefix=f"/api/<user_id>/{name}", description=description)
         self._missing = missing
         self._noun = name.removesuffix("s")
@@ -96,29 +98,29 @@ class Resource(Blueprint):
         self._path_schema = Input.from_dict({self._id: id_field(self._noun)}, name=f"{self._noun.capitalize()}Path")
 
     def collection(self, view: type[OwnedView]) -> type[OwnedView]:
-        """Route the view at all rows of the user."""
+        """Route all rows of a user to the view."""
         return cast(type[OwnedView], self.route("", endpoint="collection", parameters=[USER_ID])(view))
 
     def item(self, view: type[OwnedView]) -> type[OwnedView]:
-        """Route the view at one row of the user."""
+        """Route one row of a user to the view."""
         route = self.route(f"/<{self._id}>", endpoint="item", parameters=[USER_ID])
         return cast(type[OwnedView], route(view))
 
     def action(self, name: str) -> Callable[[type[OwnedView]], type[OwnedView]]:
-        """Route the view at what can be done with one row of the user."""
+        """Route an action on one row of a user to the view."""
         route = self.route(f"/<{self._id}>/{name}", parameters=[USER_ID])
         return cast(Callable[[type[OwnedView]], type[OwnedView]], route)
 
     def lists(self, schema: type[RowSchema], query: type[Schema], example: Mapping[str, Any]) -> Callable[[View], View]:
         """Return a page of rows, newest first.
 
-        The view gets filters, and by name `before` (the place to go on from), `limit` and `size` (of the page in
-        bytes). It returns up to limit + 1 rows. Each parameter of the query but `limit` and `cursor` is a filter, and a
-        cursor is valid for the same filters alone.
+        The view gets the filters, and the keyword arguments `before` (the row before the page), `limit` and `size` (of
+        the page in bytes). It returns up to limit + 1 rows. Each query parameter except `limit` and `cursor` is a
+        filter. A cursor is valid only for the same filters.
         """
         names = [name for name in query().fields if name not in ("limit", "cursor")]
         link = header(
-            f"The next page, where more {self.name} follow (RFC 8288).",
+            f"The path of the next page, if more {self.name} follow (RFC 8288).",
             f'</api/alice/{self.name}?cursor=...>; rel="next"',
             required=False,
         )
@@ -150,7 +152,7 @@ class Resource(Blueprint):
     def creates(
         self, schema: type[RowSchema], body: type[Schema], *, example: Mapping[str, Any], new_example: Mapping[str, Any]
     ) -> Callable[[View], View]:
-        """Create a row. The view gets the loaded body and the `key`, and returns the row and whether it is a replay."""
+        """Create a row. The view gets the loaded body and the `key`. It returns the row, and whether it is a replay."""
         location = {"Location": header(f"The path of the new {self._noun}.", f"/api/alice/{self.name}/1")}
 
         def decorate(view: View) -> View:
@@ -191,7 +193,7 @@ class Resource(Blueprint):
         verb: str = "update",
         is_body_required: bool = True,
     ) -> Callable[[View], View]:
-        """Change one row. The view gets the loaded body, and by name the id and the `expected` versions."""
+        """Change one row. The view gets the loaded body, and the keyword arguments id and `expected` (versions)."""
 
         def decorate(view: View) -> View:
             changed = self.fails_with(400, 401, 403, 411, 413, 415, 429, 500, 503)(_tagged(view))
@@ -202,7 +204,7 @@ class Resource(Blueprint):
         return decorate
 
     def deletes(self, view: View) -> View:
-        """Delete one row. The view gets by name its id and the `expected` versions, and returns nothing."""
+        """Delete one row. The view gets the keyword arguments id and `expected` (versions), and returns None."""
         deleted: View = self.response(204)(self.fails_with(400, 401, 403, 429, 500, 503)(view))
         return self._named("delete", self._noun, self._of_one(self.conditional_change(self._id)(deleted)))
 

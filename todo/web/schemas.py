@@ -1,4 +1,4 @@
-"""What the schemas of all features share. Imports marshmallow alone, like them: knows no database and no HTTP."""
+"""What the schemas of all features share. Like them, it imports only marshmallow: knows no database and no HTTP."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -6,45 +6,45 @@ from typing import Any, ClassVar, cast
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, pre_load, validate
 
-# Patterns of the OpenAPI document say \x00, not \u0000: some generators decode \uXXXX, and a NUL or a line separator in
-# generated code does not compile.
-#: What `storable` lets pass, as a pattern of JSON Schema: there are no lone surrogates in JSON that is UTF-8.
+# Patterns in the OpenAPI document use \x00, not \u0000. Some code generators decode \uXXXX. Code with a NUL or a line
+# separator in it does not compile.
+#: The texts that storable() accepts, as a pattern of JSON Schema. JSON in UTF-8 cannot have lone surrogates.
 STORABLE = r"^[^\x00]*$"
 LARGEST_ID = 2**63 - 1
-#: Rows on a page at most.
+#: The most rows on a page.
 PAGE_LIMIT = 1000
 INSTANT = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$"
 
-# What PostgreSQL cannot store, or UTF-8 not express (RFC 3629 section 3).
+# What PostgreSQL cannot store (NUL), and UTF-8 cannot express (RFC 3629 section 3).
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _NATURAL_NUMBER = re.compile("[1-9][0-9]{0,18}")
 
 
 class Input(Schema):
-    """A schema for what comes in: output-only (dump_only) fields are ignored, unknown fields are refused by name.
+    """A schema for input. It ignores output-only fields (dump_only), and refuses unknown fields by name.
 
-    Its ValidationError has a list of sentences in order: on its fields as they are declared, on the whole, then on
-    the refused fields in the order they came.
+    Its ValidationError has a list of sentences, in this order: fields as they are declared, the input as a whole,
+    refused fields as they were sent.
     """
 
     class Meta:
         unknown = RAISE
 
     unknown_message = "Unknown field: {}"
-    #: Sentences for unknown fields that the resource has, but this call does not take.
+    #: Messages for fields that the resource has, but this call does not accept.
     refusals: ClassVar[Mapping[str, str]] = {}
 
     @pre_load
     def drop_output_only(self, data: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
-        """Drop the output-only fields without a look at their values (Google AIP-203)."""
+        """Drop output-only fields, whatever their values (Google AIP-203)."""
         output_only = self.fields.keys() - self.load_fields.keys()
         return {name: value for name, value in data.items() if name not in output_only} if output_only else data
 
     def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: Any) -> None:
-        """Put the messages in order, and name in each what marshmallow calls an unknown field."""
+        """Put the messages in order. The message for an unknown field names it."""
         found = cast("dict[str, list[str]]", error.messages)
         known = [message for name in self.load_fields for message in found.get(name, ())]
-        # A field that somebody calls _schema meets marshmallow's own name for the whole.
+        # marshmallow uses _schema for the input as a whole. A caller may send an unknown field with this name.
         whole = [message for message in found.get("_schema", ()) if message != self.error_messages["unknown"]]
         unknown = [name for name in data if name not in self.fields]
         refused = [self.refusals.get(name) or self.unknown_message.format(name) for name in unknown]
@@ -58,19 +58,19 @@ class NoQuerySchema(Input):
 
 
 class HeaderSchema(Schema):
-    """Headers of a request. Other headers are no concern of it."""
+    """A schema for headers of a request. It ignores all other headers."""
 
     class Meta:
         unknown = EXCLUDE
 
     def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: Any) -> None:
-        """Replace the messages by a list, in the order of the fields."""
+        """Turn the messages into a list, in the order of the fields."""
         found = cast("dict[str, list[str]]", error.messages)
         error.messages = [message for messages in found.values() for message in messages]
 
 
 class NaturalNumber(fields.Integer):
-    """A number from 1 up, in ASCII digits without sign, blank or leading zero."""
+    """A whole number from 1, in ASCII digits, without sign, white space or leading zeros."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
         if not _NATURAL_NUMBER.fullmatch(value):
@@ -79,17 +79,17 @@ class NaturalNumber(fields.Integer):
 
 
 class Output(Schema):
-    """A schema for answers. The document allows more members in them: a generated client must survive a new field."""
+    """A schema for answers. The document allows additional members, so that generated clients accept new fields."""
 
     class Meta:
         unknown = EXCLUDE
 
 
 class RowSchema(Output):
-    """A schema for rows that go out as they are: a plain field for each field of the row, in the same order.
+    """A schema for rows that need no conversion: one plain field for each field of the row, in the same order.
 
-    Such a row is already what marshmallow would make of it, field by field: it is left to the JSON encoder
-    (todo/web/app.py), and a list costs a fraction. Raises TypeError for a field of another kind.
+    marshmallow would not change such rows. So lists go to the JSON encoder (todo/web/app.py) as they are, which is much
+    faster. Raises TypeError for a field that is not plain.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -100,28 +100,28 @@ class RowSchema(Output):
                 raise TypeError(f"{name} is not a plain field")
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
-        """The list of rows as it is; of one row what the schema names, since a row may know more by itself.
+        """Return a list of rows unchanged, and of one row the fields of the schema: it may have more.
 
-        Raises TypeError for a list of rows whose fields are not those of the schema, AttributeError for one row that
-        lacks some.
+        Raises TypeError if the rows of a list have other fields than the schema, and AttributeError if one row lacks a
+        field.
         """
         if not (self.many if many is None else many):
             return {name: getattr(obj, name) for name in self.dump_fields}
         for row in obj[:1]:
             if row.__struct_fields__ != tuple(self.dump_fields):
-                raise TypeError(f"{type(row).__name__} has not the fields of {type(self).__name__}")
+                raise TypeError(f"{type(row).__name__} does not have the fields of {type(self).__name__}")
         return obj
 
 
 def output_only(row: type[RowSchema]) -> dict[str, fields.Field[Any]]:
-    """The row's output-only fields, for `Meta.include` of an Input that ignores them."""
+    """Return the row's output-only fields, for `Meta.include` of an Input that ignores them."""
     metadata = {"description": "Ignored: the service sets it."}
     names = [name for name, field in row().fields.items() if field.dump_only]
     return {name: fields.Raw(dump_only=True, metadata=metadata) for name in names}
 
 
 def row_id_field() -> fields.Integer:
-    """The id of a row, in a response."""
+    """Return the field for the id of a row in a response."""
     return fields.Integer(
         required=True,
         dump_only=True,
@@ -130,14 +130,14 @@ def row_id_field() -> fields.Integer:
 
 
 def user_id_field() -> fields.String:
-    """The owner of a row, in a response."""
+    """Return the field for the owner of a row in a response."""
     return fields.String(
         required=True, dump_only=True, metadata={"minLength": 1, "maxLength": 255, "examples": ["alice"]}
     )
 
 
 def instant_field() -> fields.String:
-    """When something happened to the resource (RFC 3339), in UTC."""
+    """Return the field for an instant in a response (RFC 3339, in UTC)."""
     return fields.String(
         required=True,
         dump_only=True,
@@ -146,7 +146,7 @@ def instant_field() -> fields.String:
 
 
 def id_field(noun: str) -> NaturalNumber:
-    """The id of a row, in a path."""
+    """Return the field for the id of a row in a path."""
     message = f"Invalid {noun} ID"
     return NaturalNumber(
         required=True,
@@ -157,28 +157,30 @@ def id_field(noun: str) -> NaturalNumber:
 
 
 def limit_field() -> NaturalNumber:
-    """How many rows a page has at most, in a query string."""
+    """Return the field for `limit` in a query string: the most rows on a page."""
     message = f"Limit must be a whole number from 1 to {PAGE_LIMIT}"
     return NaturalNumber(
         validate=validate.Range(min=1, max=PAGE_LIMIT, error=message),
         error_messages={"invalid": message},
-        metadata={"description": f"How many tasks to answer at most, within 1 MiB; {PAGE_LIMIT} where omitted."},
+        metadata={"description": f"Rows on a page; {PAGE_LIMIT} if omitted. A page also ends after 1 MiB."},
     )
 
 
 def cursor_field() -> fields.String:
-    """Where a list goes on, in a query string."""
-    return fields.String(metadata={"description": "Where to go on, from the `Link` header; good for the same filters."})
+    """Return the field for `cursor` in a query string: where a page starts."""
+    return fields.String(
+        metadata={"description": "Where the page starts, from the `Link` header. Valid only with the same filters."}
+    )
 
 
 def example_of(schema: type[Schema], **values: Any) -> dict[str, Any]:
-    """Return an object of the examples of the schema's fields, with these values in their place."""
+    """Return an example object: `values`, and for other fields of the schema their examples."""
     described = {name: field.metadata for name, field in schema().fields.items()}
     return {name: metadata["examples"][0] for name, metadata in described.items() if "examples" in metadata} | values
 
 
 def storable(name: str) -> Callable[[str], None]:
-    """A validator that refuses NUL and lone surrogates, in the name of the field."""
+    """Return a validator that refuses NUL and lone surrogates. name: the field's name in the message."""
 
     def refuse_unstorable(value: str) -> None:
         if _UNSTORABLE.search(value):

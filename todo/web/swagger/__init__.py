@@ -1,6 +1,6 @@
-"""The documentation in the browser: Swagger UI at /docs, every byte of it from this process; nothing with API_DOCS=off.
+"""Swagger UI at /docs. This process serves all its files. Does nothing if API_DOCS is off.
 
-Knows nothing of the API: the page reads /openapi.json and calls the service like any other client.
+Knows nothing of the API: the page reads /openapi.json, and calls the service like any other client.
 """
 
 from importlib.resources import files
@@ -21,23 +21,23 @@ from werkzeug.exceptions import PreconditionFailed
 
 from config import Settings
 
-#: Where they lead and what they show is everybody's.
+#: These need no identity.
 ENDPOINTS = frozenset({"docs.root", "docs.page", "docs.file"})
 
-#: What Swagger UI does with its own scripts, styles and pictures (those in its style sheet) and with this service; no
-#: inline script or style, and no other host.
+#: Allows Swagger UI's own scripts, styles and images, and calls to this service. Allows no inline script or style, and
+#: no other host. The `data:` images are in the style sheet.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-#: The files that the page asks for, by the package that has them.
+#: The files that the page loads, by the package that has them.
 OURS = ("start.js",)
 SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css", "index.css", "favicon-32x32.png")
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Serve the page and its files, and lead / there, where the settings say so."""
+    """Serve the page and its files, and redirect / to it, if the settings say so."""
     if not settings.is_docs_on:
         return
     docs = Blueprint("docs", __name__, template_folder=".")
@@ -46,7 +46,7 @@ def init_app(app: Flask, settings: Settings) -> None:
 
     def checked(response: Response) -> Response:
         if response.status_code == PreconditionFailed.code:
-            # With the file all the same.
+            # The response still has the file open.
             response.close()
             raise PreconditionFailed
         return response
@@ -57,7 +57,7 @@ def init_app(app: Flask, settings: Settings) -> None:
 
     @docs.get("/docs")
     def page() -> Response:
-        # Kept by browsers and asked for again by its entity tag, like its files: an update shows at once.
+        # Browsers store it, but revalidate it by its entity tag, like its files: an update shows at once.
         response = make_response(render_template("index.html"))
         response.cache_control.no_cache = True
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
@@ -68,7 +68,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     def file(name: str) -> Response:
         return checked(send_from_directory(folders[name], name))
 
-    # These and no others: whatever else is asked for is an unknown route.
+    # Only these files: any other path is an unknown route.
     for name in folders:
         docs.add_url_rule(f"/docs/{name}", view_func=file, defaults={"name": name})
     app.register_blueprint(docs)
