@@ -255,6 +255,17 @@ def postgresql_server() -> Iterator[URL]:
 
 
 @contextmanager
+def quick_server() -> Iterator[URL]:
+    """The same; a crash of one that is started here may lose what the tests wrote."""
+    with postgresql_server() as url:
+        if "TEST_DATABASE_URL" not in os.environ:
+            for parameter in ("fsync", "synchronous_commit", "full_page_writes"):
+                run_alone(url, f"ALTER SYSTEM SET {parameter} = off")
+            run_alone(url, "SELECT pg_reload_conf()")
+        yield url
+
+
+@contextmanager
 def statements_of(app: Flask) -> Iterator[list[str]]:
     """What the app gives its driver to execute, the limits left out; "checkout" where it takes a connection."""
     seen: list[str] = []

@@ -65,8 +65,8 @@ def test_a_connection_that_the_server_closed_is_replaced(make: Make, postgresql:
 
 def still_running(url: URL) -> list[str]:
     """What the server does for the app, or waits to do."""
-    rows = sql(url, "SELECT query FROM pg_stat_activity WHERE application_name = 'todo' AND state <> 'idle'")
-    return [query for (query,) in rows]
+    running = "application_name = 'todo' AND state <> 'idle' AND datname = current_database()"
+    return [query for (query,) in sql(url, f"SELECT query FROM pg_stat_activity WHERE {running}")]
 
 
 def test_a_locked_row_is_503_within_a_second_and_leaves_nothing_waiting(make: Make, postgresql: URL) -> None:
