@@ -47,12 +47,12 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "", {"json": {"title": "x"}}),
     ("PUT", "/{id}", {"json": {"title": "x"}}),
     ("PUT", "/{id}", {"json": {"title": "x", "description": None, "status": "complete"}}),
-    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"{id}-1"'}}),
+    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"x", "{id}-1"'}}),
     ("PATCH", "/{id}/complete", {}),
-    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"{id}-1"'}}),
+    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"x", "{id}-1"'}}),
     ("PATCH", "/{id}/complete", {"json": {"status": "complete"}}),
     ("DELETE", "/{id}", {}),
-    ("DELETE", "/{id}", {"headers": {"If-Match": '"{id}-1"'}}),
+    ("DELETE", "/{id}", {"headers": {"If-Match": '"x", "{id}-1"'}}),
 ]
 
 #: The names of the databases that are copied.
