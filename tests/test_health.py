@@ -29,6 +29,7 @@ from tests.support import (
     sql,
 )
 from todo import create_app
+from todo.db import connections as database
 from todo.db import readiness
 from todo.db.ownership import Owned
 from todo.web import health
@@ -306,7 +307,8 @@ def locked(app: Flask, table: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("served", DATABASES[1:], indirect=True)
-def test_where_a_lock_is_in_the_way_it_is_an_outage(served: Flask) -> None:
+def test_where_a_lock_is_in_the_way_it_is_an_outage(served: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "STATEMENT_LIMITS", database.STATEMENT_LIMITS.replace("'1s'", "'100ms'"))
     with locked(served, "tasks"):
         response = served.test_client().get("/health/ready")
     assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
