@@ -203,10 +203,6 @@ def test_a_new_file_can_be_opened_while_somebody_writes_to_it(make: Make, sqlite
     assert sql(sqlite, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_readers_and_the_writer_of_sqlite_do_not_wait_for_each_other(sqlite: URL) -> None:
-    assert sql(sqlite, "PRAGMA journal_mode") == [("wal",)]
-
-
 def test_a_read_only_database_is_503_to_writes_alone(make: Make, postgresql: URL) -> None:
     sql(postgresql, f"ALTER DATABASE {postgresql.database} SET default_transaction_read_only = on")
     alice = Caller(make(postgresql), "alice")
@@ -277,16 +273,6 @@ def test_a_full_disk_is_503_and_loses_nothing(make: Make, sqlite: URL) -> None:
         made += 1
         assert made < 10
     assert alice.titles() == ["x"] * made + ["Buy milk"]
-
-
-def test_a_file_that_is_no_database_is_503(make: Make, sqlite: URL) -> None:
-    with open(sqlite.database or "", "wb") as file:
-        file.write(b"no database" * 1000)
-    assert is_unavailable(Caller(make(sqlite), "alice"))
-
-
-def test_a_folder_that_is_gone_is_503(make: Make, sqlite: URL) -> None:
-    assert is_unavailable(Caller(make(sqlite.set(database="/nowhere/todo.db")), "alice"))
 
 
 def test_a_fault_of_the_statement_is_no_outage(apps: dict[str, Flask]) -> None:
