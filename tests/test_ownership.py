@@ -129,14 +129,6 @@ class TestRoute:
         assert (taken, executed in ("SELECT", "INSERT", "UPDATE", "DELETE")) == ("checkout", True)
 
 
-def test_a_path_of_nobody_is_403_like_one_of_somebody(alice: Caller, bob: Caller) -> None:
-    bob.create()
-    headers = {"X-Request-ID": "the-same"}
-    somebody = alice.open("GET", "/api/bob/tasks", headers)
-    nobody = alice.open("GET", "/api/nobody/tasks", headers)
-    assert (somebody.status_code, somebody.data, list(somebody.headers)) == (403, nobody.data, list(nobody.headers))
-
-
 def test_the_checks_come_in_order(alice: Caller, app: Flask) -> None:
     broken = {"data": b"{broken", "content_type": "text/plain"}
     nobody = app.test_client()

@@ -482,16 +482,6 @@ class TestAge:
         warm.assert_unavailable("a", "a", "a")
         assert warm.requests == 2
 
-    def test_after_the_grace_everybody_waits_for_the_fetch(self, warm: Keys) -> None:
-        warm.serve_slowly(a=B)
-        warm.now = LIFETIME + GRACE
-        with ThreadPoolExecutor(8) as pool:
-            waiting = [pool.submit(warm.set.find, "a") for _ in range(8)]
-            warm.issuer.wait_for(2)
-            warm.go.set()
-            warm.assert_found_by(*waiting, is_key=B)
-        assert warm.requests == 2
-
 
 GOOD = json.dumps({"keys": [jwk(B, "a")]})
 GOOD_AND_MORE = json.dumps({"keys": [jwk(B, "a")], "x": "?"})

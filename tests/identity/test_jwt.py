@@ -202,13 +202,10 @@ class TestWhere:
 #: What is no public key in PEM.
 NO_PEM = {
     "nothing": "",
-    "a word": "x",
-    "a line": "-----BEGIN PUBLIC KEY-----",
     "an empty key": "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
     "a certificate": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     "no ASCII": "\xe9",
     "no UTF-8": "\udcff",
-    "a secret": SECRET,
     # A SubjectPublicKeyInfo (RFC 5280 section 4.1) whose algorithm is 1.2.3.4.
     "of an unknown kind": "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n".format(
         base64.b64encode(bytes.fromhex("300e 3007 06032a0304 0500 0303 00ffff")).decode()

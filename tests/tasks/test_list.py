@@ -204,7 +204,3 @@ def test_head_is_get_without_the_body(alice: Caller) -> None:
     get, head = alice("GET"), alice("HEAD")
     assert (head.status_code, head.data) == (200, b"")
     assert head.headers["Content-Length"] == get.headers["Content-Length"]
-
-
-def test_the_body_of_a_get_is_ignored(alice: Caller) -> None:
-    assert alice("GET", data=b"\0{[", content_type="text/plain").status_code == 200
