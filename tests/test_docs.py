@@ -96,12 +96,6 @@ def test_it_is_kept_and_asked_for_again(nobody: FlaskClient, path: str) -> None:
     assert (failed.status_code, failed.get_json()) == (412, {"error": "Precondition Failed"})
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", *FILES])
-def test_head_tells_what_get_would(nobody: FlaskClient, path: str) -> None:
-    response, head = nobody.get(path), nobody.head(path)
-    assert (head.status_code, head.data, head.content_length) == (response.status_code, b"", response.content_length)
-
-
 @pytest.mark.parametrize(
     "path",
     [

@@ -1,7 +1,5 @@
 """The figures for Prometheus: who may see them, what they count, and that they are those of all workers."""
 
-import inspect
-import re
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +10,7 @@ from typing import Any
 import prometheus_client
 import pytest
 from flask import Flask
-from prometheus_client import CollectorRegistry, mmap_dict, values
+from prometheus_client import CollectorRegistry, values
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import URL, text
 from werkzeug.test import TestResponse
@@ -365,14 +363,3 @@ def test_a_worker_keeps_its_figures_under_the_name_that_it_is_given(make: Make, 
         app.test_client().get("/nowhere")
         assert now(app)["GET", "unmatched", "404"] == times
     assert {path.stem for path in folder.iterdir()} == {"counter_7", "histogram_7", "gauge_livesum_7"}
-
-
-def test_what_is_private_of_prometheus_client_is_as_we_use_it() -> None:
-    assert values.MmapedDict is mmap_dict.MmapedDict
-    assert "MmapedDict(filename)" in inspect.getsource(values.MultiProcessValue)
-    assert "values.ValueClass(" in inspect.getsource(prometheus_client.metrics)
-    source = inspect.getsource(mmap_dict.MmapedDict)
-    assert {"_f", "_m", "_used", "_capacity", "_positions"} <= set(re.findall(r"self\.(_\w+)", source))
-    assert "_init_value" in vars(mmap_dict.MmapedDict)
-    # Whoever was given a value in place of a file of its own would never be asked for more room.
-    assert "while self._used + len(value) > self._capacity:" in source

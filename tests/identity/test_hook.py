@@ -156,16 +156,6 @@ class TestRoutes:
     def test_a_public_route_asks_nobody(self, make_app: MakeApp, path: str) -> None:
         assert get(make_app(f"{PROVIDERS}:broken"), path).status_code == 200
 
-    @pytest.mark.parametrize(
-        ("method", "path", "status"),
-        [("GET", "/nowhere", 404), ("DELETE", "/api/alice/tasks", 405), ("OPTIONS", "/api/alice/tasks", 200)],
-    )
-    def test_the_route_and_the_method_come_before_identity(
-        self, make_app: MakeApp, method: str, path: str, status: int
-    ) -> None:
-        app = make_app(f"{PROVIDERS}:broken")
-        assert app.test_client().open(path, method=method).status_code == status
-
     def test_a_new_route_is_not_public(self, gateway: Flask) -> None:
         gateway.add_url_rule("/new", "new", lambda: "")
         assert_unauthorized(get(gateway, "/new"), "Bearer")

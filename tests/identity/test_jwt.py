@@ -19,7 +19,6 @@ from tests.identity.tokens import (
     AUDIENCE,
     FITTING,
     ISSUER,
-    PATH,
     RSA_ALGORITHMS,
     STRICT,
     ask,
@@ -179,11 +178,6 @@ class TestWhere:
     def test_what_is_no_token_is_refused(self, plain: Flask, credentials: str) -> None:
         reasons = (Refusal.MALFORMED, Refusal.ALGORITHM, Refusal.SIGNATURE)
         assert_unauthorized(plain, *reasons, headers={"Authorization": f"Bearer{credentials}"})
-
-    def test_a_token_in_the_query_string_beside_a_good_one_is_an_unknown_parameter(self, plain: Flask) -> None:
-        response = ask(plain, f"Bearer {token()}", f"{PATH}?access_token={token('bob')}")
-        message = "Unknown query parameter: access_token"
-        assert (response.status_code, response.get_json()) == (400, {"error": message})
 
     @pytest.mark.parametrize("form", ["", "{}", "Token {}", "Basic {}", "Digest username={}", "null", " Bearer {}"])
     def test_another_scheme_is_no_bearer_token(self, plain: Flask, form: str) -> None:
