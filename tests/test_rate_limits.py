@@ -259,6 +259,7 @@ def test_no_increment_is_lost_among_threads() -> None:
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.usefixtures("now")
 def test_memory_forgets_what_is_over_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limits, "MOST_KEYS", 4)
     memory = rate_limits.Memory()
