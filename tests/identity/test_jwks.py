@@ -577,6 +577,9 @@ class TestFailures:
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(keys.set.find, "a")
             keys.issuer.wait_for(1)
+            keys.now = TIMEOUT - 0.001
+            _, is_another = keys.set._refresh(is_for_unknown=False)
+            assert not is_another
             keys.now = TIMEOUT
             keys.serve(b=B)
             keys.assert_found("b", is_key=B)
