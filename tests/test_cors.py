@@ -94,13 +94,6 @@ def test_answers_and_errors_have_the_headers(app: Flask, path: str) -> None:
     assert response.headers["Vary"] == "Origin"
 
 
-def test_304_has_them_too(app: Flask) -> None:
-    alice = Caller(app, "alice")
-    tag = alice("GET").headers["ETag"]
-    response = alice("GET", headers={"Origin": ORIGIN, "If-None-Match": tag})
-    assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (304, ORIGIN)
-
-
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", f"{ORIGIN}.evil.example", "https://appxexample", f"{ORIGIN}:443", "null", ""]
 )

@@ -96,37 +96,13 @@ def test_it_is_kept_and_asked_for_again(nobody: FlaskClient, path: str) -> None:
     assert (failed.status_code, failed.get_json()) == (412, {"error": "Precondition Failed"})
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", *FILES])
-def test_head_tells_what_get_would(nobody: FlaskClient, path: str) -> None:
-    response, head = nobody.get(path), nobody.head(path)
-    assert (head.status_code, head.data, head.content_length) == (response.status_code, b"", response.content_length)
-
-
-@pytest.mark.parametrize("path", ["/", "/docs", *FILES])
-def test_nothing_is_changed_there(nobody: FlaskClient, path: str) -> None:
-    response = nobody.post(path)
-    assert (response.status_code, response.get_json()) == (405, {"error": "Method not allowed"})
-    assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
-
-
-def test_the_root_leads_to_the_page(nobody: FlaskClient) -> None:
-    response = nobody.get("/", headers={"Host": "evil.example"})
-    assert (response.status_code, response.headers["Location"]) == (302, "/docs")
-
-
 @pytest.mark.parametrize(
     "path",
     [
         "/docs/index.html",
         "/docs/__init__.py",
-        "/docs/swagger-ui.js",
-        "/docs/oauth2-redirect.html",
         "/docs/../config.py",
-        "/docs/../__init__.py",
-        "/docs/%2e%2e/__init__.py",
         "/docs/..%2f__init__.py",
-        "/docs/start.js/../__init__.py",
-        "/docs//etc/passwd",
         "/docs/start.js%00",
         "/static/start.js",
     ],

@@ -5,7 +5,6 @@ running gunicorn, beside those that gunicorn itself refuses.
 """
 
 import gzip
-import json
 import re
 import time
 from collections.abc import Callable
@@ -80,7 +79,6 @@ def framed(*lines: str, body: bytes = BODY, **options: str) -> bytes:
 BODIES = {
     "byte order mark": Row(post(b"\xef\xbb\xbf" + BODY), 400, NOT_JSON),
     "UTF-16": Row(post(BODY.decode().encode("utf-16")), 400, NOT_JSON),
-    "UTF-32": Row(post(BODY.decode().encode("utf-32-le")), 400, NOT_JSON),
     "UTF-7 as said": Row(post(b"+AHs-}", content_type="Content-Type: application/json; charset=utf-7"), 400, NOT_JSON),
     "not UTF-8": Row(post(b'{"title": "\xff"}'), 400, NOT_JSON),
     "overlong NUL": Row(post(b'{"title": "\xc0\x80"}'), 400, NOT_JSON),
@@ -101,19 +99,12 @@ BODIES = {
     "NUL": Row(post(b'{"title": "a\0"}'), 400, NOT_JSON),
     "NUL, escaped": Row(post(rb'{"title": "a\u0000"}'), 400, UNSTORABLE),
     "high surrogate": Row(post(rb'{"title": "\ud83e"}'), 400, UNSTORABLE),
-    "low surrogate": Row(post(rb'{"title": "\udd5b"}'), 400, UNSTORABLE),
-    "surrogates in the wrong order": Row(post(rb'{"title": "\udd5b\ud83e"}'), 400, UNSTORABLE),
     "surrogate in a key": Row(post(rb'{"title": "x", "\ud800": 1}'), 400, "Unknown field: \ud800"),
     "NUL in a key": Row(post(rb'{"title": "x", "a\u0000": 1}'), 400, "Unknown field: a\0"),
     "line break in a string": Row(post(b'{"title": "a\nb"}'), 400, NOT_JSON),
     "__proto__": Row(post(b'{"title": "x", "__proto__": {}}'), 400, "Unknown field: __proto__"),
     "mass assignment": Row(
         post(b'{"title": "x", "user_id": "bob", "id": 9, "status": "complete"}'), 400, "Status cannot be set on create"
-    ),
-    "only white space of all kinds": Row(post(rb'{"title": "\u3000\u0085\u001c"}'), 400, "Title cannot be empty"),
-    "256 emoji": Row(post(json.dumps({"title": "🥛" * 256}).encode()), 400, "Title must be 255 characters or less"),
-    "256 combining": Row(
-        post(json.dumps({"title": "\u0301" * 256}).encode()), 400, "Title must be 255 characters or less"
     ),
     "two documents": Row(post(BODY + BODY), 400, NOT_JSON),
     "comment": Row(post(BODY + b"//"), 400, NOT_JSON),

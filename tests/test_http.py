@@ -13,18 +13,10 @@ from todo.errors import OwnershipViolated, Unavailable
 CALLS_WITH_BODY = [("POST", ""), ("PUT", "/1"), ("PATCH", "/1/complete")]
 
 
+#: A fault of each kind; more are in test_hostile_input.py.
 BAD_JSON: list[tuple[bytes, str]] = [
     (b"{", "Request body is not valid JSON"),
-    (b"\xff", "Request body is not valid JSON"),
-    (b"\xef\xbb\xbf{}", "Request body is not valid JSON"),
-    ('{"title": "x"}'.encode("utf-16"), "Request body is not valid JSON"),
-    (b'{"title": NaN}', "Request body is not valid JSON"),
-    (b'{"title": -Infinity}', "Request body is not valid JSON"),
-    (b'{"title": "x"} {}', "Request body is not valid JSON"),
-    (b"[]", "Request body must be a JSON object"),
     (b"null", "Request body must be a JSON object"),
-    (b'"title"', "Request body must be a JSON object"),
-    (b'{"title": "a", "title": "b"}', "Key given twice: title"),
     (b'{"title": "a", "x": {"y": 1, "y": 2}}', "Key given twice: y"),
     (b'{"title": ' + b"1" * 5000 + b"}", "Request body has a number that is too long"),
     (b'{"title": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "Request body is nested too deeply"),
@@ -66,21 +58,6 @@ def test_a_body_is_required(alice: Caller, method: str, path: str) -> None:
         assert (response.status_code, response.get_json()) == (400, {"error": "Request body is required"})
 
 
-def test_every_spelling_of_json_is_accepted(alice: Caller) -> None:
-    for content_type in ("application/json; charset=utf-8", "Application/JSON", "application/merge-patch+json"):
-        assert alice("POST", data=b'{"title": "x"}', content_type=content_type).status_code == 201
-
-
-def test_a_body_that_breaks_off_is_refused_although_it_is_json(alice: Caller) -> None:
-    body = b'{"title": "x"}'
-    # What gunicorn hands on when the client goes away: a stream that ends, early.
-    environ = {"CONTENT_LENGTH": str(len(body) + 1), "wsgi.input_terminated": True}
-    response = alice("POST", data=body, content_type="application/json", environ_overrides=environ)
-    message = "Request body is shorter than its Content-Length"
-    assert (response.status_code, response.get_json()) == (400, {"error": message})
-    assert alice("GET").get_json() == []
-
-
 def test_a_body_of_http_2_without_a_length_is_not_taken_for_none(alice: Caller) -> None:
     task = alice.create()
     environ = {"SERVER_PROTOCOL": "HTTP/2", "CONTENT_LENGTH": "", "wsgi.input_terminated": True}
@@ -120,12 +97,6 @@ def test_a_trailing_slash_is_accepted_without_a_redirect(alice: Caller) -> None:
     assert alice("DELETE", f"/{task['id']}/").status_code == 204
 
 
-def test_options_needs_no_identity(app: Flask) -> None:
-    response = app.test_client().options("/api/alice/tasks")
-    assert response.status_code == 200
-    assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
-
-
 def test_no_answer_repeats_the_host_header(alice: Caller) -> None:
     for host in ("evil.example", "evil.example:1", "evil host", '<>"', ""):
         created = alice("POST", json={"title": "x"}, headers={"Host": host})
@@ -133,11 +104,6 @@ def test_no_answer_repeats_the_host_header(alice: Caller) -> None:
         page = alice("GET", query="?limit=1", headers={"Host": host})
         assert created.headers["Location"].startswith("/api/alice/tasks/")
         assert page.headers["Link"].startswith("</api/alice/tasks?")
-
-
-def test_a_host_that_cannot_be_one_is_refused_in_json(app: Flask) -> None:
-    response = app.test_client().get("/health/live", headers={"Host": "a" * 5000})
-    assert (response.status_code, response.get_json()) == (400, {"error": "Invalid Host header"})
 
 
 def test_a_websocket_is_refused_in_json(alice: Caller) -> None:

@@ -145,19 +145,6 @@ def is_accepted(url: URL, table: str, values: dict[str, object]) -> bool:
     return True
 
 
-def test_a_task_is_incomplete_by_default(url: URL) -> None:
-    sql(url, "INSERT INTO users (id) VALUES ('alice')")
-    sql(url, "INSERT INTO tasks (user_id, title) VALUES ('alice', 'x')")
-    assert sql(url, "SELECT status FROM tasks") == [("incomplete",)]
-
-
-def test_the_tasks_of_a_user_go_with_the_user(url: URL) -> None:
-    sql(url, "INSERT INTO users (id) VALUES ('alice'), ('bob')")
-    sql(url, "INSERT INTO tasks (user_id, title) VALUES ('alice', 'x'), ('bob', 'x')")
-    sql(url, "DELETE FROM users WHERE id = 'alice'")
-    assert sql(url, "SELECT user_id FROM tasks") == [("bob",)]
-
-
 def test_the_first_page_and_a_deep_one_are_read_off_the_index(url: URL) -> None:
     explain = "EXPLAIN QUERY PLAN" if url.get_backend_name() == "sqlite" else "EXPLAIN"
     if url.get_backend_name() == "postgresql":

@@ -64,10 +64,6 @@ def test_it_is_valid(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
 
 
-def test_it_is_the_same_on_all_databases(apps: dict[str, Flask]) -> None:
-    assert len({app.test_client().get("/openapi.json").data for app in apps.values()}) == 1
-
-
 def test_the_kept_copies_are_up_to_date(document: dict[str, Any]) -> None:
     """Where they are not: `make openapi`."""
     assert json.loads((ROOT / "docs/openapi.json").read_text()) == document
@@ -161,10 +157,6 @@ def test_what_the_service_sets_is_read_only_wherever_it_stands(document: dict[st
         assert all(set(schemas[name]["properties"][field]) == {"readOnly", "description"} for field in OUTPUT_ONLY)
     assert "status" not in schemas["NewTask"]["properties"]
     assert list(schemas["TaskCompletion"]["properties"]) == ["status"]
-
-
-def test_the_license_is_named(document: dict[str, Any]) -> None:
-    assert document["info"]["license"] == {"name": "MIT", "identifier": "MIT"}
 
 
 def test_every_call_has_a_summary_and_examples(document: dict[str, Any]) -> None:

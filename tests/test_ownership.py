@@ -129,34 +129,6 @@ class TestRoute:
         assert (taken, executed in ("SELECT", "INSERT", "UPDATE", "DELETE")) == ("checkout", True)
 
 
-def test_a_path_of_nobody_is_403_like_one_of_somebody(alice: Caller, bob: Caller) -> None:
-    bob.create()
-    headers = {"X-Request-ID": "the-same"}
-    somebody = alice.open("GET", "/api/bob/tasks", headers)
-    nobody = alice.open("GET", "/api/nobody/tasks", headers)
-    assert (somebody.status_code, somebody.data, list(somebody.headers)) == (403, nobody.data, list(nobody.headers))
-
-
-def test_the_path_is_compared_exactly(alice: Caller) -> None:
-    for user_id in ("Alice", "alic%65%20", "alice%00", "%61lice%2Fx"):
-        assert alice.open("GET", f"/api/{user_id}/tasks").status_code in (403, 404)
-
-
-def test_the_path_is_decoded_once(call: Call) -> None:
-    assert call("alice").open("GET", "/api/%61lice/tasks").status_code == 200
-    assert call("alice").open("GET", "/api/%2561lice/tasks").status_code == 403
-    assert call("%61lice").open("GET", "/api/%2561lice/tasks").status_code == 200
-
-
-def test_users_are_not_normalised(call: Call) -> None:
-    composed, decomposed = "jos\u00e9", "jose\u0301"
-    call(composed).create("composed")
-    call(decomposed).create("decomposed")
-    assert call(composed).titles() == ["composed"]
-    assert call(decomposed).titles() == ["decomposed"]
-    assert call(composed).open("GET", "/api/jose%CC%81/tasks").status_code == 403
-
-
 def test_the_checks_come_in_order(alice: Caller, app: Flask) -> None:
     broken = {"data": b"{broken", "content_type": "text/plain"}
     nobody = app.test_client()

@@ -53,13 +53,6 @@ def test_the_limit_is_each_users_own(alice: Caller, limited: Flask) -> None:
     assert alice("POST", json={"title": "x"}).status_code == 409
 
 
-def test_at_the_limit_everything_else_goes_on(alice: Caller) -> None:
-    task_id, *_ = fill(alice)
-    assert alice("PUT", f"/{task_id}", json={"title": "x"}).status_code == 200
-    assert alice("PATCH", f"/{task_id}/complete").status_code == 200
-    assert len(alice("GET").get_json()) == LIMIT
-
-
 def test_a_repetition_is_answered_at_the_limit(alice: Caller) -> None:
     first = create(alice)
     for _ in range(LIMIT - 1):

@@ -42,6 +42,15 @@ def alice_of(limited: Any) -> Callable[..., Caller]:
     return lambda *limit, **changes: Caller(limited(*limit, **changes), "alice")
 
 
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test moves, in the middle of a second; a window of ten has gone on for 4.5."""
+    now = [1_000_000_004.5]
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(rate_limits, name, lambda: now[0])
+    return now
+
+
 def statuses(caller: Caller, times: int) -> list[int]:
     """The statuses of the answers to as many requests, each from another address."""
     addresses = [{"environ_overrides": {"REMOTE_ADDR": f"192.0.2.{number}"}} for number in range(times)]
@@ -88,31 +97,17 @@ def test_without_a_limit_nothing_is_registered_and_nothing_said(make: Make, data
     assert declared(Caller(app, "alice")("GET")) == declared(refused(app)) == {}
 
 
-def test_as_many_requests_as_the_limit_pass_from_any_address_and_no_more(alice_of: Any) -> None:
-    alice = alice_of(3)
+def test_429_has_the_shape_of_every_error_and_says_when_requests_pass_again(alice_of: Any, now: list[float]) -> None:
+    alice = alice_of("2 per 10 second")
     assert statuses(alice, 2) == [200, 200]
-    answers = [alice("GET") for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [200, 429, 429]
-    assert [answer.headers["RateLimit-Remaining"] for answer in answers] == ["0", "0", "0"]
-
-
-def test_429_has_the_shape_of_every_error_and_says_when_to_come_back(alice_of: Any) -> None:
-    alice = alice_of("1 per 10 second")
-    while (response := alice("GET")).status_code == 200:
-        pass
+    response = alice("GET")
     assert (response.status_code, response.get_json()) == (429, {"error": "Too many requests"})
     assert response.headers["Content-Type"] == "application/json"
-    seconds = declared(response)["Retry-After"]
-    of_limits = {"RateLimit-Limit": "1", "RateLimit-Remaining": "0", "RateLimit-Reset": seconds}
-    assert declared(response) == of_limits | {"Retry-After": seconds}
-    assert 1 <= int(seconds) <= 10
-
-
-def test_after_the_seconds_that_were_said_requests_pass_again(alice_of: Any) -> None:
-    alice = alice_of("2 per second")
-    while (response := alice("GET")).status_code == 200:
-        pass
-    time.sleep(int(response.headers["Retry-After"]))
+    of_limits = {"RateLimit-Limit": "2", "RateLimit-Remaining": "0", "RateLimit-Reset": "6"}
+    assert declared(response) == of_limits | {"Retry-After": "6"}
+    now[0] += 5
+    assert alice("GET").status_code == 429
+    now[0] += 1
     assert alice("GET").status_code == 200
 
 
@@ -206,43 +201,25 @@ def test_of_several_limits_the_answer_names_the_one_that_is_nearest(alice_of: An
     assert [alice("GET").headers["RateLimit-Limit"] for _ in range(2)] == ["2", "2"]
 
 
-def test_what_a_short_window_refuses_does_not_use_up_a_long_one(alice_of: Any) -> None:
+def test_what_a_short_window_refuses_does_not_use_up_a_long_one(alice_of: Any, now: list[float]) -> None:
     alice = alice_of(f"1 per second; 3 per {WINDOW}")
-    passed = 0
-    deadline = time.monotonic() + 10
-    while passed < 3 and time.monotonic() < deadline:
+    # Of two limits that allow as few more, the one that does so for longer is named at last.
+    for limit in ("1", "1", "3"):
         response = alice("GET")
-        passed += response.status_code == 200
-    assert passed == 3
-    assert (response.headers["RateLimit-Limit"], response.headers["RateLimit-Remaining"]) == ("3", "0")
-    time.sleep(1)
+        assert (response.headers["RateLimit-Limit"], response.headers["RateLimit-Remaining"]) == (limit, "0")
+        assert statuses(alice, 2) == [429, 429]
+        now[0] += 1
     assert int(alice("GET").headers["Retry-After"]) > 1
 
 
-class Unread:
-    """A body that must not be read."""
-
-    def read(self, *_: object) -> bytes:
-        raise AssertionError("read")
-
-    readline = read
-
-
-def test_429_reads_no_body_and_opens_no_connection(limited: Any) -> None:
+def test_429_opens_no_connection(limited: Any) -> None:
     app = limited(1)
     alice = Caller(app, "alice")
     alice("GET")
     with statements_of(app) as statements:
-        response = alice("POST", content_type="application/json", environ_overrides={"wsgi.input": Unread()})
-        assert (response.status_code, statements) == (429, [])
+        assert alice("POST", json={"title": "x"}).status_code == 429
         assert refusals(app, 2) == [401, 429]
     assert statements == []
-
-
-@pytest.mark.parametrize("provider", ["nobody", "refusing", "aborting"])
-def test_whichever_way_a_provider_refuses_it_is_counted(limited: Any, provider: str) -> None:
-    app = limited(1, identity_provider=f"tests.identity.providers:{provider}", jwt=None)
-    assert refusals(app, 3) == [401, 429, 429]
 
 
 @pytest.mark.parametrize(
@@ -265,13 +242,8 @@ def test_as_many_proxies_are_believed_as_there_are(limited: Any, trusted: int, f
 
 
 def test_of_a_proxy_nothing_but_the_address_is_believed(limited: Any) -> None:
-    app = limited(9, trusted_proxies=1)
-    assert isinstance(app.wsgi_app, ProxyFix)
-    names = ("Proto", "Host", "Port", "Prefix")
-    forwarded = {f"X-Forwarded-{name}": "evil" for name in names}
-    response = Caller(app, "alice")("POST", json={"title": "x"}, headers=forwarded)
-    assert response.headers["Location"] == f"/api/alice/tasks/{response.get_json()['id']}"
-    proxy = app.wsgi_app
+    proxy = limited(9, trusted_proxies=1).wsgi_app
+    assert isinstance(proxy, ProxyFix)
     assert [proxy.x_for, proxy.x_proto, proxy.x_host, proxy.x_port, proxy.x_prefix] == [1, 0, 0, 0, 0]
 
 
@@ -287,6 +259,7 @@ def test_no_increment_is_lost_among_threads() -> None:
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.usefixtures("now")
 def test_memory_forgets_what_is_over_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limits, "MOST_KEYS", 4)
     memory = rate_limits.Memory()
@@ -367,14 +340,13 @@ def test_only_the_first_request_waits_for_a_silent_redis(alice_of: Any, stand_in
 
 
 def test_after_the_pause_one_request_asks_for_all(
-    alice_of: Any, stand_in: StandIn, written: Any, monkeypatch: pytest.MonkeyPatch
+    alice_of: Any, stand_in: StandIn, written: Any, now: list[float]
 ) -> None:
-    monkeypatch.setattr(rate_limits, "PAUSE", 1.0)
     stand_in.is_silent = True
     alice = alice_of(99, rate_limit_storage=f"redis://127.0.0.1:{stand_in.port}")
     alice("GET")
     asked = stand_in.asked
-    time.sleep(1.1)
+    now[0] += rate_limits.PAUSE
     with ThreadPoolExecutor(8) as pool:
         assert {response.status_code for response in pool.map(lambda _: alice("GET"), range(8))} == {200}
     assert (asked, len(written())) == (1, 1)
@@ -385,13 +357,12 @@ def test_after_the_pause_one_request_asks_for_all(
 
 
 @pytest.mark.usefixtures("patient")
-def test_redis_is_returned_to(alice_of: Any, written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limits, "PAUSE", 0.1)
+def test_redis_is_returned_to(alice_of: Any, written: Any, now: list[float]) -> None:
     port = free_port()
     alice = alice_of(2, rate_limit_storage=f"redis://127.0.0.1:{port}", log_level="INFO")
     assert statuses(alice, 3) == [200, 200, 429]
     stand_in = StandIn(port)
-    time.sleep(0.2)
+    now[0] += rate_limits.PAUSE
     assert statuses(alice, 3) == [200, 200, 429]
     stand_in.close()
     assert alice("GET").status_code == 429

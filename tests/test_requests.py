@@ -225,12 +225,6 @@ def test_any_other_id_is_replaced(talkative: Flask, lines: Lines, request_id: st
     assert the_line(lines())["request_id"] == answered
 
 
-def test_an_id_given_twice_is_replaced(talkative: Flask) -> None:
-    headers = [("X-Request-ID", "one"), ("X-Request-ID", "two")]
-    response = talkative.test_client().get("/health/live", headers=headers)
-    assert ID.fullmatch(response.headers["X-Request-ID"])
-
-
 def test_each_request_has_an_id_of_its_own(talkative: Flask) -> None:
     client = talkative.test_client()
     assert len({client.get("/health/live").headers["X-Request-ID"] for _ in range(20)}) == 20

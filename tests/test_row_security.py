@@ -11,15 +11,7 @@ from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
 from tests.conftest import url_of
-from tests.support import (
-    REQUESTS,
-    Caller,
-    Make,
-    as_superuser,
-    close,
-    sql,
-    sql_as_role,
-)
+from tests.support import REQUESTS, Caller, Make, as_superuser, close, sql, sql_as_role
 from todo.db import connections as database
 from todo.db import db
 from todo.web import health

@@ -6,7 +6,6 @@ import pytest
 from flask import Flask
 from msgspec import Struct
 from sqlalchemy import URL, Select, Text, bindparam, literal, select
-from sqlalchemy.dialects import postgresql
 
 from tests.support import Caller, Make, sql
 from todo.db import db
@@ -83,16 +82,6 @@ def test_a_statement_is_written_once_for_each_set_of_parameters(app: Flask) -> N
             assert statement.first(one="1") == Pair("1", "")
             assert statement.first(two="2", one="1") == statement.first(one="1", two="2") == Pair("1", "2")
     assert written == [{"one"}, {"one", "two"}]
-
-
-def test_what_is_undocumented_of_sqlalchemy_is_as_we_use_it() -> None:
-    named = bindparam("instant", type_=UtcInstant)
-    compiled = select(named, literal("x")).compile(dialect=postgresql.dialect())
-    # Compiled.bind_names: each parameter, with its name in the SQL.
-    found = {name: (parameter.type, parameter.required) for parameter, name in compiled.bind_names.items()}
-    assert found.keys() == compiled.params.keys() == {"instant", "param_1"}
-    assert found["instant"] == (named.type, True)
-    assert not found["param_1"][1]
 
 
 def test_an_error_of_the_statement_keeps_its_connection(app: Flask, alice: Caller) -> None:

@@ -38,7 +38,6 @@ SETTINGS = "The settings of a role and of the environment are those of PgBouncer
 FEWER = "PgBouncer has four connections here, so that eight statements do not wait for a lock at once"
 #: What cannot pass by way of PgBouncer, and why.
 DIRECT_ALONE = {
-    "test_a_read_only_database_is_503_to_writes_alone": OLDER,
     "test_a_wave_of_slow_requests_is_let_in_once": FEWER,
     "test_a_session_that_began_read_only_is_left_once_a_write_has_shown_it": OLDER,
     "test_a_setting_of_the_environment_changes_no_answer": SETTINGS,
@@ -48,7 +47,6 @@ DIRECT_ALONE = {
     "test_any_user_id_reaches_the_policies_as_it_is": OPTIONS,
     "test_instants_are_in_utc_whatever_the_servers_time_zone": OPTIONS,
     "test_lost_connections_are_not_in_use_nor_fewer_than_none": RETRY,
-    "test_missing_rights_are_a_fault_of_ours": LIST,
     "test_the_service_says_that_its_role_bypasses_the_policies": LIST,
 }
 

@@ -66,10 +66,10 @@ def impossible(_request: Request) -> Identity:
 
 def slow_nobody(_request: Request) -> None:
     """No identity, after a while."""
-    time.sleep(0.6)
+    time.sleep(0.4)
 
 
 def slow_somebody(request: Request) -> Identity | None:
     """Whom the header names, after a while: as when the signing keys are fetched."""
-    time.sleep(0.6)
+    time.sleep(0.4)
     return by_header(request)

@@ -17,7 +17,6 @@ POSSIBLE += ["\U0001f600" * 255]
 #: What cannot be one.
 IMPOSSIBLE = [None, 0, 1, 1.5, True, b"alice", ["alice"], {"alice": 1}, "", ".", "..", "/", "a/b", *LONE_SURROGATES]
 IMPOSSIBLE += ["a\ud83d", "\ufffd", "a\ufffdb", "a" * 256, "\U0001f600" * 256]
-IMPOSSIBLE += [form.format(character) for character in CONTROL_CHARACTERS for form in ("{}", "a{}", "{}a", "a{}b")]
 
 
 @pytest.mark.parametrize("user_id", POSSIBLE, ids=ascii)
@@ -29,6 +28,13 @@ def test_a_user_id_is_kept_as_it_came(user_id: str) -> None:
 def test_what_cannot_be_a_user_id_is_refused(user_id: Any) -> None:
     with pytest.raises(InvalidIdentity):
         Identity(user_id)
+
+
+@pytest.mark.parametrize("form", ["{}", "a{}", "{}a", "a{}b"])
+def test_nowhere_in_a_user_id_is_a_control_character(form: str) -> None:
+    for character in CONTROL_CHARACTERS:
+        with pytest.raises(InvalidIdentity):
+            Identity(form.format(character))
 
 
 @pytest.mark.parametrize("email", ["a@example.com", "x", "jos\xe9@example.com", "a" * 320], ids=ascii)
