@@ -1,35 +1,13 @@
 """The failures that a caller can get: status, message, headers, and description in the OpenAPI document.
 
 The only list of failures. A message is one sentence that the caller sees. It must not name a database object, or a row
-of another user. Imports nothing of the package.
+of another user.
 """
 
-from collections.abc import Iterator, Mapping
-from enum import StrEnum
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-
-class Refusal(StrEnum):
-    """Why a request got a 401, for the log only (docs/refused-tokens.md). Contains no value from the request."""
-
-    MISSING = "no token"
-    MALFORMED = "malformed"
-    TYPE = "token type"
-    ALGORITHM = "algorithm"
-    UNKNOWN_KEY = "unknown key"
-    SIGNATURE = "signature"
-    EXPIRED = "expired"
-    NOT_YET_VALID = "not yet valid"
-    ISSUER = "issuer"
-    AUDIENCE_MISSING = "audience missing"
-    AUDIENCE_WRONG = "audience wrong"
-    AUDIENCE_UNEXPECTED = "audience unexpected"
-    SUBJECT = "subject"
-    METRICS = "metrics token"
-    #: A custom provider returned no identity.
-    NO_IDENTITY = "no identity"
-    #: A custom provider refused the credentials without a reason.
-    REFUSED_BY_PROVIDER = "refused by provider"
+from todo.refusals import Refusal
 
 
 class TodoError(Exception):
@@ -42,11 +20,11 @@ class TodoError(Exception):
     #: Headers that HTTP requires with this status.
     headers: ClassVar[Mapping[str, str]] = {}
     #: For the OpenAPI document: the name of the component, its description, and an example of the message (empty:
-    #: `message`). documented_headers says for each header whether every such response has it.
+    #: `message`), and headers that only some of the responses have.
     component: ClassVar[str] = ""
     description: ClassVar[str] = ""
     example: ClassVar[str] = ""
-    documented_headers: ClassVar[Mapping[str, bool]] = {}
+    optional_headers: ClassVar[Sequence[str]] = ()
 
     message = ""
 
@@ -75,7 +53,6 @@ class NotAuthenticated(TodoError):
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
     component = "Unauthorized"
     description = "The request has no valid credentials."
-    documented_headers: ClassVar[Mapping[str, bool]] = {"WWW-Authenticate": True}
     reason = Refusal.NO_IDENTITY
 
     def __init__(self, message: str | None = None, *, reason: Refusal | None = None) -> None:
@@ -199,28 +176,23 @@ class SearchTooSlow(TodoError):
 
 
 class TooManyRequests(TodoError):
-    """The caller sent more requests than RATE_LIMIT allows. todo/web/rate_limits.py adds the headers."""
+    """The caller sent more requests than RATE_LIMIT allows. todo/web/rate_limits.py knows how long to wait."""
 
     status = 429
     message = "Too many requests"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
     component = "TooManyRequests"
     description = (
         "The caller sent too many requests, or too many slow ones at once. The `RateLimit-…` headers are present if "
         "the service has a rate limit."
     )
-    documented_headers: ClassVar[Mapping[str, bool]] = {
-        "Retry-After": True,
-        "RateLimit-Limit": False,
-        "RateLimit-Remaining": False,
-        "RateLimit-Reset": False,
-    }
+    optional_headers = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 
 
 class TooManyAtOnce(TooManyRequests):
     """The caller's slow requests already hold the most threads that one caller may hold."""
 
     message = "Too many slow requests at once: wait for those that are running"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
 
 class InternalError(TodoError):
@@ -247,7 +219,6 @@ class Unavailable(TodoError):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
     component = "ServiceUnavailable"
     description = "The database, or another service, is unavailable. A write may still have been carried out."
-    documented_headers: ClassVar[Mapping[str, bool]] = {"Retry-After": True}
 
 
 class DatabaseUnfit(Unavailable):
@@ -260,10 +231,7 @@ class DatabaseUnfit(Unavailable):
 
 def by_status() -> Mapping[int, type[TodoError]]:
     """Return, for each status, the first failure in this module that has it."""
-    found: dict[int, type[TodoError]] = {}
-    for failure in _subclasses(TodoError):
-        found.setdefault(failure.status, failure)
-    return found
+    return {failure.status: failure for failure in reversed([*_subclasses(TodoError)])}
 
 
 def _subclasses(failure: type[TodoError]) -> Iterator[type[TodoError]]:

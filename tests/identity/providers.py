@@ -9,8 +9,9 @@ from typing import Any
 from flask import Request
 from werkzeug.exceptions import Unauthorized
 
-from todo.errors import InvalidCredentials, Refusal, Unavailable
+from todo.errors import InvalidCredentials, Unavailable
 from todo.identity import Identity
+from todo.refusals import Refusal
 
 NOT_CALLABLE = "by_header"
 

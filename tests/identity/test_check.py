@@ -15,7 +15,7 @@ from config import JwtSettings
 from tests.identity.issuer import Issuer, body, jwk, running_issuer
 from tests.identity.tokens import ISSUER, STRICT, handmade, key, payload, pem, signed_by
 from tests.support import ROOT, SECRET, Make, token
-from todo.errors import Refusal
+from todo.refusals import Refusal
 
 Check = Callable[..., Result]
 

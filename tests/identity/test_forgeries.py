@@ -35,9 +35,9 @@ from tests.identity.tokens import (
     pem,
 )
 from tests.support import SECRET
-from todo.errors import Refusal
 from todo.identity import jwks
 from todo.identity import jwt as provider_module
+from todo.refusals import Refusal
 
 KID = "a"
 

@@ -13,8 +13,8 @@ from config import ConfigurationError
 from tests.identity.conftest import with_who
 from tests.identity.tokens import assert_challenged, no_database_connection
 from tests.support import Make, sql
-from todo.errors import Refusal
 from todo.identity import current_identity
+from todo.refusals import Refusal
 
 PROVIDERS = "tests.identity.providers"
 INVALID = 'Bearer error="invalid_token"'

@@ -32,11 +32,12 @@ from tests.identity.issuer import (
 from tests.identity.tokens import FITTING, base64url, key, payload, pem, signed_by
 from tests.live import free_port
 from tests.support import SECRET, token
-from todo.errors import InvalidCredentials, Refusal, Unavailable
+from todo.errors import InvalidCredentials, Unavailable
 from todo.identity import jwks
 from todo.identity.jwks import GRACE, LIFETIME, LONGEST_PAUSE, MOST_FETCHES, SIZE_LIMIT, TIMEOUT, KeySet
 from todo.identity.jwt import JwtProvider
 from todo.identity.keys import VerificationKey
+from todo.refusals import Refusal
 
 A, B, C, RSA = key(), key("P-256", "b"), key("P-256", "c"), key("RSA")
 SHORT_PAUSES = (1, 2, 4, 8, LONGEST_PAUSE, LONGEST_PAUSE)

@@ -35,7 +35,7 @@ from tests.identity.tokens import (
 )
 from tests.support import SECRET, settings, token
 from todo import create_app
-from todo.errors import Refusal
+from todo.refusals import Refusal
 
 LONG_SECRET = "the secret of the test suite, of 64 bytes, for HS384 and HS512.."
 #: Each kind of key with each algorithm that fits it and that PyJWT can sign for by that name.

@@ -16,7 +16,7 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from tests.support import SECRET, statements_of, token
-from todo.errors import Refusal
+from todo.refusals import Refusal
 
 PATH = "/api/alice/tasks"
 ISSUER = "https://issuer.example"

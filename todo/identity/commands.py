@@ -14,11 +14,12 @@ from flask import Flask
 from flask.cli import AppGroup
 
 from config import Settings
-from todo.errors import InvalidCredentials, Refusal, Unavailable
+from todo.errors import InvalidCredentials, Unavailable
 from todo.identity.explanation import explain, instant, quoted
 from todo.identity.identity import Identity, InvalidIdentity
 from todo.identity.jwt import JwtProvider
 from todo.identity.keys import secret_key
+from todo.refusals import Refusal
 
 A_YEAR = 365 * 24 * 60
 

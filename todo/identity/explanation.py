@@ -12,8 +12,9 @@ from typing import Any
 import jwt
 
 from config import JwtSettings
-from todo.errors import InvalidCredentials, Refusal
+from todo.errors import InvalidCredentials
 from todo.identity.jwt import LATEST, LEEWAY, JwtProvider
+from todo.refusals import Refusal
 
 #: How many characters of a value are shown, and how many key ids.
 LONGEST_VALUE, MOST_IDS = 200, 10

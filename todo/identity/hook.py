@@ -11,10 +11,11 @@ from flask import Flask, g, request
 from werkzeug.exceptions import Unauthorized
 
 from config import DEVELOPMENT, JWT, ConfigurationError, Settings
-from todo.errors import InvalidCredentials, NotAuthenticated, NotOwner, Refusal, Unavailable
+from todo.errors import InvalidCredentials, NotAuthenticated, NotOwner, Unavailable
 from todo.identity.development import identify_by_path
 from todo.identity.identity import Identity, InvalidIdentity, Provider
 from todo.identity.jwt import JwtProvider
+from todo.refusals import Refusal
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,9 @@ from typing import NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from todo.errors import InvalidCredentials, Refusal, Unavailable
+from todo.errors import InvalidCredentials, Unavailable
 from todo.identity.keys import UnusableKey, VerificationKey, jwk_key
+from todo.refusals import Refusal
 
 logger = logging.getLogger(__name__)
 

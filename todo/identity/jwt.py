@@ -11,7 +11,7 @@ from flask import Request
 from jwt.exceptions import InvalidSubjectError
 
 from config import JwtSettings
-from todo.errors import InvalidCredentials, NotAuthenticated, Refusal
+from todo.errors import InvalidCredentials, NotAuthenticated
 from todo.identity.identity import Identity, InvalidIdentity
 from todo.identity.jwks import KeySet
 from todo.identity.keys import (
@@ -21,6 +21,7 @@ from todo.identity.keys import (
     register_algorithms,
     secret_key,
 )
+from todo.refusals import Refusal
 
 #: Seconds by which the clocks of issuer and service may differ.
 LEEWAY = 30

@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from config import Settings
-from todo.errors import NotAuthenticated, Refusal
+from todo.errors import NotAuthenticated
+from todo.refusals import Refusal
 from todo.web.metrics_files import FiguresOfAll, keep
 from todo.web.request_log import method_and_route, on_answer
 

@@ -79,9 +79,9 @@ class Api(flask_smorest.Api):
 def _component(failure: type[TodoError]) -> dict[str, Any]:
     error = document_error(failure)
     headers = {}
-    for name, is_required in failure.documented_headers.items():
+    for name in (*failure.headers, *failure.optional_headers):
         description, example = FAILURE_HEADERS[name]
-        headers[name] = header(description, failure.headers.get(name, example), required=is_required)
+        headers[name] = header(description, failure.headers.get(name, example), required=name in failure.headers)
     return {
         "description": error["description"],
         "content": {"application/json": {"schema": error["schema"], "example": error["example"]}},
