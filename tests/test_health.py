@@ -154,13 +154,13 @@ FIT_ON_BOTH: dict[str, State] = {
         "UPDATE alembic_version SET version_num = '0001'",
         "UPDATE alembic_version SET version_num = '{head}'",
         "enforced",
-        "stands at migration 0001, this code at {head}: run flask db upgrade",
+        "is at migration 0001, this code at {head}: run flask db upgrade",
     ),
     "the migrations are ahead": (
         "UPDATE alembic_version SET version_num = '9999'",
         "UPDATE alembic_version SET version_num = '{head}'",
         "enforced",
-        "stands at migration 9999, this code at {head}: it has all that this code needs",
+        "is at migration 9999, this code at {head}: it has all that this code needs",
     ),
     "no migration is known of": (
         "ALTER TABLE alembic_version RENAME TO elsewhere",
