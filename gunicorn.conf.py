@@ -82,7 +82,7 @@ def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
     def reload_if_it_loads() -> None:
         status, said = _trial(server, is_reload=True)
         if status:
-            server.log.error("Not reloaded, the workers go on as they are: %s", said.strip())
+            server.log.error("Not reloaded, the workers keep running: %s", said.strip())
         else:
             reload()
 

@@ -65,7 +65,7 @@ def run_migrations() -> None:
     """Run what the command asks for; a failure leaves the database as the last complete migration made it.
 
     On SQLite, which has one writer, all migrations are one transaction. Raises CommandError, which ends the command
-    with one line, if the database is away, a lock is not available, or the role lacks a right.
+    with one line, if the database is unavailable, a lock is not available, or the role lacks a right.
     """
     engine = current_app.extensions["migrate"].db.engine
     is_sqlite = engine.dialect.name == "sqlite"
@@ -155,7 +155,7 @@ def limits(connection: Connection, settings: Mapping[str, str]) -> str:
 def migrate_patiently(connection: Connection) -> None:
     """Migrate; try again after each of the PAUSES if a lock is not available. Raises CommandError after the last.
 
-    A destination that counts steps (+1, -2) is tried once: a second attempt would count them from where it begins.
+    A relative destination (+1, -2) is tried only once: a second attempt would count from the new revision.
     """
     for attempt, pause in enumerate((*PAUSES, None), start=1):
         try:
@@ -200,7 +200,7 @@ def print_script() -> None:
     """
     dialect = current_app.extensions["migrate"].db.engine.dialect
     if dialect.name == "sqlite":
-        raise CommandError("--sql is for PostgreSQL alone: set DATABASE_URL to postgresql://…, which is not opened")
+        raise CommandError("--sql is only for PostgreSQL: set DATABASE_URL=postgresql:// (it opens no connection)")
     configure(dialect_name=dialect.name, literal_binds=True)
     is_elsewhere, described = "to_regclass('alembic_version') IS NOT NULL", "without migrations"
     if start := context.get_starting_revision_argument():
@@ -225,21 +225,21 @@ def repair_fold_case(connection: Connection) -> None:
             if not isinstance(error.orig, psycopg2.errors.UndefinedObject | psycopg2.errors.UndefinedFunction):
                 raise
             connection.exec_driver_sql(FOLD_CASE.read_text())
-            logger.info("Made fold_case() again: it was missing, or of a server with other collations")
+            logger.info("Created fold_case() again: it was missing, or came from a server with other collations")
 
 
 def describe_holder(connection: Connection, attempts: int) -> str:
     """Describe in one line what blocks the migration, without the SQL that it runs."""
     revision = context.get_context().get_current_revision() or "no migration"
     holder = connection.exec_driver_sql(HOLDER).one_or_none()
-    found = "nobody any more"
+    found = "no session"
     if holder is not None:
         pid, role, application, state, seconds = holder
         found = f"process {pid} of PostgreSQL (role {role}, application {application or 'unnamed'}"
         found += ")" if seconds is None else f", {state}, for {seconds} s)"
     return (
-        f"A table was locked (attempts: {attempts}); the database stands at {revision}, and nothing "
-        f"more was changed. Held now by {found}: try again when that has ended"
+        f"A table was locked (attempts: {attempts}); the database is at {revision}, and nothing "
+        f"more was changed. Now held by {found}: try again when that has ended"
     )
 
 

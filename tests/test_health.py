@@ -165,11 +165,11 @@ BYPASSED = ("bypassed", "row-level security is bypassed")
 FIT_ON_BOTH: dict[str, State] = {
     "the migrations are behind": (
         *(STANDS_AT("0001"), STANDS_AT("{head}"), "enforced"),
-        "stands at migration 0001, this code at {head}: run flask db upgrade",
+        "is at migration 0001, this code at {head}: run flask db upgrade",
     ),
     "the migrations are ahead": (
         *(STANDS_AT("9999"), STANDS_AT("{head}"), "enforced"),
-        "stands at migration 9999, this code at {head}: it has all that this code needs",
+        "is at migration 9999, this code at {head}: it has all that this code needs",
     ),
     "no migration is known of": (*renamed("ALTER TABLE {} RENAME TO {}", "alembic_version"), "enforced", ""),
 }

@@ -181,7 +181,7 @@ def test_prune_forgets_old_keys_of_everybody_and_no_others(
         ([], 0, {"new", "fresh"}),
     ):
         result = prune(app, *arguments)
-        assert (result.exit_code, result.output) == (0, f"Forgot {forgotten} idempotency keys\n")
+        assert (result.exit_code, result.output) == (0, f"Deleted {forgotten} idempotency keys\n")
         keys = sql(url, "SELECT user_id, key FROM idempotency_keys")
         assert sorted(keys) == sorted((user_id, key) for user_id in ("alice", "bob") for key in left)
     assert len(alice("GET").get_json()) == len(ages)
@@ -198,7 +198,7 @@ def test_prune_goes_on_in_short_transactions_until_all_are_gone(
     for number in range(5):
         age(url, str(number), 25)
     statements.clear()
-    assert prune(app).output == "Forgot 5 idempotency keys\n"
+    assert prune(app).output == "Deleted 5 idempotency keys\n"
     assert len([statement for statement in statements if statement.strip().startswith("DELETE")]) == 3
     statements.clear()
 

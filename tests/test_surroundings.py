@@ -237,7 +237,7 @@ def test_a_setting_that_fails_some_calls_is_named_in_the_log(
         result = app.test_cli_runner().invoke(args=["ready"])
         toggle = lambda _: Caller(app, "alice")("PATCH", f"/{task}/complete").status_code  # noqa: E731
         statuses = set(pool.map(toggle, range(100)))
-    warning = f"calls may be answered with 503, because of the database's settings: {called}"
+    warning = f"calls may get a 503, because of these settings of the database: {called}"
     assert f"WARNING todo.web.health: {warning}\n" in capsys.readouterr().err
     assert (result.exit_code, f"Warning: {warning}\n" in result.output) == (0, True)
     assert statuses - {200} == {503}

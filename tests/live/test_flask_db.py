@@ -119,7 +119,7 @@ def test_the_script_of_an_upgrade_does_what_the_upgrade_does(
 def test_a_script_for_sqlite_is_refused_in_one_line(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     result = flask_db(make(make_url("sqlite:////nowhere/at/all.db")), "upgrade", "--sql")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "Error: --sql is for PostgreSQL alone" in capsys.readouterr().err.splitlines()[-1]
+    assert "Error: --sql is only for PostgreSQL" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_script_for_another_state_of_the_database_changes_nothing(

@@ -217,7 +217,7 @@ def test_a_migration_that_cannot_have_its_lock_gives_up_while_requests_go_on(
     assert status == 1
     assert "Traceback" not in said
     last = said.splitlines()[-1]
-    assert f"stands at {HEAD}, and nothing more was changed" in last
+    assert f"is at {HEAD}, and nothing more was changed" in last
     told = ", idle in transaction, for " if is_own else "): try again"
     assert f"process {pid} of PostgreSQL (role {other.username}, application report{told}" in last
     load.check()
@@ -245,7 +245,7 @@ def test_so_many_steps_are_not_counted_anew_after_a_lock_that_could_not_be_had(u
     with long_transaction(url):
         status, said = ended(flask_db(url, migrations, "downgrade", "--", f"-{steps}"))
     assert (status, sql(url, STANDS_AT)) == (1, [("0003",)])
-    assert "(attempts: 1); the database stands at 0003" in said.splitlines()[-1]
+    assert "(attempts: 1); the database is at 0003" in said.splitlines()[-1]
 
 
 def test_a_second_process_does_not_keep_an_index_from_being_made(url: URL, migrations: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_hangup_onto_what_does_not_load_leaves_the_workers_as_they_are(copy: P
                 good = (copy / name).read_text()
                 (copy / name).write_text(f"{good}\n{text}")
                 hang_up(live)
-                wait_for_line(live, "Not reloaded, the workers go on as they are: ", number)
+                wait_for_line(live, "Not reloaded, the workers keep running: ", number)
                 said = log.read_text().rpartition("Not reloaded")[2]
                 assert reason in said, said
                 assert set(live.workers()) == workers

@@ -23,14 +23,14 @@ EMPTY = "has no tables yet"
 
 BYPASSED = (
     "row-level security is bypassed: the database role is a superuser or has BYPASSRLS, or a table has no policy, or "
-    "one that lets everybody in. The queries and the service still keep users apart, the database itself does not"
+    "one that shows every row. The queries and the service still keep users apart, the database itself does not"
 )
 
-UNWISE = "calls may be answered with 503, because of the database's settings: {settings}"
+UNWISE = "calls may get a 503, because of these settings of the database: {settings}"
 
 # How to repair it.
 UPGRADE = "run flask db upgrade"
-RESTORE = "all its migrations have been run, so that this takes a backup"
+RESTORE = "all its migrations have been run, so only a backup can restore it"
 REDEPLOY = "its migrations are newer than this code: deploy the code that belongs to them"
 #: The command that grants the rights.
 GRANT = text(
@@ -38,7 +38,7 @@ GRANT = text(
     "current_user)"
 )
 
-RESET = "ALTER ROLE and ALTER DATABASE … RESET take a setting back, unless PGOPTIONS has it"
+RESET = "remove the setting with ALTER ROLE … RESET or ALTER DATABASE … RESET, or from PGOPTIONS"
 
 #: Settings under which a single call works, but some concurrent calls fail, or all writes.
 UNWISE_SETTINGS = """
@@ -101,7 +101,7 @@ def warn(backend: str, revisions: str | None, unwise: str | None, *, is_isolated
     where, (_, newest) = compare(revisions), known_revisions()
     if where in ("behind", "ahead"):
         repair = UPGRADE if where == "behind" else "it has all that this code needs"
-        yield f"the database stands at migration {revisions}, this code at {','.join(sorted(newest))}: {repair}"
+        yield f"the database is at migration {revisions}, this code at {','.join(sorted(newest))}: {repair}"
 
 
 def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple[str, str]]:
@@ -121,7 +121,7 @@ def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple
 
 
 def attempt(connection: Connection, expression: ColumnElement[Any]) -> tuple[Any, Exception | None]:
-    """Return the value of the expression, or the error. Raises one of DATABASE_ERRORS if the database is away."""
+    """Return the value of the expression, or the error. Raises one of DATABASE_ERRORS in an outage."""
     try:
         return connection.scalar(select(expression)), None
     except DATABASE_ERRORS as error:
@@ -157,7 +157,7 @@ def unfit(connection: Connection, unmet: Sequence[tuple[str, str]], revisions: s
 
 @cache
 def known_revisions() -> tuple[frozenset[str], frozenset[str]]:
-    """Return all revisions of the migrations beside this code, and the newest; none if there are no migrations."""
+    """Return all revisions in migrations/, and the newest ones. Both are empty if there is no such folder."""
     try:
         scripts = ScriptDirectory(str(MIGRATIONS))
     except CommandError:

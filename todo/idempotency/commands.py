@@ -42,4 +42,4 @@ def prune(hours: int) -> None:
         user_id, key = some[-1]
         pruned += connection.execute(PRUNE, parameters | {"last_user": user_id, "last_key": key}).rowcount
         parameters |= {"after_user": user_id, "after_key": key}
-    click.echo(f"Forgot {pruned} idempotency keys")
+    click.echo(f"Deleted {pruned} idempotency keys")

@@ -66,8 +66,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         """Mint a development token, signed with JWT_SECRET"""
         if settings.jwt is None:
             raise click.ClickException(
-                f"IDENTITY_PROVIDER={settings.identity_provider} takes no tokens of this service; set what the running "
-                "service has: IDENTITY_PROVIDER=jwt JWT_SECRET=... flask token USER_ID"
+                f"IDENTITY_PROVIDER={settings.identity_provider} takes no tokens of this service. Use the settings of "
+                "the running service: IDENTITY_PROVIDER=jwt JWT_SECRET=... flask token USER_ID"
             )
         if settings.jwt.secret is None:
             raise click.ClickException("without JWT_SECRET there is nothing to sign with: ask the issuer for a token")
@@ -95,8 +95,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         """
         if settings.jwt is None:
             raise Undecided(
-                f"IDENTITY_PROVIDER={settings.identity_provider} takes no tokens of this service; set what the running "
-                "service has, IDENTITY_PROVIDER=jwt and its JWT_... settings"
+                f"IDENTITY_PROVIDER={settings.identity_provider} takes no tokens of this service. Use the settings of "
+                "the running service: IDENTITY_PROVIDER=jwt, and its JWT_..."
             )
         token = re.sub(r"^bearer(\s+|$)", "", sys.stdin.read().strip(), flags=re.IGNORECASE)
         provider = JwtProvider(settings.jwt)

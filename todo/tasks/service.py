@@ -13,7 +13,7 @@ from todo.tasks.queries import INSERT_ONCE, TASKS, TaskRow, VersionedTask
 def list_tasks(
     user_id: str, filters: Mapping[str, Any], *, before: tuple[str, int] | None, limit: int, size: int
 ) -> Sequence[TaskRow]:
-    """Return the user's tasks after `before`, newest first.
+    """Return the user's tasks that follow the row `before`, newest first.
 
     It returns one task more than `limit`, or than fit into `size` bytes, to show that more follow.
     """

@@ -26,7 +26,7 @@ SIZE = 65536
 #: The most bytes that an entry takes besides its key.
 ENTRY_OVERHEAD = 32
 
-#: While a process counts in memory, there is an empty file whose name begins so. gunicorn.conf.py removes it.
+#: While a process counts in memory, an empty file exists whose name begins like this. gunicorn.conf.py removes it.
 MARKER = "unseen_"
 
 #: The files of this process: one for each kind of metric.

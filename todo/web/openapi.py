@@ -65,7 +65,7 @@ class Api(flask_smorest.Api):
         del self.spec.components.schemas["PaginationMetadata"]
 
     def _openapi_json(self) -> Response:
-        # As flask-smorest's view, but `servers` has the path prefix of the service, which WSGI gives with each request.
+        # Replaces flask-smorest's view: `servers` also has the path prefix, which only a request knows (WSGI).
         document = {**self.spec.to_dict(), "servers": [{"url": request.script_root or "/"}]}
         return current_app.response_class(
             flask.json.dumps(document, indent=2, sort_keys=False), mimetype="application/json"
