@@ -9,7 +9,7 @@ import yaml
 from flask import Flask
 from packaging.version import Version
 
-from tests.containers import DOCKERFILE, instructions
+from tests.live.containers import DOCKERFILE, instructions
 from tests.support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

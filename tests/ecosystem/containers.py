@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from tests.containers import DOCKERFILE, copy, instructions
+from tests.live.containers import DOCKERFILE, copy, instructions
 
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 #: Where the base image has its Python; a container finds that of the tests there.

@@ -19,10 +19,10 @@ from typing import Any
 import psycopg2
 import pytest
 
-from tests.containers import compose, copy_context
 from tests.ecosystem.containers import SYSTEM_PATH, Image, build, in_container
 from tests.ecosystem.programs import program
 from tests.live import PATIENCE, Server, free_port, running
+from tests.live.containers import compose, copy_context
 from tests.support import ROOT, SECRET
 
 pytestmark = pytest.mark.ecosystem

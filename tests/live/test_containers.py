@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import COMPOSE, DOCKERFILE, compose, copy_context, instructions
+from tests.live.containers import COMPOSE, DOCKERFILE, compose, copy_context, instructions
 from tests.support import ROOT
 
 TOOLS = Path(sys.executable).parent

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.containers import DOCKERFILE, instructions
+from tests.live.containers import DOCKERFILE, instructions
 from tests.support import ROOT
 
 LOCKS = sorted([*ROOT.glob("requirements*.txt"), ROOT / "benchmarks/requirements.txt"])
