@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "identity": {"errors", "refusals"},
     # The users are what owned rows point at.
     "db": {"errors", "refusals", "instants", "expected", "users"},
-    "web": {"errors", "refusals", "instants", "expected", "identity", "db"},
+    "web": {"errors", "refusals", "instants", "expected", "identity"},
     "users": {"errors", "refusals", "identity", "db"},
     "idempotency": {"errors", "refusals", "db"},
 }
