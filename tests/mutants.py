@@ -4,11 +4,13 @@ First all tests run once (but tests/ecosystem and tests/faults), to record how l
 reaches. Then COUNT mutants, drawn by SEED, run in copies of what is committed, WORKERS at once. The first test that
 fails kills a mutant; so does a run that does not end in time.
 
-- In a function, the tests that reach the line run: BATCH of them at first, the rest only for a mutant that survives
-  those, and at most PATIENCE seconds long. `spread` has their order.
+- In a function, the tests that reach the line run: BATCH of them at first, or what takes QUICK seconds, the rest only
+  for a mutant that survives those, and at most PATIENCE seconds long. `spread` has their order.
 - A value that is named at import is reached by the tests that reach a line with that name, in any file.
-- A line that runs at import, or at the start of an app that many tests share, has few tests of its own. Where those are
-  less than BATCH, the tests that reach any line of its file follow.
+- A line that runs at import, at the start of an app that many tests share, or once in a process (its file has a cache,
+  or compiles SQL) has few tests of its own. Where those are less than BATCH, all that reach its file follow. So do, in
+  any case, the tests of the OpenAPI document, which is made at import.
+- A test that fails the same way without the mutant, as some do that rely on an earlier one, is left out, and said so.
 - Where no test reaches a line in its own process, those of THROUGH_PROCESSES run.
 
 Not mutated: docstrings, annotations, TypeVar, the type of cast(), what stands within an f-string, and the texts and
@@ -28,7 +30,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy as copied
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -38,8 +40,11 @@ from coverage import CoverageData
 from tests.support import ROOT, postgresql_server
 
 INTO = Path(os.environ.get("INTO") or ROOT / ".mutants").absolute()
-BATCH, PATIENCE = 60, 150
+BATCH, QUICK, PATIENCE = 60, 8, 150
 THROUGH_PROCESSES = ("tests/live/test_start.py", "tests/live/test_commands.py", "tests/live/test_gunicorn.py")
+#: Its tests read what is made at import, and reach no line of it.
+DOCUMENT = "tests/test_openapi.py"
+ONCE = re.compile(r"@cache|cache\(|@compiles|_compiled")
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$", re.MULTILINE)
 #: Fields of the OpenAPI document, and variables that hold nothing else.
 TEXTS = {"description", "metadata", "example", "examples", "EXAMPLE", "COMPLETED", "ERROR_RESPONSES"}
@@ -192,9 +197,13 @@ class Reach:
         self.trees = {path: ast.parse((copy / path).read_text()) for path in sources(copy)}
 
     def leave_out(self, test: str) -> bool:
-        """Forget a test that fails without any mutant; whether it was known."""
-        print(f"left out, since it fails without any mutant: {test}", flush=True)
-        return self.seconds.pop(test, None) is not None
+        """Forget a test that fails without any mutant, whatever its parameters; whether it was known."""
+        name = test.partition("[")[0]
+        found = [one for one in list(self.seconds) if one.partition("[")[0] == name]
+        for one in found:
+            self.seconds.pop(one, None)
+        print(f"{len(found)} tests left out, since one fails without any mutant: {test}", flush=True)
+        return bool(found)
 
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests for a mutant, in the order that they are taken in."""
@@ -208,8 +217,14 @@ class Reach:
             for name in {getattr(target, "id", None) for target in targets} - {None}:
                 contexts |= self.users(name)
         direct = self.known(contexts)
-        is_shared = not mutant.is_in_function or any(context.endswith("|setup") for context in contexts)
+        is_shared = (
+            not mutant.is_in_function
+            or any(not context or context.endswith("|setup") for context in contexts)
+            or ONCE.search(ast.unparse(self.trees[mutant.path])) is not None
+        )
         rest = self.known(chain(*lines.values())) if is_shared and len(direct) < BATCH else set()
+        if is_shared:
+            direct |= {test for test in self.seconds if test.startswith(DOCUMENT)}
         if not direct | rest:
             direct = {test for test in self.seconds if test.startswith(THROUGH_PROCESSES)}
         return self.spread(direct, mutant.path) + self.spread(rest - direct, mutant.path)
@@ -232,8 +247,8 @@ class Reach:
     def spread(self, tests: set[str], path: str) -> list[str]:
         """The fastest of each test file, file after file, until none is left.
 
-        Near files have more in each turn: 20 tests where the file has the name of the module, 10 where it tests the
-        OpenAPI document, 5 where its folder has the name of the module's, else 1.
+        Near files have more in each turn: 20 tests where the file has the name of the module or tests the OpenAPI
+        document, 5 where its folder has the name of the module's, else 1.
         """
         by_file: dict[str, list[str]] = defaultdict(list)
         for test in sorted(tests, key=self.haste, reverse=True):
@@ -241,10 +256,10 @@ class Reach:
         module = Path(path).parent if path.endswith("__init__.py") else Path(path)
 
         def portion(file: str) -> int:
-            if Path(file).name == f"test_{module.stem}.py":
+            if Path(file).name in {f"test_{module.stem}.py", Path(DOCUMENT).name}:
                 return 20
             is_beside = "/" in path and Path(file).parent.name == Path(path).parent.name
-            return 10 if file.endswith("test_openapi.py") else 5 if is_beside else 1
+            return 5 if is_beside else 1
 
         files = sorted(by_file, key=lambda file: (-portion(file), self.haste(by_file[file][-1])))
         order = []
@@ -296,7 +311,11 @@ def failures(copy: Path, tests: list[str], environ: dict[str, str], patience: fl
 def judge(mutant: Mutant, copy: Path, reach: Reach, environ: dict[str, str]) -> str:
     """Run the tests against the mutant: "killed by …" or "SURVIVED …"."""
     tests = reach.tests(mutant)
-    ran, rest = sorted(tests[:BATCH], key=reach.haste), tests[BATCH:]
+    # What has a limit of its own must end well within it: this machine may be busy.
+    quick = [
+        test for test, spent in zip(tests, accumulate(map(reach.seconds.get, tests)), strict=True) if spent < QUICK
+    ]
+    ran, rest = sorted(quick[:BATCH], key=reach.haste), tests[len(quick[:BATCH]) :]
     source = (copy / mutant.path).read_text()
     (copy / mutant.path).write_text(mutant.apply(source))
     limit = min(120, 40 + 10 * sum(reach.seconds[test] for test in ran))

@@ -62,7 +62,7 @@ class Blueprint(flask_smorest.Blueprint):
         def with_condition(*args: Any, if_none_match: str | None = None, **arguments: Any) -> Any:
             return revalidated(view(*args, **arguments))
 
-        documented = self.arguments(IfNoneMatchSchema, location="headers", as_kwargs=True)(with_condition)
+        documented = self.arguments(IfNoneMatchSchema(), location="headers", as_kwargs=True)(with_condition)
         not_modified = self.alt_response(
             304, description="Not modified: the caller has the current version.", headers=ETAG
         )
@@ -76,20 +76,18 @@ class Blueprint(flask_smorest.Blueprint):
             def with_condition(*args: Any, if_match: str | None = None, **arguments: Any) -> Any:
                 return view(*args, expected=expected_of(arguments[row_id]), **arguments)
 
-            documented = self.arguments(IfMatchSchema, location="headers", as_kwargs=True)(with_condition)
+            documented = self.arguments(IfMatchSchema(), location="headers", as_kwargs=True)(with_condition)
             return self.fails_with(412)(cast(View, documented))
 
         return decorate
 
     def fails_with(self, *failures: int | type[TodoError]) -> Callable[[View], View]:
         """Document the failures of a view, each given as a status or a class. Does not change the view's behaviour."""
-
-        def decorate(view: View) -> View:
-            for failure in reversed(failures):
-                if isinstance(failure, int):
-                    view = self.alt_response(failure, by_status()[failure].component)(view)
-                else:
-                    view = self.alt_response(failure.status, **document_error(failure))(view)
-            return view
-
-        return decorate
+        responses: dict[int, Any] = {}
+        for failure in failures:
+            if isinstance(failure, int):
+                responses[failure] = by_status()[failure].component
+            else:
+                responses[failure.status] = document_error(failure)
+        # One wrapper around the view for all of them; alt_response() would add one for each.
+        return cast(Callable[[View], View], self.doc(responses=responses))

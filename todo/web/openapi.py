@@ -42,9 +42,14 @@ class ApiErrorSchema(Output):
 
 
 def document_error(failure: type[TodoError]) -> dict[str, Any]:
-    """Return the arguments of flask-smorest's alt_response() that document a failure."""
-    example = {"error": failure.example or failure.message}
-    return {"description": failure.description, "schema": ApiErrorSchema, "example": example}
+    """Return the OpenAPI response object of a failure."""
+    headers = {}
+    for name in (*failure.headers, *failure.optional_headers):
+        description, example = FAILURE_HEADERS[name]
+        headers[name] = header(description, failure.headers.get(name, example), required=name in failure.headers)
+    body = {"error": failure.example or failure.message}
+    content = {"application/json": {"schema": ApiErrorSchema, "example": body}}
+    return {"description": failure.description, "content": content} | ({"headers": headers} if headers else {})
 
 
 class Api(flask_smorest.Api):
@@ -60,7 +65,7 @@ class Api(flask_smorest.Api):
         self.spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
         for failure in by_status().values():
             if failure.component:
-                self.spec.components.response(failure.component, _component(failure))
+                self.spec.components.response(failure.component, document_error(failure))
         # flask-smorest adds it for its own pagination, which this service does not use.
         del self.spec.components.schemas["PaginationMetadata"]
 
@@ -74,19 +79,6 @@ class Api(flask_smorest.Api):
     def handle_http_exception(self, error: HTTPException) -> Response:
         """Return the response for a failure that Werkzeug or Flask found."""
         return answer_http_exception(error)
-
-
-def _component(failure: type[TodoError]) -> dict[str, Any]:
-    error = document_error(failure)
-    headers = {}
-    for name in (*failure.headers, *failure.optional_headers):
-        description, example = FAILURE_HEADERS[name]
-        headers[name] = header(description, failure.headers.get(name, example), required=name in failure.headers)
-    return {
-        "description": error["description"],
-        "content": {"application/json": {"schema": error["schema"], "example": error["example"]}},
-        "headers": headers,
-    }
 
 
 class SchemaConverter(OpenAPIConverter):

@@ -144,7 +144,7 @@ class Resource(Blueprint):
             listed = self.fails_with(*([SearchTooSlow] if SEARCH in names else []), *failures)(cast(View, page))
             listed = self.response(200, schema(many=True), example=[example], headers={"Link": link} | ETAG)(listed)
             listed = self.conditional_get(listed)
-            listed = self.arguments(query, location="query")(listed)
+            listed = self.arguments(query(), location="query")(listed)
             return self._named("list", self.name, listed)
 
         return decorate
@@ -167,8 +167,8 @@ class Resource(Blueprint):
 
             created = self.fails_with(400, 401, 403, 409, 411, 413, 415, 422, 429, 500, 503)(cast(View, create))
             created = self.response(201, schema, example=example, headers=location | ETAG | REPLAYED)(created)
-            created = self.arguments(body, example=new_example)(created)
-            created = self.arguments(IdempotencyKeySchema, location="headers", as_kwargs=True)(created)
+            created = self.arguments(body(), example=new_example)(created)
+            created = self.arguments(IdempotencyKeySchema(), location="headers", as_kwargs=True)(created)
             return self._named("create", self._noun, self.no_query(created))
 
         return decorate
@@ -198,7 +198,7 @@ class Resource(Blueprint):
         def decorate(view: View) -> View:
             changed = self.fails_with(400, 401, 403, 411, 413, 415, 429, 500, 503)(_tagged(view))
             changed = self.response(200, schema, example=example, headers=ETAG)(changed)
-            changed = self.arguments(body, required=is_body_required, example=changes_example)(changed)
+            changed = self.arguments(body(), required=is_body_required, example=changes_example)(changed)
             return self._named(verb, self._noun, self._of_one(self.conditional_change(self._id)(changed)))
 
         return decorate
@@ -210,7 +210,7 @@ class Resource(Blueprint):
 
     def _of_one(self, view: View) -> View:
         view = self.no_query(self.fails_with(self._missing)(view))
-        return cast(View, self.arguments(self._path_schema, location="path", as_kwargs=True)(view))
+        return cast(View, self.arguments(self._path_schema(), location="path", as_kwargs=True)(view))
 
     def _named(self, verb: str, noun: str, view: View) -> View:
         return cast(View, self.doc(operationId=f"{verb}{noun.capitalize()}")(view))
