@@ -135,6 +135,10 @@ class SchemaPlugin(MarshmallowPlugin):
             if parameters := operation.get("parameters"):
                 last = {(parameter["in"], parameter["name"]): parameter for parameter in parameters}
                 operation["parameters"] = sorted(last.values(), key=lambda each: PARAMETER_ORDER.index(each["in"]))
+                for parameter in operation["parameters"]:
+                    # Swagger UI fills a parameter in with its own example. One in a path must have a value.
+                    if parameter["in"] == "path" and "examples" in parameter["schema"]:
+                        (parameter["example"],) = parameter["schema"].pop("examples")
 
 
 api = Api()
