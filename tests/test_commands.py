@@ -128,6 +128,7 @@ class TestSeed:
         made = [datetime.fromisoformat(task["created_at"]) for task in tasks]
         assert made == sorted(made, reverse=True)
         assert datetime.now(UTC) - timedelta(weeks=6, minutes=1) < made[-1] < made[0] < datetime.now(UTC)
+        assert made[0] - made[-1] > timedelta(weeks=5)
         assert all(task["created_at"] <= task["updated_at"] for task in tasks)
         assert len(bob.titles()) == 1
         # They are tasks like any other.
