@@ -65,13 +65,18 @@ fuzz: $(VENV)/installed-dev ## Send random requests for some minutes (SEED=1 EXA
 mutants: $(VENV)/installed-dev ## Put small faults into the code and list those that no test finds; takes hours (SEED=1 COUNT=50 WORKERS=1)
 	@$(BIN)/python -m tests.mutants
 
-# Because of the environment markers the audit would silently skip packages of other platforms.
+# With environment markers the audit would silently skip packages of other platforms. Without them a package may have two pins: the
+# second goes into a file of its own.
 audit: $(AUDIT_VENV)/installed ## Look up known vulnerabilities of all pinned packages; fails if the lookup fails
 	@for file in $(AUDITED); do \
 		echo "$$file"; \
-		sed 's/ ; .*\\$$/ \\/' "$$file" > $(AUDIT_VENV)/audited.txt && \
-		$(AUDIT_VENV)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
-			--requirement $(AUDIT_VENV)/audited.txt || exit 1; \
+		rm -f $(AUDIT_VENV)/audited-*.txt; \
+		awk '/^[A-Za-z0-9]/ { split($$1, name, /==|\[/); pin = ++pins[name[1]]; sub(/ ; .*/, " \\") } \
+			/^[A-Za-z0-9]|^ +--hash/ { print > ("$(AUDIT_VENV)/audited-" pin ".txt") }' "$$file" || exit 1; \
+		for part in $(AUDIT_VENV)/audited-*.txt; do \
+			$(AUDIT_VENV)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
+				--requirement $$part || exit 1; \
+		done; \
 	done
 
 bench: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Compare the speed with other frameworks, in benchmarks/RESULTS.md (ROUNDS=1 SECONDS=1: quick)
