@@ -89,7 +89,7 @@ def talkative(make_talkative: Callable[..., Flask], log_format: str) -> Flask:
 
 
 def said(line: str) -> dict[str, Any]:
-    """What a line says of a request, in text or JSON."""
+    """The fields of the log line of a request, from text or JSON."""
     if line.startswith("{"):
         found = dict(json.loads(line))
         assert found.pop("time")

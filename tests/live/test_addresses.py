@@ -99,7 +99,7 @@ def over_tls(url: URL, certificate: Path) -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-#: What docs/neon.md says of TLS.
+#: The TLS parameters of the URLs in docs/neon.md.
 (TLS,) = set(re.findall(r"postgresql://todo:secret@ep-example[^?']+\?([^']+)'", (ROOT / "docs/neon.md").read_text()))
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 

@@ -120,7 +120,7 @@ def test_two_workers_have_one_sum_through_kills_and_hangups(live: tuple[Server, 
     send_all(range(40, 60))
     assert_all_counted(found)
     wait_for(lambda: live_figures(gunicorn)["todo_database_connections_size"] == 16)
-    # Of nobody else, the trial of a start among them: five workers so far, of whom no more than four at a time.
+    # Five workers have run, at most four at once, so four names are enough. The trial at the start has no file.
     assert len(seen) == 5
     assert {path.stem.rsplit("_", 1)[1] for path in folder.iterdir()} <= {"1", "2", "3", "4"}
 

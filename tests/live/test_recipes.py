@@ -53,8 +53,8 @@ POLICY = (
     "tests/test_resources.py::test_every_table_of_owned_rows_has_a_policy_that_its_owner_does_not_bypass[postgresql]"
 )
 ROUTES = "tests/test_ownership.py::test_every_route_is_tried_as_a_stranger_or_is_public"
-#: Each thing that can be forgotten: the recipe, what its lines have, whether the document is written anew, and the test
-#: that fails.
+#: What can be forgotten: the recipe, the text of the lines that are left out, whether `make openapi` runs, and the test
+#: that must fail.
 FORGOTTEN = {
     "the filter of the query": (FIELD, '"due_before"', True, CRITERION),
     "the column of the row": (FIELD, "due_at: str | None", True, "tests/tasks/test_schemas.py"),

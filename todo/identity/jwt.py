@@ -133,7 +133,7 @@ class JwtProvider:
         return [] if self.key_set is None else self.key_set.ids()
 
     def _verify(self, token: str, key: VerificationKey) -> Identity:
-        # This comes first: a token of another kind is refused for its kind, whoever signed it.
+        # Check the type first: a token of another type gets that reason, even if its signature is invalid.
         _check_header(jwt.get_unverified_header(token))
         claims = jwt.decode(
             token,
