@@ -5,6 +5,7 @@ of another user.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import ClassVar
 
 from todo.refusals import Refusal
@@ -229,6 +230,7 @@ class DatabaseUnfit(Unavailable):
         self.detail: str = detail
 
 
+@cache
 def by_status() -> Mapping[int, type[TodoError]]:
     """Return, for each status, the first failure in this module that has it."""
     return {failure.status: failure for failure in reversed([*_subclasses(TodoError)])}

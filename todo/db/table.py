@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, Update, bindparam, delete, select, update
+from sqlalchemy import ColumnElement, Update, bindparam, delete, select, update
 
 from todo.db.ownership import OwnedInsert, new_parameters, new_values, owned_by, table_of
 from todo.db.pages import page_of, page_parameters
@@ -38,7 +38,8 @@ class OwnedTable(Generic[Row, Listed]):
         self._columns = columns_of(model, row)
         listed_columns = columns_of(model, listed)
         self._list = Statement(lambda names: page_of(model, listed_columns, self.filters, names), listed)
-        self._find = Statement(self._write_find, row)
+        self._is_the_row = model.id == bindparam("row_id")
+        self._find = Statement(owned_by(model, select(*self._columns)).where(self._is_the_row), row)
         self._insert = OwnedInsert(model, row)
         self._update = Statement(lambda names: self._write_update(names, new_parameters(table_of(model), names)), row)
         self._delete = Statement(self._write_delete, row)
@@ -79,16 +80,13 @@ class OwnedTable(Generic[Row, Listed]):
 
         return change
 
-    def _write_find(self, names: Names) -> Select[Any]:
-        return owned_by(self._model, select(*self._columns)).where(self._model.id == bindparam("row_id"))
-
     def _write_update(self, names: Names, values: Mapping[str, Any]) -> Update:
         model = self._model
-        changed = as_expected(model, owned_by(model, update(model)).where(model.id == bindparam("row_id")), names)
+        changed = as_expected(model, owned_by(model, update(model)).where(self._is_the_row), names)
         changed = changed.values(**values, updated_at=later_instant(model.updated_at), version=model.version + 1)
         return changed.returning(*self._columns)
 
     def _write_delete(self, names: Names) -> Query:
         model = self._model
-        deleted = as_expected(model, owned_by(model, delete(model)).where(model.id == bindparam("row_id")), names)
+        deleted = as_expected(model, owned_by(model, delete(model)).where(self._is_the_row), names)
         return deleted.returning(*self._columns)

@@ -23,6 +23,9 @@ from todo.web.places import turn_to_search
 from todo.web.schemas import PAGE_LIMIT, HeaderSchema, Input, RowSchema, id_field
 
 KEY_LIMIT = 255
+#: The statuses of failures that any call may have, and those of any call with a body.
+FAILURES = (400, 401, 403, 429, 500, 503)
+BODY_FAILURES = (*FAILURES, 411, 413, 415)
 #: The filter that cannot use an index. Searches of one caller run one at a time (todo/web/places.py).
 SEARCH = "q"
 
@@ -140,8 +143,7 @@ class Resource(Blueprint):
                 next_cursor = encode_cursor(self.user_id, values, shown[-1].created_at, shown[-1].id)
                 return shown, next_link(".collection", self.user_id, parameters, next_cursor)
 
-            failures = (400, 401, 403, 429, 500, 503)
-            listed = self.fails_with(*([SearchTooSlow] if SEARCH in names else []), *failures)(cast(View, page))
+            listed = self.fails_with(*([SearchTooSlow] if SEARCH in names else []), *FAILURES)(cast(View, page))
             listed = self.response(200, schema(many=True), example=[example], headers={"Link": link} | ETAG)(listed)
             listed = self.conditional_get(listed)
             listed = self.arguments(query(), location="query")(listed)
@@ -165,7 +167,7 @@ class Resource(Blueprint):
                 path = url_for(".item", **{"user_id": owned.user_id, self._id: row.id})
                 return row, {"Location": path, **entity_tag(row), **replayed}
 
-            created = self.fails_with(400, 401, 403, 409, 411, 413, 415, 422, 429, 500, 503)(cast(View, create))
+            created = self.fails_with(*BODY_FAILURES, 409, 422)(cast(View, create))
             created = self.response(201, schema, example=example, headers=location | ETAG | REPLAYED)(created)
             created = self.arguments(body(), example=new_example)(created)
             created = self.arguments(IdempotencyKeySchema(), location="headers", as_kwargs=True)(created)
@@ -177,7 +179,7 @@ class Resource(Blueprint):
         """Return one row. The view gets its id."""
 
         def decorate(view: View) -> View:
-            got = self.fails_with(400, 401, 403, 429, 500, 503)(_tagged(view))
+            got = self.fails_with(*FAILURES)(_tagged(view))
             got = self.conditional_get(self.response(200, schema, example=example, headers=ETAG)(got))
             return self._named("get", self._noun, self._of_one(got))
 
@@ -196,7 +198,7 @@ class Resource(Blueprint):
         """Change one row. The view gets the loaded body, and the keyword arguments id and `expected` (versions)."""
 
         def decorate(view: View) -> View:
-            changed = self.fails_with(400, 401, 403, 411, 413, 415, 429, 500, 503)(_tagged(view))
+            changed = self.fails_with(*BODY_FAILURES)(_tagged(view))
             changed = self.response(200, schema, example=example, headers=ETAG)(changed)
             changed = self.arguments(body(), required=is_body_required, example=changes_example)(changed)
             return self._named(verb, self._noun, self._of_one(self.conditional_change(self._id)(changed)))
@@ -205,7 +207,7 @@ class Resource(Blueprint):
 
     def deletes(self, view: View) -> View:
         """Delete one row. The view gets the keyword arguments id and `expected` (versions), and returns None."""
-        deleted: View = self.response(204)(self.fails_with(400, 401, 403, 429, 500, 503)(view))
+        deleted: View = self.response(204)(self.fails_with(*FAILURES)(view))
         return self._named("delete", self._noun, self._of_one(self.conditional_change(self._id)(deleted)))
 
     def _of_one(self, view: View) -> View:
