@@ -1,4 +1,4 @@
-"""How much of the service one caller may hold: slow requests of a user and of an address, and a user's searches."""
+"""How much of the service one caller may hold: slow requests of a user, a user's searches, waits without identity."""
 
 import socket
 import time
@@ -6,13 +6,17 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 
 import pytest
 from flask import Flask
 from sqlalchemy import URL, NullPool, create_engine, text
 from werkzeug.test import TestResponse
 
+from config import JwtSettings
 from tests.conftest import url_of
+from tests.identity.issuer import after, jwk, key_set, running_issuer
+from tests.identity.tokens import key, signed_by
 from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, statements_of
 from todo.db import connections as database
 from todo.errors import TooManyAtOnce
@@ -305,43 +309,77 @@ def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     assert alice("GET").status_code == bob("GET", query="?q=milk").status_code == 200
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
+    """A database that accepts connections and is silent, for which a request waits less long."""
     monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
-    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(THREADS) as pool:
-        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
-        alice = Caller(make(url), "alice")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield URL.create("postgresql+psycopg2", host="127.0.0.1", port=server.getsockname()[1], database="todo")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, silent: URL) -> None:
+    alice = Caller(make(silent), "alice")
+    with ThreadPoolExecutor(THREADS) as pool:
         assert Counter(pool.map(lambda _: alice("GET").status_code, range(2 * THREADS))) == {503: 2 * THREADS}
 
 
-def from_address(app: Flask, path: str, address: str = "192.0.2.1", **headers: str) -> int:
+READY, TASKS = "/health/ready", "/api/alice/tasks"
+
+
+def from_address(app: Flask, path: str, bearer: str = "", address: str = "192.0.2.1") -> int:
     """The status of the answer to a request from that address."""
+    headers = {"Authorization": f"Bearer {bearer}"}
     return app.test_client().get(path, environ_overrides={"REMOTE_ADDR": address}, headers=headers).status_code
 
 
-def at_once(app: Flask, count: int, path: str = "/api/alice/tasks", **headers: str) -> Counter[int]:
-    """How often each status is the answer to so many requests from one address."""
-    with ThreadPoolExecutor(count) as pool:
-        return Counter(pool.map(lambda _: from_address(app, path, **headers), range(count)))
-
-
-@pytest.mark.usefixtures("hasty")
-def test_strangers_who_keep_the_service_waiting_hold_a_share(make: Make, url: URL) -> None:
-    app = make(url, identity_provider="tests.identity.providers:slow_nobody")
-    assert at_once(app, THREADS) == {401: THREADS}
+def at_once(app: Flask, path: str, bearer: str = "") -> Counter[int]:
+    """How often each status is the answer to as many requests as there are threads, from one address."""
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting: list[Future[int]] = [pool.submit(from_address, app, "/api/alice/tasks") for _ in range(THREADS)]
-        time.sleep(0.1)
-        assert from_address(app, "/health/ready") == 429
-        assert from_address(app, "/health/live") == from_address(app, "/openapi.json") == 200
-        assert from_address(app, "/health/ready", "192.0.2.2") == 200
-    assert Counter(slow.result() for slow in waiting) == {401: SHARE, 429: THREADS - SHARE}
-    # One probe after the other is always answered.
-    assert {from_address(app, "/health/ready") for _ in range(5)} == {200}
+        return Counter(pool.map(lambda _: from_address(app, path, bearer), range(THREADS)))
 
 
 @pytest.mark.usefixtures("hasty")
-def test_users_who_waited_for_their_identity_owe_nothing_for_it(make: Make, url: URL) -> None:
-    app = make(url, identity_provider="tests.identity.providers:slow_somebody")
+def test_who_asks_a_silent_database_whether_it_is_ready_holds_a_share(make: Make, silent: URL) -> None:
+    app = make(silent)
+    assert at_once(app, READY) == {503: THREADS}
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: list[Future[int]] = [pool.submit(from_address, app, READY) for _ in range(THREADS)]
+        time.sleep(0.1)
+        assert from_address(app, READY) == 429
+        assert from_address(app, "/health/live") == from_address(app, "/openapi.json") == 200
+        assert from_address(app, READY, address="192.0.2.2") == 503
+    assert Counter(slow.result() for slow in waiting) == {503: SHARE, 429: THREADS - SHARE}
+    # One probe after the other is always answered.
+    assert [from_address(app, READY) for _ in range(3)] == [503] * 3
+
+
+@pytest.mark.usefixtures("hasty")
+def test_of_those_who_name_unknown_keys_one_waits_and_a_known_user_at_their_address_is_never_refused(
+    make: Make, url: URL
+) -> None:
+    known, unknown = (signed_by(key(), kid) for kid in ("known", "unknown"))
+    go, keys = Event(), key_set(jwk(key(), "known"))
+    with running_issuer() as issuer, ThreadPoolExecutor() as pool:
+        issuer.answer = keys
+        app = make(url, jwt=JwtSettings(jwks_url=issuer.url))
+        assert from_address(app, TASKS, known) == 200
+        issuer.answer = after(go, keys)
+        waiting = pool.submit(from_address, app, TASKS, unknown)
+        issuer.wait_for(2)
+        # Longer than a slow request may take.
+        time.sleep(0.7)
+        assert at_once(app, TASKS, unknown) == {503: THREADS}
+        assert at_once(app, TASKS, known) == {200: THREADS}
+        assert not waiting.done()
+        go.set()
+        assert waiting.result() == 401
+        assert at_once(app, TASKS, known) == {200: THREADS}
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(("provider", "status"), [("slow_nobody", 401), ("slow_somebody", 200)])
+def test_the_time_that_a_provider_takes_counts_for_nobody(make: Make, url: URL, provider: str, status: int) -> None:
+    app = make(url, identity_provider=f"tests.identity.providers:{provider}")
     for _ in range(2):
-        assert at_once(app, THREADS, **{"X-User": "alice"}) == {200: THREADS}
+        assert at_once(app, TASKS) == {status: THREADS}

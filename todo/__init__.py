@@ -74,14 +74,10 @@ def _build(settings: Settings) -> Flask:
     if settings.metrics_token:
         # /metrics checks its own token, which belongs to no user.
         public |= {metrics.ENDPOINT}
-    with app.app_context():
-        # Public endpoints need no limit, because they do not wait. Only /health/ready does, for the database.
-        hold_as_user = places.init_app(
-            app, settings, db.engine, connections.was_lost_since, exempt=public - {"health.Ready"}
-        )
     identity.init_app(app, settings, public=public, on_identified=connections.act_for)
     rate_limits.init_app(app, settings)
-    app.before_request(hold_as_user)
+    with app.app_context():
+        places.init_app(app, settings, db.engine, connections.was_lost_since)
     addresses.init_app(app, settings)
     swagger.init_app(app, settings)
     api.init_app(app)

@@ -7,7 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from tests.identity.issuer import EcKey, Issuer, jwk
 from tests.identity.tokens import base64url
 from tests.live import Server, free_port, running
 from tests.support import close, migrated_app, sqlite_database, token
-from todo.identity.jwks import LONGEST_PAUSE
+from todo.identity.jwks import LONGEST_PAUSE, TIMEOUT
 
 pytestmark = pytest.mark.faults
 
@@ -29,6 +31,8 @@ WORKERS = 2
 CALLERS = 32
 #: Seconds within which a known user is answered in any case: less than a fetch of the keys may take.
 SLOWEST = 1.0
+#: Seconds of a storm with an issuer that never answers: four fetches.
+STORM = 12.0
 #: How much slower a known user may be than beside as many forged tokens that name a known key.
 FACTOR, ALLOWANCE = 2.0, 0.05
 
@@ -62,25 +66,32 @@ def key() -> EcKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-@pytest.fixture(scope="module")
-def service(key: EcKey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """It, with each worker having fetched the keys just now."""
-    issuer = Issuer()
-    issuer.serve(jwk(key, "known"))
+@contextmanager
+def trusting(issuer: Issuer, log: Path) -> Iterator[Server]:
+    """A gunicorn that trusts that issuer."""
     port = free_port()
     with sqlite_database() as url:
         close(migrated_app(url))
         environ = {"PATH": os.environ["PATH"], "DATABASE_URL": str(url), "WEB_CONCURRENCY": str(WORKERS)}
         environ |= {"IDENTITY_PROVIDER": "jwt", "JWT_JWKS_URL": issuer.url}
         command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
-        with running(command, port, environ, tmp_path_factory.mktemp("keys") / "log") as live:
-            known = token(key=key, algorithm="ES256", headers={"kid": "known"}, exp=int(time.time()) + 3600)
-            service = Service(live, issuer, known)
-            deadline = time.monotonic() + 20
-            while issuer.requests < WORKERS:
-                assert service.get([known])[0] == {200: 1}
-                assert time.monotonic() < deadline
-            yield service
+        with running(command, port, environ, log) as live:
+            yield live
+
+
+@pytest.fixture(scope="module")
+def service(key: EcKey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """It, with each worker having fetched the keys just now."""
+    issuer = Issuer()
+    issuer.serve(jwk(key, "known"))
+    with trusting(issuer, tmp_path_factory.mktemp("keys") / "log") as live:
+        known = token(key=key, algorithm="ES256", headers={"kid": "known"}, exp=int(time.time()) + 3600)
+        service = Service(live, issuer, known)
+        deadline = time.monotonic() + 20
+        while issuer.requests < WORKERS:
+            assert service.get([known])[0] == {200: 1}
+            assert time.monotonic() < deadline
+        yield service
     issuer.close()
 
 
@@ -171,3 +182,42 @@ def test_an_issuer_that_restarts_twice_within_seconds_signs_nobody_out(service: 
         service.issuer.serve(jwk(key, kid))
         new = token(key=key, algorithm="ES256", headers={"kid": kid})
         assert [service.get([new])[0] for _ in range(40)] == [{200: 1}] * 40
+
+
+def test_an_issuer_that_was_never_there_holds_all_threads_once_and_never_again(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Nobody can be known yet. What needs no identity is answered: a load balancer keeps the workers."""
+    enough, over = Event(), Event()
+    issuer = Issuer()
+    issuer.answer = lambda _handler: enough.wait(60)
+    statuses: Counter[int] = Counter()
+    taken: list[tuple[float, float]] = []
+
+    def ask(live: Server, number: int) -> Counter[int]:
+        service = Service(live, issuer, "")
+        return service.get(forged(number, f"unknown {number}") for _ in iter(over.is_set, True))[0]
+
+    with trusting(issuer, tmp_path / "log") as live, ThreadPoolExecutor(CALLERS) as pool:
+        started_at = time.monotonic()
+        storm = [pool.submit(ask, live, number) for number in range(CALLERS)]
+        while (since := time.monotonic() - started_at) < STORM:
+            assert live.request("GET", "/health/live")[0] == 200
+            taken.append((since, time.monotonic() - started_at - since))
+        over.set()
+        for caller in storm:
+            statuses += caller.result()
+        enough.set()
+    issuer.close()
+    later = [seconds for since, seconds in taken if since > TIMEOUT]
+    figures = {
+        "answers": dict(statuses),
+        "fetches": issuer.requests,
+        "slowest at first": f"{max(seconds for _, seconds in taken):.2f} s",
+        "p99 later": f"{p99(later) * 1000:.1f} ms",
+        "max later": f"{max(later) * 1000:.1f} ms",
+    }
+    record_property("figures", figures)
+    assert statuses.keys() == {503}, figures
+    assert max(seconds for _, seconds in taken) < TIMEOUT + SLOWEST, figures
+    assert max(later) < SLOWEST, figures

@@ -85,6 +85,15 @@ class Keys:
             with pytest.raises(Unavailable):
                 self.set.find(kid)
 
+    def assert_all_wait_for_fetch(self, number: int) -> None:
+        """All callers wait for that fetch, which brings the key A as "a" once `go` is set."""
+        with ThreadPoolExecutor(20) as pool:
+            waiting = [pool.submit(self.set.find, "a") for _ in range(20)]
+            self.issuer.wait_for(number)
+            self.go.set()
+            self.assert_found_by(*waiting, is_key=A)
+        assert self.requests == number
+
     def assert_found_by(self, *callers: Future[VerificationKey], is_key: Any) -> None:
         for caller in callers:
             assert caller.result().key.public_numbers() == is_key.public_key().public_numbers()
@@ -627,12 +636,46 @@ class TestColdStart:
         keys.serve_slowly(a=A)
         if is_early:
             keys.set.fetch_early()
-        with ThreadPoolExecutor(20) as pool:
-            waiting = [pool.submit(keys.set.find, "a") for _ in range(20)]
-            keys.issuer.wait_for(1)
+        keys.assert_all_wait_for_fetch(1)
+
+    def test_everybody_waits_after_a_long_time_without_a_caller(self, warm: Keys) -> None:
+        warm.now = LIFETIME + GRACE
+        warm.serve_slowly(a=A)
+        warm.assert_all_wait_for_fetch(2)
+
+    def test_after_a_fetch_that_failed_nobody_waits_for_another_callers_fetch(self, keys: Keys) -> None:
+        keys.fail()
+        keys.assert_unavailable("a")
+        keys.now += 1
+        keys.serve_slowly(a=A)
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(keys.set.find, "a")
+            keys.issuer.wait_for(2)
+            keys.assert_unavailable(*["a"] * 20)
+            assert not waiting.done()
             keys.go.set()
-            keys.assert_found_by(*waiting, is_key=A)
-        assert keys.requests == 1
+            keys.assert_found_by(waiting, is_key=A)
+        keys.assert_found("a", is_key=A)
+        assert keys.requests == 2
+
+    def test_everybody_waits_again_once_the_pauses_are_short_again(self, keys: Keys) -> None:
+        keys.fail()
+        keys.assert_unavailable("a")
+        keys.now += 1 + LONGEST_PAUSE
+        keys.serve_slowly(a=A)
+        keys.assert_all_wait_for_fetch(2)
+
+    def test_who_joins_a_fetch_waits_until_it_is_given_up_and_no_longer(self, keys: Keys) -> None:
+        keys.serve_slowly(a=A)
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(keys.set.find, "a")
+            keys.issuer.wait_for(1)
+            keys.now = TIMEOUT - 0.1
+            started_at = time.monotonic()
+            keys.assert_unavailable("a")
+            assert 0.05 < time.monotonic() - started_at < TIMEOUT / 2
+            keys.go.set()
+            keys.assert_found_by(waiting, is_key=A)
 
 
 class TestProvider:

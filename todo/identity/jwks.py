@@ -55,14 +55,15 @@ class KeySet:
         self._fruitless = 0
         self._next_fetch_at = clock()
         self._starts: deque[float] = deque(maxlen=MOST_FETCHES)
-        self._fetch = _Fetch(started_at=0.0, is_for_unknown=False)
+        self._fetch = _Fetch(started_at=0.0, is_for_unknown=False, is_retry=False)
         self._fetch.done.set()
 
     def find(self, kid: str | None) -> VerificationKey:
         """The key with that id; without an id, the only key of a set of one.
 
         Returns a known key at once. For an unknown one the set is fetched first, unless it just was.
-        Raises InvalidCredentials if the set does not have the key, and Unavailable if the set cannot be fetched.
+        Raises InvalidCredentials if the set does not have the key, and Unavailable if the set cannot be fetched or
+        another caller is fetching it.
         """
         key = self._cached(kid)
         if key is not None:
@@ -70,9 +71,10 @@ class KeySet:
                 self._refresh(is_for_unknown=False)
             return key
         fetch, is_mine = self._refresh(is_for_unknown=True)
-        if is_mine or self._current() is None:
-            # While there are keys, no caller waits for another caller's fetch: it would slow down known callers.
-            fetch.done.wait(TIMEOUT)
+        if is_mine or (self._current() is None and not fetch.is_retry):
+            # Each wait holds a thread. Only if there are no keys yet, all callers wait for the fetch of one, and only
+            # once: if the issuer is silent, they would hold all threads again and again.
+            fetch.done.wait(fetch.started_at + TIMEOUT - self._clock())
         key = self._cached(kid)
         if key is not None:
             return key
@@ -111,7 +113,7 @@ class KeySet:
             if now >= self._next_fetch_at + LONGEST_PAUSE:
                 # No look-up was held back for a while: the pauses begin at 1 s again.
                 self._fruitless = 0
-            fetch = self._fetch = _Fetch(now, is_for_unknown)
+            fetch = self._fetch = _Fetch(now, is_for_unknown, is_retry=self._fruitless > 0)
             self._starts.append(now)
             # _keep() resets this on success.
             self._is_failing = True
@@ -206,9 +208,12 @@ class _NoRedirect(HTTPRedirectHandler):
 
 
 class _Fetch:
-    def __init__(self, started_at: float, is_for_unknown: bool) -> None:
+    """A fetch of the set. is_retry: whether it follows one, not long ago, that failed or brought no new key."""
+
+    def __init__(self, started_at: float, is_for_unknown: bool, *, is_retry: bool) -> None:
         self.started_at = started_at
         self.is_for_unknown = is_for_unknown
+        self.is_retry = is_retry
         self.done = Event()
 
 

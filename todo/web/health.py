@@ -11,6 +11,7 @@ from marshmallow import fields
 from marshmallow.validate import OneOf
 
 from todo.web.blueprint import Blueprint
+from todo.web.places import place_of_address
 from todo.web.schemas import Output
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ class Ready(MethodView):
         Tries tables, columns, rights, functions, policies and encoding. Send no requests to a process that fails this
         check: its database is unavailable, or lacks one of these.
         """
-        readiness: Readiness = current_app.extensions["check_database"]()
+        with place_of_address():
+            readiness: Readiness = current_app.extensions["check_database"]()
         for warning in readiness.warnings:
             _warn(warning)
         return {"status": "ok", "row_level_security": readiness.row_level_security}

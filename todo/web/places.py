@@ -1,17 +1,18 @@
 """Limits how long one caller may hold threads of this process. Knows no route, and uses no database.
 
-A caller is a user, or the address of a client that is not identified. Each caller has two accounts, in seconds of
-threads: one for slow requests, one for searches. Quick requests cost nothing. Reasons: docs/decisions/places.md.
+A caller is a user. Each has two accounts, in seconds of threads: one for slow requests, one for searches. Quick
+requests cost nothing. A check without identity that may wait counts for the client's address, in an account like the
+first. Reasons: docs/decisions/places.md.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import Condition
 from time import monotonic
 
-from flask import Flask, g, request
+from flask import Flask, current_app, g
 from sqlalchemy import Engine, event
 
 from config import Settings
@@ -157,10 +158,9 @@ class Searches(_Accounts):
 
 @dataclass(slots=True)
 class _Held:
-    """What the current request holds, and in which accounts."""
+    """What the request of an identified user holds."""
 
     hooks: "_Hooks"
-    accounts: Places
     place: Place
     search: Place | None = None
 
@@ -168,19 +168,30 @@ class _Held:
 _held: ContextVar[_Held | None] = ContextVar("held", default=None)
 
 
-def init_app(
-    app: Flask, settings: Settings, engine: Engine, was_lost_since: Callable[[float], bool], *, exempt: Collection[str]
-) -> Callable[[], None]:
-    """Register the limit for callers who are not identified yet. Return the hook that limits identified users.
+def init_app(app: Flask, settings: Settings, engine: Engine, was_lost_since: Callable[[float], bool]) -> None:
+    """Limit identified users: call this after the identity hook is registered, and after the rate limits.
 
-    Call this before the identity hook is registered, and register the returned hook after it. exempt: endpoints without
-    a limit. was_lost_since: whether a database connection was lost after an instant (time.monotonic).
+    was_lost_since: whether a database connection was lost after an instant (time.monotonic).
     """
-    hooks = _Hooks(settings.threads, exempt, was_lost_since, is_sqlite=engine.dialect.name == "sqlite")
-    app.before_request(hooks.take_unidentified)
+    hooks = _Hooks(settings.threads, was_lost_since, is_sqlite=engine.dialect.name == "sqlite")
+    app.before_request(hooks.take)
     app.teardown_request(hooks.end)
     event.listen(engine, "checkout", hooks.start)
-    return hooks.take_identified
+    app.extensions["places_of_addresses"] = Places(settings.threads)
+
+
+@contextmanager
+def place_of_address() -> Iterator[None]:
+    """Hold a place of the client's address for the block: it may wait, and asks for no identity.
+
+    Raises TooManyAtOnce.
+    """
+    addresses: Places = current_app.extensions["places_of_addresses"]
+    addresses.start(place := addresses.take(network()))
+    try:
+        yield
+    finally:
+        addresses.leave(place)
 
 
 @contextmanager
@@ -201,27 +212,15 @@ def turn_to_search() -> Iterator[None]:
 class _Hooks:
     """The steps in the life of a request's place, in order."""
 
-    def __init__(
-        self, threads: int, exempt: Collection[str], was_lost_since: Callable[[float], bool], *, is_sqlite: bool
-    ) -> None:
-        self._unidentified, self._users, self.searches = Places(threads), Places(threads), Searches()
-        self._exempt = exempt
+    def __init__(self, threads: int, was_lost_since: Callable[[float], bool], *, is_sqlite: bool) -> None:
+        self._users, self.searches = Places(threads), Searches()
         self._was_lost_since = was_lost_since
         self._is_sqlite = is_sqlite
 
-    def take_unidentified(self) -> None:
-        """Hold a place until the caller is identified."""
-        if request.endpoint is not None and request.endpoint not in self._exempt and request.method != "OPTIONS":
-            _held.set(_Held(self, self._unidentified, place := self._unidentified.take(network())))
-            self._unidentified.start(place)
-
-    def take_identified(self) -> None:
-        """Hold a place of the identified user instead."""
-        if (held := _held.get()) is not None and held.accounts is self._unidentified and "identity" in g:
-            _held.set(None)
-            # The user may have waited for the signing keys, which costs nothing.
-            self._unidentified.leave(held.place, is_excused=True)
-            _held.set(_Held(self, self._users, self._users.take(current_identity().user_id)))
+    def take(self) -> None:
+        """Hold a place of the identified user. A public endpoint has none."""
+        if "identity" in g:
+            _held.set(_Held(self, self._users.take(current_identity().user_id)))
 
     def start(self, *_: object) -> None:
         """Count a user's time from the moment when there is a connection: a sleeping database takes seconds to wake.
@@ -232,17 +231,14 @@ class _Hooks:
             return
         if held.search is not None:
             self.searches.start(held.search)
-        elif not self._is_sqlite and held.accounts is self._users:
+        elif not self._is_sqlite:
             self._users.start(held.place)
 
     def end(self, _error: BaseException | None) -> None:
         """Give the place back at the end of the request."""
         if (held := _held.get()) is not None:
             _held.set(None)
-            if held.accounts is self._users:
-                self.leave(self._users, held.place)
-            else:
-                self._unidentified.leave(held.place)
+            self.leave(self._users, held.place)
 
     def leave(self, accounts: _Accounts, place: Place) -> None:
         """Give the place back. It costs nothing if the database stopped answering: that is not the user's fault."""
