@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
+from itertools import count
 from threading import Event
 from typing import Any
 
@@ -446,6 +447,27 @@ class TestUnknownKeys:
             warm.go.set()
             warm.assert_found_by(waiting, is_key=B)
         assert warm.requests == 2
+
+    def test_a_key_that_comes_just_after_it_was_looked_for_is_not_unknown(
+        self, warm: Keys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        look_up, calls = warm.set._cached, count(1)
+
+        def look_up_just_before_it_comes(kid: str | None) -> VerificationKey | None:
+            key = look_up(kid)
+            # The second look-up comes after the decision whether to wait for the fetch.
+            if next(calls) == 2:
+                warm.go.set()
+                join_fetches()
+            return key
+
+        warm.serve_slowly(a=A, b=B)
+        warm.now = LIFETIME
+        warm.find("a")
+        warm.issuer.wait_for(2)
+        monkeypatch.setattr(warm.set, "_cached", look_up_just_before_it_comes)
+        warm.assert_unavailable("b")
+        warm.assert_found("b", is_key=B)
 
 
 class TestAge:

@@ -72,15 +72,17 @@ class KeySet:
             return key
         fetch, is_mine = self._refresh(is_for_unknown=True)
         if is_mine or (self._current() is None and not fetch.is_retry):
-            # Each wait holds a thread. Only if there are no keys yet, all callers wait for the fetch of one, and only
-            # once: if the issuer is silent, they would hold all threads again and again.
+            # Each wait holds a thread, so a caller waits for its own fetch only. While there are no keys, all wait for
+            # the first fetch, but for no retry: a silent issuer would hold all threads again and again.
             fetch.done.wait(fetch.started_at + TIMEOUT - self._clock())
+        # Before the look-up: a fetch that ends during it may have brought the key.
+        is_answered = fetch.done.is_set() and not self._is_failing
         key = self._cached(kid)
         if key is not None:
             return key
-        if self._is_failing or not fetch.done.is_set():
-            raise Unavailable
-        raise InvalidCredentials(reason=Refusal.UNKNOWN_KEY)
+        if is_answered:
+            raise InvalidCredentials(reason=Refusal.UNKNOWN_KEY)
+        raise Unavailable
 
     def fetch_early(self) -> None:
         """Fetch the set in the background, before a token needs a key. A failure is only logged."""
