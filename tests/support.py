@@ -37,7 +37,7 @@ ROLE, PASSWORD = "todo_test_owner", "todo"
 OUTPUT_ONLY = [name for name, field in TaskSchema().fields.items() if field.dump_only]
 IGNORED = [1, None, "bob", "2025-01-09T12:34:56.123456Z", [{"id": 2.5}], "a\0\ud800", "x" * 6000]
 
-#: A request for each kind of statement on tasks; `{id}` is the id of one.
+#: A request for each kind of statement on tasks; `{id}` is the id of one, and `{tag}` its entity tag.
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "", {}),
     ("GET", "?status=incomplete", {}),
@@ -47,12 +47,16 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "", {"json": {"title": "x"}}),
     ("PUT", "/{id}", {"json": {"title": "x"}}),
     ("PUT", "/{id}", {"json": {"title": "x", "description": None, "status": "complete"}}),
-    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"x", "{id}-1"'}}),
+    ("PUT", "/{id}", {"json": {"title": "x"}, "headers": {"If-Match": '"x", {tag}'}}),
     ("PATCH", "/{id}/complete", {}),
-    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"x", "{id}-1"'}}),
+    ("PATCH", "/{id}/complete", {"headers": {"If-Match": '"x", {tag}'}}),
     ("PATCH", "/{id}/complete", {"json": {"status": "complete"}}),
+    ("PATCH", "?status=incomplete", {"json": {"status": "complete"}}),
+    ("GET", "/changes", {}),
+    ("GET", "/changes?limit=5", {}),
     ("DELETE", "/{id}", {}),
-    ("DELETE", "/{id}", {"headers": {"If-Match": '"x", "{id}-1"'}}),
+    ("DELETE", "/{id}", {"headers": {"If-Match": '"x", {tag}'}}),
+    ("DELETE", "?status=complete", {}),
 ]
 
 #: The names of the databases that are copied.
@@ -100,10 +104,10 @@ class Caller:
         authorization = {"Authorization": f"Bearer {token(self.user_id, email=self.email)}"}
         return self.app.test_client().open(path, method=method, headers=authorization | (headers or {}), **options)
 
-    def send(self, task_id: int, method: str, path: str, options: dict[str, Any]) -> TestResponse:
+    def send(self, task: dict[str, Any], method: str, path: str, options: dict[str, Any]) -> TestResponse:
         """Make one of REQUESTS, for that task."""
-        headers = {name: value.format(id=task_id) for name, value in options.get("headers", {}).items()}
-        return self(method, path.format(id=task_id), **options | {"headers": headers})
+        headers = {name: value.format(tag=tag_of(task)) for name, value in options.get("headers", {}).items()}
+        return self(method, path.format(id=task["id"]), **options | {"headers": headers})
 
     def create(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
         """A new task."""
@@ -116,6 +120,16 @@ class Caller:
         response = self("GET", query=query)
         assert response.status_code == 200, response.get_data(as_text=True)
         return [task["title"] for task in response.get_json()]
+
+
+def tag_of(task: dict[str, Any]) -> str:
+    """The entity tag of a task, made from what the client has."""
+    return f'"{task["id"]}@{task["updated_at"]}"'
+
+
+def status_of(method: str, path: str) -> int:
+    """The status of one of REQUESTS that succeeds."""
+    return {"POST": 201, "DELETE": 204}.get(method, 200) if "?status" not in path else 200
 
 
 Call = Callable[..., Caller]

@@ -17,10 +17,11 @@ ALLOWED: dict[str, set[str]] = {
     "errors": {"refusals"},
     "instants": set(),
     "expected": set(),
+    "pages": set(),
     "identity": {"errors", "refusals"},
     # The users are what owned rows point at.
-    "db": {"errors", "refusals", "instants", "expected", "users"},
-    "web": {"errors", "refusals", "instants", "expected", "identity"},
+    "db": {"errors", "refusals", "instants", "expected", "pages", "users"},
+    "web": {"errors", "refusals", "instants", "expected", "pages", "identity"},
     "users": {"errors", "refusals", "identity", "db"},
     "idempotency": {"errors", "refusals", "db"},
 }

@@ -211,7 +211,7 @@ TARGETS = {
 METHODS = {
     **{
         f"{method} {TASKS}": Row(ask(method, TASKS), 405, NO_METHOD)
-        for method in ("TRACE", "CONNECT", "PROPFIND", "COPY", "QUERY", "DELETEX", "PATCH")
+        for method in ("TRACE", "CONNECT", "PROPFIND", "COPY", "QUERY", "DELETEX", "PUT")
     },
     "OPTIONS *": Row(ask("OPTIONS", "*"), 404, NO_ROUTE),
     "CONNECT localhost:443": Row(ask("CONNECT", "localhost:443"), 404, NO_ROUTE),

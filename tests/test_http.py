@@ -77,11 +77,13 @@ def test_an_unknown_route_is_404_without_identity(app: Flask) -> None:
 
 def test_another_method_is_405_without_identity(app: Flask) -> None:
     for method, path, allowed in (
-        ("DELETE", "/api/alice/tasks", {"GET", "HEAD", "OPTIONS", "POST"}),
+        ("PUT", "/api/alice/tasks", {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST"}),
+        ("PUT", "/api/alice/tasks/changes", {"GET", "HEAD", "OPTIONS"}),
+        ("DELETE", "/api/alice/tasks/changes/", {"GET", "HEAD", "OPTIONS"}),
         ("POST", "/api/alice/tasks/1/", {"DELETE", "GET", "HEAD", "OPTIONS", "PUT"}),
         ("GET", "/api/alice/tasks/1/complete", {"OPTIONS", "PATCH"}),
         ("POST", "/health/live", {"GET", "HEAD", "OPTIONS"}),
-        ("BREW", "/api/alice/tasks", {"GET", "HEAD", "OPTIONS", "POST"}),
+        ("BREW", "/api/alice/tasks/1", {"DELETE", "GET", "HEAD", "OPTIONS", "PUT"}),
     ):
         response = app.test_client().open(path, method=method)
         assert (response.status_code, response.get_json()) == (405, {"error": "Method not allowed"})

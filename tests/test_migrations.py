@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy import URL, create_engine, inspect
 from sqlalchemy.exc import DatabaseError
 
-from tests.support import ROOT, Make, direct, empty_database, migrate, migrated_database, sql
+from tests.support import ROOT, Caller, Make, direct, empty_database, migrate, migrated_database, sql
 from todo.db import db
 from todo.db.ownership import Owned
 from todo.tasks.models import WHITE_SPACE
@@ -174,3 +174,49 @@ def test_migrations_are_numbered_and_the_last_is_the_head() -> None:
     # 9000 and more are for the examples of the documents.
     files = sorted(path.name for path in (ROOT / "migrations/versions").glob("[0-8]*.py"))
     assert [name[:5] for name in files] == [f"{number:04}_" for number in range(1, len(files) + 1)]
+
+
+#: What version 1.1 executes to create, to change, and to delete a task.
+OLD_CREATE = "INSERT INTO tasks (title, user_id) SELECT 'x', users.id FROM users WHERE users.id = 'alice' RETURNING id"
+OLD_CHANGE = "UPDATE tasks SET title = 'y', version = version + 1 WHERE user_id = 'alice' AND version = {} RETURNING id"
+OLD_DELETE = "DELETE FROM tasks WHERE user_id = 'alice' AND version = {} RETURNING id"
+
+
+def test_version_1_1_goes_on_after_the_first_two_of_the_migrations_of_the_clock(
+    bare: Flask, fresh: URL, make: Make
+) -> None:
+    """And sees the changes of the version after it."""
+    assert flask_db(bare, "upgrade", "0006").exit_code == 0
+    sql(fresh, "INSERT INTO users (id) VALUES ('alice'), ('bob')")
+    assert len(sql(fresh, OLD_CREATE)) == 1
+    assert flask_db(bare, "upgrade", "0008").exit_code == 0
+    alice = Caller(make(fresh), "alice")
+    (task,) = alice("GET").get_json()
+    assert sql(fresh, OLD_CHANGE.format(1)) == [(task["id"],)]
+    assert alice("PATCH", f"/{task['id']}/complete").status_code == 200
+    assert sql(fresh, OLD_CHANGE.format(2)) == sql(fresh, OLD_DELETE.format(2)) == []
+    assert sql(fresh, OLD_CHANGE.format(3)) == sql(fresh, OLD_DELETE.format(4)) == [(task["id"],)]
+    assert len(sql(fresh, OLD_CREATE)) == 1
+    assert alice.create()["updated_at"] > task["updated_at"]
+
+
+def test_the_last_migration_of_the_clock_makes_every_client_start_again(bare: Flask, fresh: URL, make: Make) -> None:
+    """Version 1.1 has changed rows without the clock, some of them with a clock that was ahead."""
+    assert flask_db(bare, "upgrade", "0008").exit_code == 0
+    alice, bob, carol = (Caller(make(fresh), user_id) for user_id in ("alice", "bob", "carol"))
+    for caller in (alice, bob, carol):
+        caller.create()
+    tokens = [caller("GET", "/changes").get_json()["next"] for caller in (alice, bob, carol)]
+    tags = [caller("GET").headers["ETag"] for caller in (alice, bob, carol)]
+    ahead = "4070908800000000" if fresh.get_backend_name() == "sqlite" else "'2099-01-01 00:00:00Z'"
+    sql(fresh, f"UPDATE tasks SET updated_at = {ahead} WHERE user_id = 'bob'")
+    sql(fresh, "DELETE FROM tasks WHERE user_id = 'carol'")
+    assert flask_db(bare, "upgrade").exit_code == 0
+    for caller, token, tag in zip((alice, bob, carol), tokens, tags, strict=True):
+        assert caller("GET", "/changes", query=f"?since={token}").status_code == 410
+        assert caller("GET", headers={"If-None-Match": tag}).status_code == 200
+        token = caller("GET", "/changes").get_json()["next"]
+        new = caller.create()
+        (change,) = caller("GET", "/changes", query=f"?since={token}").get_json()["changes"]
+        assert change["task"] == new
+    assert flask_db(bare, "downgrade", "0006").exit_code == 0

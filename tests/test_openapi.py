@@ -79,10 +79,12 @@ def statuses_of(operation: dict[str, Any]) -> set[str]:
     """What a call of a user can answer, by its method, path, parameters and body."""
     method, path = operation["at"]
     names = {parameter["name"] for parameter in operation["parameters"]}
-    statuses = {"400", "401", "403", "429", "500", "503", {"POST": "201", "DELETE": "204"}.get(method, "200")}
+    statuses = {"400", "401", "403", "429", "500", "503"}
+    statuses |= {"201" if method == "POST" else "204" if method == "DELETE" and path.count("{") > 1 else "200"}
     statuses |= {"411", "413", "415"} if "requestBody" in operation else set()
     statuses |= {"404"} if path.count("{") > 1 else set()
     statuses |= {"304"} if method == "GET" else set()
+    statuses |= {"410"} if "since" in names else set()
     statuses |= {"412"} if "If-Match" in names else set()
     statuses |= {"409", "422"} if "Idempotency-Key" in names else set()
     # A search can take too long.
@@ -126,8 +128,8 @@ def test_no_list_of_choices_is_written_twice(document: dict[str, Any]) -> None:
     choices = [tuple(value) for name, value in walk(document) if name == "enum"]
     assert len(choices) == len(set(choices)) > 0
     references = [value for name, value in walk(document) if name == "$ref"]
-    # A task, its changes, its completion, and the filter of the list.
-    assert references.count("#/components/schemas/TaskStatus") == 4
+    # A task, its changes, its completion and that of all, the filter of the list, and that of all.
+    assert references.count("#/components/schemas/TaskStatus") == 6
 
 
 def test_no_schema_hides_a_name_of_javascript(document: dict[str, Any]) -> None:

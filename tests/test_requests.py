@@ -127,7 +127,7 @@ REQUESTS: list[tuple[str, str, dict[str, Any], str | None, int, str | None]] = [
     ("GET", "/api/bob/tasks", {}, LIST, 403, "alice"),
     ("GET", "/api/alice/tasks", {"headers": {"Authorization": "Bearer secret"}}, LIST, 401, None),
     ("GET", "/secret?secret", {}, None, 404, None),
-    ("PATCH", "/api/alice/tasks", {}, None, 405, None),
+    ("PUT", "/api/alice/tasks", {}, None, 405, None),
     ("SECRET", "/api/alice/tasks", {}, None, 405, None),
     ("OPTIONS", "/api/alice/tasks", {}, LIST, 200, None),
     ("OPTIONS", "/api/alice/tasks", {"headers": PREFLIGHT}, LIST, 200, None),

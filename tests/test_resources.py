@@ -58,9 +58,25 @@ def test_a_key_is_refused_for_another_value_of_any_field(alice: Caller, path: st
             assert create(alice, path, key=name, **{name: value_of(field)}) == 422, name
 
 
+@pytest.mark.parametrize("path", COLLECTIONS)
+def test_the_change_feed_has_each_row_and_each_deletion(alice: Caller, path: str) -> None:
+    rows = path.replace("{user_id}", "alice")
+    assert create(alice, path) == 201
+    first = alice.open("GET", f"{rows}/changes").get_json()
+    (row,) = alice.open("GET", rows).get_json()
+    ((number, shown),) = (change.values() for change in first["changes"])
+    assert (number, shown) == (row["id"], row)
+    assert alice.open("DELETE", f"{rows}/{number}").status_code == 204
+    second = alice.open("GET", f"{rows}/changes?since={first['next']}").get_json()
+    assert [list(change.values()) for change in second["changes"]] == [[number, None]]
+
+
 def test_an_export_has_each_column_of_each_row(app: Flask, alice: Caller) -> None:
     for number, path in enumerate(COLLECTIONS):
         assert create(alice, path, key=str(number)) == 201
+        (row,) = alice.open("GET", path.replace("{user_id}", "alice")).get_json()
+        assert alice.open("DELETE", f"{path.replace('{user_id}', 'alice')}/{row['id']}").status_code == 204
+        assert create(alice, path) == 201
     result = app.test_cli_runner().invoke(args=["users", "export", "alice"])
     exported = {row.pop("kind"): row for row in map(json.loads, result.stdout_bytes.splitlines())}
     for model in MODELS:

@@ -51,6 +51,17 @@ def test_an_instant_comes_back_as_it_went_in(app: Flask) -> None:
             assert Statement(select(*columns), Instants).all(instant=instant) == [Instants(instant, instant, None)]
 
 
+def test_a_parameter_that_a_statement_names_twice_is_converted_once(app: Flask) -> None:
+    columns = [
+        bindparam("instant", type_=UtcInstant),
+        bindparam("instant", type_=UtcInstant),
+        literal(None, UtcInstant),
+    ]
+    with app.app_context():
+        statement = Statement(select(*(column.label(None) for column in columns)), Instants)
+        assert statement.all(instant=INSTANTS[0]) == [Instants(INSTANTS[0], INSTANTS[0], None)]
+
+
 def test_instants_are_in_utc_whatever_the_servers_time_zone(make: Make, postgresql: URL) -> None:
     task = Caller(make(postgresql), "alice").create()
     app = make(postgresql.update_query_dict({"options": "-c timezone=Asia/Kathmandu"}))

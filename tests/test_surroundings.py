@@ -24,7 +24,7 @@ SEARCHED = ["\\", "GRÖSSE", "'", "%", "🥛", "$$"]
 COMMANDS = [
     ["seed", "dave", "--count", "3"],
     ["users", "export", "carol"],
-    ["idempotency-keys", "prune"],
+    ["prune"],
     ["users", "delete", "dave", "--yes"],
 ]
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -40,6 +40,7 @@ def round_of_calls(app: Flask) -> list[Answer]:
     def keep(response: TestResponse) -> TestResponse:
         names = ("ETag", "Location", "Idempotency-Replayed")
         headers = {name: value for name, value in response.headers.items() if name in names and "W/" not in value}
+        headers |= {"ETag": INSTANT.sub("", headers["ETag"])} if "ETag" in headers else {}
         answers.append((response.status_code, INSTANT.sub("", response.get_data(as_text=True)), headers))
         return response
 
@@ -54,7 +55,7 @@ def round_of_calls(app: Flask) -> list[Answer]:
     keep(alice.open("GET", re.findall("<(.+?)>", page.headers.get("Link", "<>"))[0] or "/"))
     task = f"/{(first.get_json() or {}).get('id', 1)}"
     keep(alice("PUT", task, json={"title": "new\\ti'tle"}))
-    keep(alice("PUT", task, json={"title": "x"}, headers={"If-Match": first.headers.get("ETag", '"1-1"')}))
+    keep(alice("PUT", task, json={"title": "x"}, headers={"If-Match": first.headers.get("ETag", '"x"')}))
     keep(alice("PATCH", f"{task}/complete"))
     keep(alice("PATCH", f"{task}/complete", json={"status": "complete"}))
     keep(alice("GET", query="?status=complete"))

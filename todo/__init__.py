@@ -12,8 +12,8 @@ from todo import identity
 from todo.db import connections, db, failures, migrate, observation, search
 from todo.db.commands import blp as database_blueprint
 from todo.db.readiness import check_database
-from todo.idempotency.commands import blp as idempotency_blueprint
 from todo.identity import commands as identity_commands
+from todo.pruning import blp as pruning_blueprint
 from todo.tasks.commands import blp as seed_blueprint
 from todo.tasks.views import blp as tasks_blueprint
 from todo.users.commands import blp as users_blueprint
@@ -47,7 +47,7 @@ def _build(settings: Settings) -> Flask:
         SQLALCHEMY_ENGINE_OPTIONS=connections.engine_options(settings),
         ROWS_PER_USER={"tasks": settings.max_tasks} if settings.max_tasks else {},
         API_TITLE="Todo API",
-        API_VERSION="1.1.0",
+        API_VERSION="1.2.0",
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/",
         API_SPEC_OPTIONS={
@@ -84,7 +84,7 @@ def _build(settings: Settings) -> Flask:
     api.register_blueprint(health.blp)
     api.register_blueprint(tasks_blueprint)
     app.register_blueprint(database_blueprint)
-    app.register_blueprint(idempotency_blueprint)
+    app.register_blueprint(pruning_blueprint)
     app.register_blueprint(seed_blueprint)
     app.register_blueprint(users_blueprint)
     identity_commands.init_app(app, settings)

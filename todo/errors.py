@@ -123,6 +123,15 @@ class KeyLimitReached(Conflict):
         )
 
 
+class SyncTokenGone(TodoError):
+    """The token of a sync is of a state from which the service can no longer tell what was deleted."""
+
+    status = 410
+    message = "Sync token is no longer valid: start again without it"
+    component = "Gone"
+    description = "The token in `since` is no longer valid: start the sync again without it."
+
+
 class LengthRequired(TodoError):
     """The body is chunked. Its length is unknown, so the service cannot tell whether all of it has arrived."""
 
@@ -133,12 +142,12 @@ class LengthRequired(TodoError):
 
 
 class NotAsExpected(TodoError):
-    """The resource exists, but its version is not one that the request expects. Nothing was changed."""
+    """The resource exists, but its state is not one that the request expects. Nothing was changed."""
 
     status = 412
     message = "Precondition failed: the resource has been changed since, get it again"
     component = "PreconditionFailed"
-    description = "The row exists, but `If-Match` does not name its current version. Nothing was changed."
+    description = "The row exists, but `If-Match` does not name its current state. Nothing was changed."
 
 
 class ContentTooLarge(TodoError):

@@ -1,4 +1,4 @@
-"""The versions of a row that a change expects. web/ reads them from a request, db/ puts them into the statement."""
+"""The state of a row that a change expects. web/ reads it from a request, db/ puts it into the statement."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The row must have a version in `wanted` (None: any version), and none in `unwanted`."""
+    """The row must have been changed last at an instant in `wanted` (None: any), and at none in `unwanted`."""
 
-    wanted: Collection[int] | None = None
-    unwanted: Collection[int] = ()
+    wanted: Collection[str] | None = None
+    unwanted: Collection[str] = ()

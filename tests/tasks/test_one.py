@@ -134,10 +134,11 @@ def test_a_change_is_dated_now(alice: Caller, url: URL, method: str, suffix: str
 def test_a_change_is_later_than_the_last_also_when_the_clock_has_gone_back(alice: Caller, url: URL) -> None:
     task = alice.create()
     instant = "4070908800000000" if url.get_backend_name() == "sqlite" else "'2099-01-01 00:00:00Z'"
-    sql(url, f"UPDATE tasks SET updated_at = {instant}")
+    sql(url, f"UPDATE users SET changed_at = {instant}")
     response = alice("PUT", f"/{task['id']}", json={"title": "x"})
     assert response.get_json()["updated_at"] == "2099-01-01T00:00:00.000001Z"
     assert response.get_json()["created_at"] == task["created_at"]
+    assert alice.create()["created_at"] == "2099-01-01T00:00:00.000002Z"
 
 
 def test_a_deleted_task_is_gone(alice: Caller) -> None:

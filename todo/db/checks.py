@@ -6,8 +6,10 @@ This is the second layer of isolation. The queries already filter by owner, and 
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from todo.db.bulk import Changed
 from todo.errors import NotAsExpected, NotFound, OwnershipViolated
 from todo.expected import Expected
+from todo.pages import Page
 
 
 class OwnedRow(Protocol):
@@ -32,6 +34,20 @@ def owned(user_id: str, row: Row) -> Row:
     return row
 
 
+def owned_page(user_id: str, page: Page[Row]) -> Page[Row]:
+    """Return the page. Raises OwnershipViolated unless all its rows belong to the user."""
+    for row in page.rows:
+        owned(user_id, row)
+    return page
+
+
+def owned_rows(user_id: str, result: Changed) -> Changed:
+    """Return the result. Raises OwnershipViolated unless all rows that were changed belong to the user."""
+    if result.count and not result.first_owner == result.last_owner == user_id:
+        raise OwnershipViolated(f"rows of {result.first_owner!r} to {result.last_owner!r} changed for {user_id!r}")
+    return result
+
+
 def found(user_id: str, row: Row | None, missing: type[NotFound]) -> Row:
     """Return the row. Raises `missing` if there is none."""
     if row is None:
@@ -44,7 +60,7 @@ def changed(
 ) -> Row:
     """Return the row that a change returned.
 
-    If there is none, it raises `missing`; but NotAsExpected if find() returns the row, as only its version was wrong.
+    If there is none, it raises `missing`; but NotAsExpected if find() returns the row, as only its state was wrong.
     """
     if row is None and expected is not None and find() is not None:
         raise NotAsExpected

@@ -85,14 +85,6 @@ def describe(error: Exception) -> str:
     return kind
 
 
-def is_foreign_key_violation(error: Exception) -> bool:
-    """Whether the statement referred to a row that does not exist."""
-    cause = cause_of(error)
-    if isinstance(cause, sqlite3.Error):
-        return _sqlite_code(cause) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
-    return getattr(cause, "pgcode", None) == "23503"
-
-
 def is_denied(error: Exception) -> bool:
     """Whether the role lacks a right."""
     return getattr(cause_of(error), "pgcode", None) == "42501"

@@ -10,7 +10,7 @@ from itertools import starmap
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
-from sqlalchemy import Delete, Dialect, Insert, Select, Update
+from sqlalchemy import CompoundSelect, Delete, Dialect, Insert, Select, Update
 
 from todo.db import db
 from todo.db.conflicts import refuse_conflict
@@ -21,7 +21,7 @@ Convert = Callable[[Any], Any]
 Parameters = Mapping[str, Any]
 #: The names of the parameters that a statement is given.
 Names = frozenset[str]
-Query = Select[Any] | Insert | Update | Delete
+Query = Select[Any] | CompoundSelect[Any] | Insert | Update | Delete
 
 
 def columns_of(model: type[Any], row: type[Struct]) -> list[Any]:
@@ -64,15 +64,25 @@ class Statement(Generic[Row]):
     statement: what to execute. If it depends on which parameters are given, a function that writes it: this is called
     with their names, once for each set of names.
     row: the class of the rows that are returned, with a field for each column.
+    sqlite: writes what SQLite executes instead, because it has no change within WITH: statements, in one transaction.
+    The rows are those of the last one. If it returns none, all are undone.
     first: SQL for PostgreSQL that is executed before the statement, in the same round trip and transaction. The
     statement sees what was committed while that SQL waited.
     """
 
-    def __init__(self, statement: Query | Callable[[Names], Query], row: type[Row], *, first: str = "") -> None:
+    def __init__(
+        self,
+        statement: Query | Callable[[Names], Query],
+        row: type[Row],
+        *,
+        sqlite: Callable[[Names], Sequence[Query]] | None = None,
+        first: str = "",
+    ) -> None:
         self._statement = statement
+        self._sqlite = sqlite
         self._first = first
         self._row = row
-        self._compiled: dict[tuple[str, Names], _Compiled] = {}
+        self._compiled: dict[tuple[str, Names], Sequence[_Compiled]] = {}
 
     def all(self, **parameters: Any) -> list[Row]:
         """Execute, and return all rows. Raises Conflict, or one of DATABASE_ERRORS (todo/db/failures.py)."""
@@ -87,39 +97,56 @@ class Statement(Generic[Row]):
         connection = engine.raw_connection()
         try:
             names = frozenset(parameters)
-            compiled = self._compiled.get((engine.name, names)) or self._compile(engine.dialect, names)
+            steps = self._compiled.get((engine.name, names)) or self._compile(engine.dialect, names)
             cursor = connection.cursor()
-            cursor.execute(compiled.sql, compiled.bind(parameters))
+            if len(steps) > 1:
+                cursor.execute("BEGIN IMMEDIATE")
+            for step in steps:
+                cursor.execute(step.sql, step.bind(parameters))
             rows = cursor.fetchall()
+            if len(steps) > 1:
+                cursor.execute("COMMIT" if rows else "ROLLBACK")
         except BaseException as error:
             if isinstance(error, DRIVER_ERRORS) and not getattr(connection, "closed", False):
+                if engine.name == "sqlite":
+                    connection.rollback()
                 connection.close()
             else:
                 # It is broken, or still has a statement to finish.
                 connection.invalidate()
             raise
         connection.close()
-        return list(starmap(self._row, compiled.convert(rows)))
+        return list(starmap(self._row, steps[-1].convert(rows)))
 
     def first(self, **parameters: Any) -> Row | None:
         """Execute, and return the first row, or None. Raises the same as all()."""
         rows = self.all(**parameters)
         return rows[0] if rows else None
 
-    def _compile(self, dialect: Dialect, names: Names) -> _Compiled:
-        statement = self._statement(names) if callable(self._statement) else self._statement
-        compiled = statement.compile(dialect=dialect)
-        inward, outward, literals = [], [], {}
-        # bind_names is not documented: tests/test_statements.py tells if an upgrade changes it.
-        for parameter, name in compiled.bind_names.items():
-            convert = parameter.type.dialect_impl(dialect).bind_processor(dialect)
-            if not parameter.required:
-                literals[name] = parameter.value
-            if convert is not None:
-                inward.append((name, convert))
-        for position, column in enumerate(statement.exported_columns):
-            convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
-            if convert is not None:
-                outward.append((position, convert))
-        self._compiled[dialect.name, names] = _Compiled(self._first + compiled.string, literals, inward, outward)
+    def _compile(self, dialect: Dialect, names: Names) -> Sequence[_Compiled]:
+        if self._sqlite is not None and dialect.name == "sqlite":
+            statements = self._sqlite(names)
+        else:
+            statements = [self._statement(names) if callable(self._statement) else self._statement]
+        first = self._first if dialect.name == "postgresql" else ""
+        self._compiled[dialect.name, names] = [_compiled(each, dialect, first) for each in statements]
         return self._compiled[dialect.name, names]
+
+
+def _compiled(statement: Query, dialect: Dialect, first: str) -> _Compiled:
+    compiled = statement.compile(dialect=dialect)
+    inward: dict[str, Convert] = {}
+    outward, literals = [], {}
+    # bind_names is not documented: tests/test_statements.py tells if an upgrade changes it. It has an entry for each
+    # bindparam(), also if several have the same name.
+    for parameter, name in compiled.bind_names.items():
+        convert = parameter.type.dialect_impl(dialect).bind_processor(dialect)
+        if not parameter.required:
+            literals[name] = parameter.value
+        if convert is not None:
+            inward[name] = convert
+    for position, column in enumerate(statement.exported_columns):
+        convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
+        if convert is not None:
+            outward.append((position, convert))
+    return _Compiled(first + compiled.string, literals, [*inward.items()], outward)

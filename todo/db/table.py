@@ -1,57 +1,85 @@
-"""The statements that every owned table needs: list, find, insert, update and delete rows of one user."""
+"""The statements that every owned table needs: those of one row, and the pages of all rows of one user."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Update, bindparam, delete, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Update,
+    bindparam,
+    delete,
+    literal,
+    or_,
+    select,
+    update,
+)
 
-from todo.db.ownership import OwnedInsert, new_parameters, new_values, owned_by, table_of
-from todo.db.pages import page_of, page_parameters
+from todo.db.bulk import BulkStatements
+from todo.db.clock import CLOCK, tick
+from todo.db.deletions import note
+from todo.db.inserts import OwnedInsert, new_parameters, new_values
+from todo.db.ownership import USER_ID, owned_by, table_of
+from todo.db.pages import changes_of, page_of, page_parameters
 from todo.db.statements import Names, Query, Statement, columns_of
-from todo.db.types import later_instant
-from todo.db.versions import as_expected, expectation
+from todo.db.types import InstantList, is_among
 from todo.expected import Expected
+from todo.pages import Page, PageWanted
 
 Row = TypeVar("Row", bound=Struct)
-Listed = TypeVar("Listed", bound=Struct)
 
 
-class OwnedTable(Generic[Row, Listed]):
+# Named here, because OwnedTable has a method `list`.
+Queries = list[Query]
+Criteria = list[ColumnElement[bool]]
+#: The parameter that names a row.
+ROW_ID = bindparam("row_id", type_=BigInteger)
+#: The parameters of a change that expects a state: the fields of Expected.
+EXPECTATION = ("wanted", "unwanted")
+
+
+class OwnedId(Struct, frozen=True):
+    """A row that was deleted."""
+
+    id: int
+    user_id: str
+
+
+class OwnedTable(Generic[Row]):
     """The rows of one model, each call for one user and in one round trip.
 
-    row: the class of a single row, with a field for each column to return. listed: the same for the rows of a list.
-    filters: by the name of the parameter, what a list requires of a row.
+    row: the class of a row, with a field for each column to return.
+    filters: by the name of the parameter, what a list or a change of many rows requires of a row.
+    bulk: the changes of many rows.
     """
 
     def __init__(
-        self,
-        model: type[Any],
-        row: type[Row],
-        *,
-        listed: type[Listed],
-        filters: Mapping[str, ColumnElement[bool]] | None = None,
+        self, model: type[Any], row: type[Row], *, filters: Mapping[str, ColumnElement[bool]] | None = None
     ) -> None:
         self.filters = filters or {}
         self._model = model
         self._row = row
         self._columns = columns_of(model, row)
-        listed_columns = columns_of(model, listed)
-        self._list = Statement(lambda names: page_of(model, listed_columns, self.filters, names), listed)
-        self._is_the_row = model.id == bindparam("row_id")
-        self._find = Statement(owned_by(model, select(*self._columns)).where(self._is_the_row), row)
+        self._list = Statement(lambda names: page_of(model, self._columns, self.filters, names), row)
+        self._changes = Statement(lambda names: changes_of(model, self._columns, names), row)
+        self._find = Statement(owned_by(model, select(*self._columns)).where(model.id == ROW_ID), row)
         self._insert = OwnedInsert(model, row)
-        self._update = Statement(lambda names: self._write_update(names, new_parameters(table_of(model), names)), row)
-        self._delete = Statement(self._write_delete, row)
+        self.bulk = BulkStatements(model, self.filters)
+        self._update = self._updating(lambda names: new_parameters(table_of(model), names))
+        self._delete = Statement(self._write_delete, OwnedId, sqlite=self._write_delete_for_sqlite)
 
-    def list(
-        self, user_id: str, filters: Mapping[str, Any], *, before: tuple[str, int] | None, limit: int, size: int
-    ) -> Sequence[Listed]:
-        """Return at most `limit` of the user's rows, newest first; only those after `before`, a (created_at, id).
+    def list(self, user_id: str, filters: Mapping[str, Any], wanted: PageWanted) -> Page[Row]:
+        """Return a page of the user's rows, newest first."""
+        return _page(self._list.all(user_id=user_id, **filters, **page_parameters(wanted)))
 
-        Of a long list, only up to the row with which the texts reach `size` bytes.
+    def changes(self, user_id: str, wanted: PageWanted) -> Page[Row]:
+        """Return a page of the user's rows in the order of their last changes.
+
+        A deletion is a row of which only id, user_id and updated_at are not None.
         """
-        return self._list.all(user_id=user_id, **filters, **page_parameters(before, limit, size))
+        return _page(self._changes.all(user_id=user_id, **page_parameters(wanted)))
 
     def find(self, user_id: str, row_id: int) -> Row | None:
         """Return the user's row with this id, or None."""
@@ -64,29 +92,71 @@ class OwnedTable(Generic[Row, Listed]):
     def update(
         self, user_id: str, row_id: int, changes: Mapping[str, Any], expected: Expected | None = None
     ) -> Row | None:
-        """Update the user's row. Return None if there is none, or none of an expected version. Raises Conflict."""
+        """Update the user's row. Return None if there is none, or not as expected. Raises Conflict."""
         return self._update.first(user_id=user_id, row_id=row_id, **new_values(changes), **expectation(expected))
 
-    def delete(self, user_id: str, row_id: int, expected: Expected | None = None) -> Row | None:
-        """Delete the user's row, and return it as it was. Return None as update() does."""
+    def delete(self, user_id: str, row_id: int, expected: Expected | None = None) -> OwnedId | None:
+        """Delete the user's row, and note the deletion. Return None as update() does."""
         return self._delete.first(user_id=user_id, row_id=row_id, **expectation(expected))
 
     def updating(self, **values: ColumnElement[Any]) -> Callable[[str, int, Expected | None], Row | None]:
         """Return a function like update(), but the database computes the values, so concurrent changes both count."""
-        statement = Statement(lambda names: self._write_update(names, values), self._row)
+        statement = self._updating(lambda names: values)
 
         def change(user_id: str, row_id: int, expected: Expected | None) -> Row | None:
             return statement.first(user_id=user_id, row_id=row_id, **expectation(expected))
 
         return change
 
-    def _write_update(self, names: Names, values: Mapping[str, Any]) -> Update:
+    def _updating(self, values_of: Callable[[Names], Mapping[str, Any]]) -> Statement[Row]:
         model = self._model
-        changed = as_expected(model, owned_by(model, update(model)).where(self._is_the_row), names)
-        changed = changed.values(**values, updated_at=later_instant(model.updated_at), version=model.version + 1)
-        return changed.returning(*self._columns)
+
+        def write(names: Names) -> Query:
+            clock = self._tick(names).cte("clock")
+            changed = owned_by(model, update(model)).where(*self._is_expected(names), clock.c.id == USER_ID)
+            return changed.values(**values_of(names), updated_at=clock.c.changed_at).returning(*self._columns)
+
+        def write_for_sqlite(names: Names) -> Queries:
+            changed = owned_by(model, update(model)).where(*self._is_expected(names))
+            return [tick(), changed.values(**values_of(names), updated_at=CLOCK).returning(*self._columns)]
+
+        return Statement(write, self._row, sqlite=write_for_sqlite)
 
     def _write_delete(self, names: Names) -> Query:
         model = self._model
-        deleted = as_expected(model, owned_by(model, delete(model)).where(self._is_the_row), names)
-        return deleted.returning(*self._columns)
+        clock = self._tick(names).cte("clock")
+        row = owned_by(model, delete(model)).where(*self._is_expected(names), clock.c.id == USER_ID)
+        gone = row.returning(model.id, model.user_id).cte("gone")
+        noted = note(select(gone.c.user_id, literal(model.__tablename__), gone.c.id, clock.c.changed_at))
+        return select(gone.c.id, gone.c.user_id).add_cte(noted.cte("noted"))
+
+    def _write_delete_for_sqlite(self, names: Names) -> Queries:
+        model, is_expected = self._model, self._is_expected(names)
+        row = owned_by(model, select(model.user_id, literal(model.__tablename__), model.id, CLOCK)).where(*is_expected)
+        gone = owned_by(model, delete(model)).where(*is_expected)
+        return [tick(), note(row), gone.returning(model.id, model.user_id)]
+
+    def _tick(self, names: Names) -> Update:
+        # Only if there is something to change: after a refused change every client has the current clock.
+        row = owned_by(self._model, select(self._model.id)).where(*self._is_expected(names))
+        return tick(row.exists())
+
+    def _is_expected(self, names: Names) -> Criteria:
+        """SQL: whether it is the row, in an expected state. Of several changes the database decides which is first."""
+        is_row = self._model.id == ROW_ID
+        if names.isdisjoint(EXPECTATION):
+            return [is_row]
+        wanted, unwanted = (bindparam(name, type_=InstantList) for name in EXPECTATION)
+        changed_at = self._model.updated_at
+        return [is_row, or_(wanted.is_(None), is_among(changed_at, wanted)), ~is_among(changed_at, unwanted)]
+
+
+def expectation(expected: Expected | None) -> dict[str, Any]:
+    """Return the parameters of an expected state; none if any state is accepted."""
+    return {} if expected is None else asdict(expected)
+
+
+def _page(rows: Sequence[Row]) -> Page[Row]:
+    # The first row is the clock: header_of(). It has no other fields.
+    header: Any = rows[0] if rows else None
+    return Page(rows[1:], header and header.updated_at, header and header.created_at)

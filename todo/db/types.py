@@ -51,17 +51,17 @@ class UtcInstant(TypeDecorator[str]):
         return None
 
 
-class IntegerList(TypeDecorator[Sequence[int]]):
-    """A list of integers as a parameter, for is_among(); never a column."""
+class InstantList(TypeDecorator[Sequence[str]]):
+    """A list of instants as a parameter, for is_among(); never a column."""
 
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: Collection[int] | None, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: Collection[str] | None, dialect: Dialect) -> Any:
         """Convert the list for the driver: JSON for SQLite's, which has no lists."""
         if value is None:
             return None
-        return json.dumps(list(value)) if dialect.name == "sqlite" else list(value)
+        return json.dumps(list(map(to_microseconds, value))) if dialect.name == "sqlite" else list(value)
 
 
 class SqlFunction(FunctionElement[Value]):
@@ -105,6 +105,14 @@ class hours_ago(SqlFunction[str]):  # noqa: N801
     sqlite = f"({_SQLITE_NOW} - {{0}} * 3600000000)"
 
 
+class long_ago_or_now(SqlFunction[str]):  # noqa: N801
+    """SQL: the default of an instant in a column that is added later: SQLite accepts only a constant."""
+
+    type = UtcInstant()
+    postgresql = "now()"
+    sqlite = "0"
+
+
 class later_instant(SqlFunction[str]):  # noqa: N801
     """SQL: the database's clock, but at least one microsecond after the argument."""
 
@@ -123,8 +131,8 @@ class octets(SqlFunction[int]):  # noqa: N801
 
 
 class is_among(SqlFunction[bool]):  # noqa: N801
-    """SQL: whether the first argument is in the second, an IntegerList. If that is NULL, never true."""
+    """SQL: whether the first argument is in the second, an InstantList. If that is NULL, never true."""
 
     type = Boolean()
-    postgresql = "({0} = ANY(CAST({1} AS BIGINT[])))"
+    postgresql = "({0} = ANY(CAST({1} AS TIMESTAMPTZ[])))"
     sqlite = "({0} IN (SELECT value FROM json_each({1})))"

@@ -8,6 +8,7 @@ from msgspec import Struct, convert, json
 from sqlalchemy import (
     Column,
     ColumnElement,
+    Connection,
     Select,
     Text,
     bindparam,
@@ -21,21 +22,11 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 
 from todo.db import db
-from todo.db.conflicts import violated
+from todo.db.clock import CLOCK, tick_or_start, unless_taken
+from todo.db.conflicts import refuse_conflict, violated
 from todo.db.failures import DATABASE_ERRORS
-from todo.db.ownership import (
-    ONE_AT_A_TIME,
-    USER_ID,
-    Owned,
-    has_room,
-    in_turn,
-    insert_new,
-    insert_owner,
-    limit_of,
-    new_values,
-    table_of,
-    unless_taken,
-)
+from todo.db.inserts import insert_new, new_values
+from todo.db.ownership import ONE_AT_A_TIME, USER_ID, Owned, has_room, limit_of, table_of
 from todo.db.statements import Names, Statement
 from todo.db.types import UtcInstant, instant_text
 from todo.errors import KeyLimitReached, KeyReused, LimitReached
@@ -64,7 +55,7 @@ class Outcome(Struct, frozen=True):
 
 
 class InsertOnce(Generic[Row]):
-    """Inserts a row under a key, and its owner if there is none yet, like OwnedInsert (todo/db/ownership.py).
+    """Inserts a row under a key, and its owner if there is none yet, like OwnedInsert (todo/db/inserts.py).
 
     row: the class of the returned row, with a field for each column to return.
     null_if_omitted: columns that the fingerprint counts as null if they are not among the values. Name only
@@ -123,9 +114,9 @@ class InsertOnce(Generic[Row]):
         return convert(fields, self._row)
 
     def _attempt(self, email: str | None, parameters: Mapping[str, Any], others: int = ATTEMPTS - 1) -> Outcome:
-        insert_new = self._insert_in_turn if db.engine.dialect.name == "sqlite" else self._insert
+        attempt = self._insert_in_turn if db.engine.dialect.name == "sqlite" else self._insert
         try:
-            return unless_taken(email, lambda email: insert_new({**parameters, "owner_email": email}))
+            return unless_taken(email, lambda email: attempt({**parameters, "owner_email": email}))
         except DATABASE_ERRORS as error:
             if not others or violated(error) is not KEYS.primary_key:
                 raise
@@ -142,7 +133,8 @@ class InsertOnce(Generic[Row]):
         room = select(for_row.label("for_row"), for_key.label("for_key")).cte("room")
         is_allowed = select(room.c.for_row & room.c.for_key).scalar_subquery()
         is_first = ~select(before.c.answer).exists()
-        made = insert_new(self._table, names, USER_ID, is_allowed, is_first).returning(*self._returned).cte("made")
+        clock = tick_or_start("postgresql", is_allowed, is_first).cte("clock")
+        made = insert_new(self._table, names, clock.c.id, clock.c.changed_at).returning(*self._returned).cte("made")
         answer = sql_cast(func.row_to_json(literal_column("made")), Text)
         key = [bindparam(name, type_=Text) for name in ("user_id", "key", "fingerprint")]
         kept = insert(KEYS).from_select([*(part.key for part in key), "answer"], select(*key, answer).select_from(made))
@@ -150,25 +142,36 @@ class InsertOnce(Generic[Row]):
         outcome: Select[*tuple[Any, ...]] = select(
             before.c.fingerprint, func.coalesce(before.c.answer, kept_now.c.answer), room.c.for_row
         ).select_from(room.outerjoin(before, true()).outerjoin(kept_now, true()))
-        return outcome.add_cte(insert_owner("postgresql").cte("owner"), queries.PRUNE.cte("pruned"))
+        return outcome.add_cte(queries.prune(select(clock.c.id).exists()).cte("pruned"))
 
     def _insert_in_turn(self, parameters: Mapping[str, Any]) -> Outcome:
         # SQLite has no INSERT within WITH. The first statement makes this the only writer until the end.
-        with in_turn() as connection:
-            connection.execute(insert_owner("sqlite"), parameters)
-            connection.execute(queries.PRUNE, parameters)
-            before = connection.execute(queries.FIND, parameters).one_or_none()
-            if before is not None:
-                return Outcome(before.fingerprint, before.answer, True)
-            if "most" in parameters:
-                for_row, for_key = connection.execute(select(has_room(self._model), queries.HAS_ROOM), parameters).one()
-                if not (for_row and for_key):
-                    return Outcome(None, None, for_row)
-            new = insert_new(self._table, frozenset(parameters), USER_ID).returning(*self._columns.values())
-            answer = json.encode(self._row(*connection.execute(new, parameters).one())).decode()
-            key = {name: parameters[name] for name in ("user_id", "key", "fingerprint")}
-            connection.execute(insert(KEYS).values(**key, answer=answer))
-            return Outcome(None, answer, True)
+        with db.engine.execution_options(isolation_level="SERIALIZABLE").begin() as connection:
+            try:
+                outcome = self._insert_with(connection, parameters)
+            except DATABASE_ERRORS as error:
+                refuse_conflict(error)
+                raise
+            if outcome.answer is None or outcome.fingerprint is not None:
+                # Nothing was made, so the clock stays as it was.
+                connection.rollback()
+        return outcome
+
+    def _insert_with(self, connection: Connection, parameters: Mapping[str, Any]) -> Outcome:
+        connection.execute(tick_or_start("sqlite"), parameters)
+        before = connection.execute(queries.FIND, parameters).one_or_none()
+        if before is not None:
+            return Outcome(before.fingerprint, before.answer, True)
+        connection.execute(queries.prune(), parameters)
+        if "most" in parameters:
+            for_row, for_key = connection.execute(select(has_room(self._model), queries.HAS_ROOM), parameters).one()
+            if not (for_row and for_key):
+                return Outcome(None, None, for_row)
+        new = insert_new(self._table, frozenset(parameters), USER_ID, CLOCK).returning(*self._columns.values())
+        answer = json.encode(self._row(*connection.execute(new, parameters).one())).decode()
+        key = {name: parameters[name] for name in ("user_id", "key", "fingerprint")}
+        connection.execute(insert(KEYS).values(**key, answer=answer))
+        return Outcome(None, answer, True)
 
 
 def _default(column: Column[Any]) -> ColumnElement[Any]:

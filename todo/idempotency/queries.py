@@ -1,9 +1,9 @@
 """The SQL statements that read or delete idempotency keys, each for one owner. Decides nothing."""
 
 from msgspec import Struct
-from sqlalchemy import Integer, bindparam, delete, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Delete, Integer, bindparam, delete, literal_column, select, tuple_
 
-from todo.db.ownership import evaluated_once, has_room, is_kept, owned_by
+from todo.db.ownership import evaluated_once, has_room, owned_by
 from todo.db.statements import columns_of
 from todo.db.types import hours_ago
 from todo.idempotency.models import IdempotencyKey
@@ -33,14 +33,19 @@ FIND = owned_by(IdempotencyKey, select(*columns_of(IdempotencyKey, KeptAnswer)))
 #: Whether the user may use one more key today.
 HAS_ROOM = has_room(IdempotencyKey, ~IS_TO_GO)
 
-# It locks the user first, as `flask users delete` does. Otherwise the two could deadlock. It skips keys that
-# another request is deleting, so that no create waits for another.
-OUTLIVED = (
-    owned_by(IdempotencyKey, select(*PRIMARY_KEY))
-    .where(is_kept(), IS_TO_GO, ~IS_THE_KEY)
-    # Ordered like an index, or PostgreSQL may read the keys of all users.
-    .order_by(IdempotencyKey.created_at)
-    .limit(PRUNED_AT_ONCE)
-    .with_for_update(skip_locked=True)
-)
-PRUNE = owned_by(IdempotencyKey, delete(IdempotencyKey)).where(tuple_(*PRIMARY_KEY).in_(evaluated_once(OUTLIVED)))
+
+def prune(*criteria: ColumnElement[bool]) -> Delete:
+    """Return the statement that deletes some old keys of the user, if the criteria hold.
+
+    Its transaction must hold the lock on the user, as `flask users delete` does. Otherwise the two could deadlock. It
+    skips keys that another request is deleting, so that no create waits for another.
+    """
+    outlived = (
+        owned_by(IdempotencyKey, select(*PRIMARY_KEY))
+        .where(*criteria, IS_TO_GO, ~IS_THE_KEY)
+        # Ordered like an index, or PostgreSQL may read the keys of all users.
+        .order_by(IdempotencyKey.created_at)
+        .limit(PRUNED_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    )
+    return owned_by(IdempotencyKey, delete(IdempotencyKey)).where(tuple_(*PRIMARY_KEY).in_(evaluated_once(outlived)))

@@ -11,8 +11,8 @@ from flask import Blueprint
 from sqlalchemy import Table, insert
 
 from todo.db import db
+from todo.db.clock import tick_or_start
 from todo.db.commands import BATCH, acting_for, on_database, progress, transaction
-from todo.db.ownership import insert_owner
 from todo.identity.commands import UserId
 from todo.instants import from_microseconds
 from todo.tasks.models import Task
@@ -20,7 +20,6 @@ from todo.tasks.models import Task
 # The table, not the model: the ORM session rewrites inserts into a model.
 TASKS = cast(Table, Task.__table__)
 SIX_WEEKS = 6 * 7 * 24 * 3600 * 1_000_000
-DAY = 24 * 3600 * 1_000_000
 LARGEST_COUNT = 1_000_000
 
 WHOM = ("the bank", "the dentist", "Zoë", "the landlord", "grandmother", "the insurance", "Mr. Müller", "the school")
@@ -64,13 +63,12 @@ def seed(user_id: str, count: int) -> None:
     """Create realistic tasks of the past six weeks for a user"""
     tasks = make_tasks(user_id, count, time_ns() // 1000)
     with acting_for(user_id), progress(count, "Making tasks") as done:
-        with transaction() as connection:
-            owner = {"user_id": user_id, "owner_email": None}
-            connection.execute(insert_owner(db.engine.dialect.name), owner)
         # In short transactions: SQLite has one writer, and requests must not wait long for it.
         while batch := list(islice(tasks, BATCH)):
             with transaction() as connection:
-                connection.execute(insert(TASKS), batch)
+                clock = tick_or_start(db.engine.dialect.name)
+                now = connection.execute(clock, {"user_id": user_id, "owner_email": None}).one().changed_at
+                connection.execute(insert(TASKS), [{**task, "updated_at": now} for task in batch])
             done(len(batch))
     click.echo(f"Made {count} tasks for {user_id}")
 
@@ -78,15 +76,14 @@ def seed(user_id: str, count: int) -> None:
 def make_tasks(user_id: str, count: int, now: int) -> Iterator[dict[str, Any]]:
     """Yield the tasks, oldest first. The same user always gets the same ones. now: in microseconds since 1970.
 
-    The older a task is, the more likely it is complete. Elsewhere the database sets created_at. Here it is spread over
-    six weeks, because a list whose tasks all have the same second would not look real.
+    The older a task is, the more likely it is complete. Elsewhere created_at is an instant of the owner's clock. Here
+    it is spread over six weeks, because a list whose tasks all have the same second would not look real.
     """
     random = Random(user_id)  # noqa: S311 (nothing here is a secret)
     for number in range(count):
         age = (count - number - random.random()) / count
         created_at = now - int(age * SIX_WEEKS)
         is_complete = random.random() < 0.3 + 0.6 * age
-        updated_at = min(created_at + random.randrange(3 * DAY), now) if is_complete else created_at
         form, things = random.choice(TITLES)
         yield {
             "user_id": user_id,
@@ -94,6 +91,4 @@ def make_tasks(user_id: str, count: int, now: int) -> Iterator[dict[str, Any]]:
             "description": random.choice(DESCRIPTIONS) if random.random() < 0.4 else None,
             "status": "complete" if is_complete else "incomplete",
             "created_at": from_microseconds(created_at),
-            "updated_at": from_microseconds(updated_at),
-            "version": 2 if is_complete else 1,
         }

@@ -28,6 +28,7 @@ TITLE_LIMIT = 255
 DESCRIPTION_LIMIT = 5000
 Q_LIMIT = 200
 
+ONLY_COMPLETE = "Query parameter status must be 'complete': only complete tasks can be deleted at once"
 INVALID_STATUS = "Invalid status value. Must be 'incomplete' or 'complete'"
 
 
@@ -124,13 +125,17 @@ class TaskChangesSchema(Input):
             raise ValidationError("At least one field (title, description or status) must be provided")
 
 
-class TaskCompletionSchema(Input):
-    """The body that sets the status. Without a body the call toggles it."""
+class TaskStatusChangeSchema(Input):
+    """The body that sets the status."""
+
+    status = status_field(required=True)
+
+
+class TaskCompletionSchema(TaskStatusChangeSchema):
+    """The same, but without a body the call toggles the status."""
 
     #: Only zero bytes count as no body: {} is an object without its status.
     is_body_optional = True
-
-    status = status_field(required=True)
 
 
 class TaskListQuerySchema(NoQuerySchema):
@@ -150,3 +155,20 @@ class TaskListQuerySchema(NoQuerySchema):
     )
     limit = limit_field()
     cursor = cursor_field()
+
+
+class StatusQuerySchema(NoQuerySchema):
+    """The query string of a change of all tasks that have a status."""
+
+    status = status_field(required=True)
+
+
+class CompleteQuerySchema(NoQuerySchema):
+    """The query string of a deletion: that of incomplete tasks is refused, because it is more likely a mistake."""
+
+    status = fields.String(
+        required=True,
+        validate=validate.Equal("complete", error=ONLY_COMPLETE),
+        error_messages={"required": ONLY_COMPLETE},
+        metadata={"enum": ["complete"], "examples": ["complete"]},
+    )

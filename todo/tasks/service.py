@@ -1,29 +1,30 @@
 """The use cases of tasks, and the second check of ownership. Knows no HTTP and no SQL."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from todo.db.checks import changed, found, owned
-from todo.errors import TaskNotFound
+from todo.db.bulk import Changed
+from todo.db.checks import changed, found, owned, owned_page, owned_rows
+from todo.errors import InvalidInput, TaskNotFound
 from todo.expected import Expected
+from todo.pages import Page, PageWanted
 from todo.tasks import queries
-from todo.tasks.queries import INSERT_ONCE, TASKS, TaskRow, VersionedTask
+from todo.tasks.queries import INSERT_ONCE, TASKS, TaskRow
 
 
-def list_tasks(
-    user_id: str, filters: Mapping[str, Any], *, before: tuple[str, int] | None, limit: int, size: int
-) -> Sequence[TaskRow]:
-    """Return the user's tasks that follow the row `before`, newest first.
+def list_tasks(user_id: str, filters: Mapping[str, Any], wanted: PageWanted) -> Page[TaskRow]:
+    """Return a page of the user's tasks, newest first."""
+    return owned_page(user_id, queries.list_tasks(user_id, filters, wanted))
 
-    It returns one task more than `limit`, or than fit into `size` bytes, to show that more follow.
-    """
-    rows = queries.list_tasks(user_id, filters, before=before, limit=limit + 1, size=size)
-    return [owned(user_id, row) for row in rows]
+
+def list_changes(user_id: str, wanted: PageWanted) -> Page[TaskRow]:
+    """Return a page of the user's tasks in the order of their last changes. A deletion has no title."""
+    return owned_page(user_id, TASKS.changes(user_id, wanted))
 
 
 def create_task(
     user_id: str, email: str | None, values: Mapping[str, Any], key: str | None = None
-) -> tuple[VersionedTask, bool]:
+) -> tuple[TaskRow, bool]:
     """Return the new task, and whether an earlier request with this key created it.
 
     A task of an earlier request is returned as it was when it was new. Raises LimitReached; with a key also KeyReused
@@ -35,21 +36,19 @@ def create_task(
     return owned(user_id, task), is_replayed
 
 
-def get_task(user_id: str, task_id: int) -> VersionedTask:
+def get_task(user_id: str, task_id: int) -> TaskRow:
     """Return the user's task. Raises TaskNotFound, also for a task of another user."""
     return found(user_id, TASKS.find(user_id, task_id), TaskNotFound)
 
 
-def update_task(
-    user_id: str, task_id: int, changes: Mapping[str, Any], expected: Expected | None = None
-) -> VersionedTask:
-    """Change and return the user's task. Raises TaskNotFound, and NotAsExpected if its version is not expected."""
+def update_task(user_id: str, task_id: int, changes: Mapping[str, Any], expected: Expected | None = None) -> TaskRow:
+    """Change and return the user's task. Raises TaskNotFound, and NotAsExpected if it is not as expected."""
     return _changed(user_id, task_id, TASKS.update(user_id, task_id, changes, expected), expected)
 
 
 def complete_task(
     user_id: str, task_id: int, completion: Mapping[str, Any], expected: Expected | None = None
-) -> VersionedTask:
+) -> TaskRow:
     """Set the status of the user's task, or toggle it if `completion` is empty, and return the task.
 
     Raises the same as update_task().
@@ -61,8 +60,24 @@ def complete_task(
 
 def delete_task(user_id: str, task_id: int, expected: Expected | None = None) -> None:
     """Delete the user's task. Raises the same as update_task()."""
-    _changed(user_id, task_id, TASKS.delete(user_id, task_id, expected), expected)
+    task = TASKS.delete(user_id, task_id, expected)
+    changed(user_id, task, TaskNotFound, expected, lambda: TASKS.find(user_id, task_id))
 
 
-def _changed(user_id: str, task_id: int, task: VersionedTask | None, expected: Expected | None) -> VersionedTask:
+def complete_tasks(user_id: str, filters: Mapping[str, Any], completion: Mapping[str, Any]) -> Changed:
+    """Set the status of the user's tasks that have another one. At most 1000, oldest first.
+
+    Raises InvalidInput if `filters` and `completion` have the same status.
+    """
+    if filters == completion:
+        raise InvalidInput("Status in the query and in the body must differ")
+    return owned_rows(user_id, TASKS.bulk.update(user_id, filters, completion))
+
+
+def delete_tasks(user_id: str, filters: Mapping[str, Any]) -> Changed:
+    """Delete the user's tasks that meet the filters. At most 1000, oldest first."""
+    return owned_rows(user_id, TASKS.bulk.delete(user_id, filters))
+
+
+def _changed(user_id: str, task_id: int, task: TaskRow | None, expected: Expected | None) -> TaskRow:
     return changed(user_id, task, TaskNotFound, expected, lambda: TASKS.find(user_id, task_id))

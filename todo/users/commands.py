@@ -13,6 +13,8 @@ from flask import Blueprint
 from msgspec import json
 from sqlalchemy import Connection, delete, func, inspect, select, tuple_
 
+from todo.db import db
+from todo.db.clock import forget
 from todo.db.commands import BATCH, acting_for, on_database, progress, snapshot, transaction
 from todo.db.ownership import Owned, owned_by
 from todo.identity.commands import UserId
@@ -57,6 +59,20 @@ def delete_user(user_id: str, *, yes: bool) -> None:
     click.echo(f"Erased {user_id} with {described(deleted)}")
 
 
+@blp.cli.command("resync")
+@on_database
+def resync() -> None:
+    """Make every client start its sync again: run this after a backup was restored"""
+    with db.engine.connect() as connection:
+        users = connection.execute(select(User.id)).scalars().all()
+    with progress(len(users), "Resetting") as done:
+        for user_id in users:
+            with transaction() as connection:
+                connection.execute(forget(), {"user_id": user_id})
+            done(1)
+    click.echo(f"{len(users)} users start their sync again")
+
+
 @blp.cli.command("export")
 @click.argument("user_id", type=UserId())
 @on_database
@@ -98,7 +114,12 @@ def count_owned(connection: Connection, user_id: str) -> dict[type[Owned], int]:
 
 
 def delete_batch(connection: Connection, model: type[Owned], user_id: str) -> int:
-    """Delete at most BATCH of the user's rows, and return how many."""
+    """Delete at most BATCH of the user's rows, and return how many.
+
+    No deletion is noted: an erasure leaves nothing. So every sync of the user must start again, also if the erasure is
+    interrupted.
+    """
+    connection.execute(forget(), {"user_id": user_id})
     key = inspect(model).primary_key
     some = owned_by(model, select(*key)).limit(BATCH)
     statement = owned_by(model, delete(model)).where(tuple_(*key).in_(some))

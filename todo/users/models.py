@@ -4,6 +4,7 @@ from sqlalchemy import CheckConstraint, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.db import Model
+from todo.db.types import UtcInstant, long_ago_or_now
 
 
 class User(Model):
@@ -17,3 +18,7 @@ class User(Model):
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     email: Mapped[str | None] = mapped_column(Text, unique=True)
+    #: The user's clock: the instant of the latest change of what the user owns (todo/db/clock.py).
+    changed_at: Mapped[str] = mapped_column(UtcInstant, server_default=long_ago_or_now())
+    #: Deletions up to this instant may have been forgotten. A sync that does not know them must start again.
+    forgotten_at: Mapped[str] = mapped_column(UtcInstant, server_default=long_ago_or_now())

@@ -10,12 +10,15 @@ import msgspec
 from flask import Flask, g, jsonify, request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException
+from werkzeug.routing import BaseConverter
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from todo.errors import InternalError, NotAuthenticated, OwnershipViolated, TodoError, by_status
 
 logger = logging.getLogger(__name__)
 
+#: The name of RowIdConverter in paths, and the path of a change feed below that of the rows.
+ROW_ID, FEED = "row_id", "changes"
 #: Bytes of a request body.
 BODY_LIMIT = 1024 * 1024
 #: Characters of an error message. It may quote names that the caller sent, up to 1 MiB of them.
@@ -75,6 +78,13 @@ class JsonProvider(DefaultJSONProvider):
         return Response(body, mimetype="application/json")
 
 
+class RowIdConverter(BaseConverter):
+    """An id in a path: anything but the name of the change feed, whose other methods would else match here."""
+
+    part_isolating = True
+    regex = f"(?!{FEED}$)[^/]+"
+
+
 class App(Flask):
     """Flask with this service's JSON and responses, for views that are not async."""
 
@@ -89,6 +99,7 @@ class App(Flask):
 def init_app(app: Flask) -> None:
     """Answer every failure in JSON. Accept each path with or without a trailing slash."""
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
+    app.url_map.converters[ROW_ID] = RowIdConverter
     app.url_map.strict_slashes = False
     # Else Flask redirects paths with double slashes, in HTML. Browsers refuse redirects of preflighted calls.
     app.url_map.merge_slashes = False
@@ -100,6 +111,12 @@ def translate(app: Flask, kinds: tuple[type[Exception], ...], as_failure: Callab
     """Answer exceptions of these kinds with the failure that as_failure() returns for them."""
     for kind in kinds:
         app.register_error_handler(kind, lambda error: answer_failure(as_failure(error), error))
+
+
+def route_of_request() -> str | None:
+    """Return the URL rule of this request, without its converters, or None if no rule matches."""
+    rule = request.url_rule
+    return None if rule is None else rule.rule.replace(f"<{ROW_ID}:", "<")
 
 
 def answer_failure(failure: TodoError, error: BaseException | None = None) -> Response:
@@ -146,7 +163,7 @@ def _answer_fault(error: Exception) -> Response:
 
 
 def _log(level: int, message: str) -> None:
-    logger.log(level, "%s %s: %s", request.method, request.url_rule, message)
+    logger.log(level, "%s %s: %s", request.method, route_of_request(), message)
 
 
 def _trace(error: BaseException | None) -> str:

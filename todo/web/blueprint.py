@@ -1,6 +1,6 @@
 """flask-smorest's Blueprint with the decorators that the views of this service share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -17,7 +17,7 @@ from todo.web.schemas import HeaderSchema, NoQuerySchema
 View = TypeVar("View", bound=Callable[..., Any])
 
 #: The example belongs to the schema, not the parameter: Swagger UI would fill in that of a parameter, and send it.
-TAGS: dict[str, Any] = {"examples": ['"1-1"']}
+TAGS: dict[str, Any] = {"examples": ['"1@2025-01-09T12:34:56.123456Z"']}
 
 
 class IfNoneMatchSchema(HeaderSchema):
@@ -55,8 +55,11 @@ class Blueprint(flask_smorest.Blueprint):
 
         return cast(View, without_query)
 
-    def conditional_get(self, view: View) -> View:
-        """Answer 304 if If-None-Match names the entity tag of the response (todo/web/conditions.py)."""
+    def conditional_get(self, view: View, etag: Mapping[str, Any] = ETAG) -> View:
+        """Answer 304 if If-None-Match names the entity tag of the response (todo/web/conditions.py).
+
+        etag: describes the tag.
+        """
 
         @wraps(view)
         def with_condition(*args: Any, if_none_match: str | None = None, **arguments: Any) -> Any:
@@ -64,12 +67,12 @@ class Blueprint(flask_smorest.Blueprint):
 
         documented = self.arguments(IfNoneMatchSchema(), location="headers", as_kwargs=True)(with_condition)
         not_modified = self.alt_response(
-            304, description="Not modified: the caller has the current version.", headers=ETAG
+            304, description="Not modified: the caller has the current state.", headers=etag
         )
         return cast(View, not_modified(documented))
 
     def conditional_change(self, row_id: str) -> Callable[[View], View]:
-        """Pass `expected` to the view: the versions that the request expects of the row. row_id: its path argument."""
+        """Pass `expected` to the view: what the request expects of the row. row_id: its path argument."""
 
         def decorate(view: View) -> View:
             @wraps(view)

@@ -49,7 +49,7 @@ class LivenessSchema(HealthSchema):
 
     version = fields.String(
         required=True,
-        metadata={"description": "The version of the service and of this document.", "examples": ["1.1.0"]},
+        metadata={"description": "The version of the service and of this document.", "examples": ["1.2.0"]},
     )
 
 
@@ -74,7 +74,7 @@ class Live(MethodView):
 
     @blp.doc(operationId="checkLive", security=[])
     @blp.no_query
-    @blp.response(200, LivenessSchema, example={"status": "ok", "version": "1.1.0"})
+    @blp.response(200, LivenessSchema, example={"status": "ok", "version": "1.2.0"})
     @blp.fails_with(400)
     def get(self) -> dict[str, str]:
         """Check that the process runs

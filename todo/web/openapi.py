@@ -24,7 +24,18 @@ def header(description: str, example: str, *, required: bool = True) -> dict[str
     return {"description": description, "required": required, "schema": {"type": "string"}, "example": example}
 
 
-ETAG = {"ETag": header("The entity tag, for `If-Match` and `If-None-Match` (RFC 9110 section 8.8.3).", '"1-1"')}
+ETAG = {
+    "ETag": header(
+        'The entity tag, for `If-Match` and `If-None-Match` (RFC 9110 section 8.8.3): `"{id}@{updated_at}"`.',
+        '"1@2025-01-09T12:34:56.123456Z"',
+    )
+}
+PAGE_ETAG = {
+    "ETag": header(
+        "The entity tag, for `If-None-Match`. It changes with every change of what the user owns.",
+        'W/"2025-01-09T12:34:56.123456Z-1a2b3c4d"',
+    )
+}
 #: The headers of failures: description and example.
 FAILURE_HEADERS: Mapping[str, tuple[str, str]] = {
     "WWW-Authenticate": ("The expected authentication scheme (RFC 6750).", "Bearer"),

@@ -15,6 +15,7 @@ from typing import Any
 from flask import Flask, g, request
 
 from todo.identity import known_identity
+from todo.web.app import route_of_request
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,7 @@ def on_answer(app: Flask, tell: Callable[[int, float], None]) -> None:
 def method_and_route() -> tuple[str, str | None]:
     """Return the method of this request (one of METHODS, or "other"), and its URL rule, or None if no rule matches."""
     method = request.method
-    rule = request.url_rule
-    return method if method in METHODS else "other", None if rule is None else rule.rule
+    return method if method in METHODS else "other", route_of_request()
 
 
 def _log(status: int, seconds: float) -> None:

@@ -88,7 +88,7 @@ class Output(Schema):
 class RowSchema(Output):
     """A schema for rows that need no conversion: one plain field for each field of the row, in the same order.
 
-    marshmallow would not change such rows. So lists go to the JSON encoder (todo/web/app.py) as they are, which is much
+    marshmallow would not change such rows. So they go to the JSON encoder (todo/web/app.py) as they are, which is much
     faster. Raises TypeError for a field that is not plain.
     """
 
@@ -100,14 +100,8 @@ class RowSchema(Output):
                 raise TypeError(f"{name} is not a plain field")
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
-        """Return a list of rows unchanged, and of one row the fields of the schema: it may have more.
-
-        Raises TypeError if the rows of a list have other fields than the schema, and AttributeError if one row lacks a
-        field.
-        """
-        if not (self.many if many is None else many):
-            return {name: getattr(obj, name) for name in self.dump_fields}
-        for row in obj[:1]:
+        """Return the row or rows unchanged. Raises TypeError if they have other fields than the schema."""
+        for row in obj[:1] if (self.many if many is None else many) else [obj]:
             if row.__struct_fields__ != tuple(self.dump_fields):
                 raise TypeError(f"{type(row).__name__} does not have the fields of {type(self).__name__}")
         return obj
@@ -171,6 +165,29 @@ def cursor_field() -> fields.String:
     return fields.String(
         metadata={"description": "Where the page starts, from the `Link` header. Valid only with the same filters."}
     )
+
+
+class FeedQuerySchema(NoQuerySchema):
+    """The query string of a change feed."""
+
+    since = fields.String(
+        metadata={"description": "The `next` of the last answer. Without it: all rows, and no deletions."}
+    )
+    limit = limit_field()
+
+
+class BulkChangeSchema(Output):
+    """The answer to a change of many rows."""
+
+    changed = fields.Integer(required=True, metadata={"minimum": 0, "description": "How many rows were changed."})
+    more = fields.Boolean(required=True, metadata={"description": "Whether to call again."})
+
+
+class BulkDeletionSchema(Output):
+    """The answer to a deletion of many rows."""
+
+    deleted = fields.Integer(required=True, metadata={"minimum": 0, "description": "How many rows were deleted."})
+    more = fields.Boolean(required=True, metadata={"description": "Whether to call again."})
 
 
 def example_of(schema: type[Schema], **values: Any) -> dict[str, Any]:

@@ -1,0 +1,384 @@
+"""GET …/tasks/changes: a client that applies each page holds what the service holds."""
+
+import base64
+import re
+import time
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+from tests.support import ROOT, Caller, sql
+from todo.users import commands
+from todo.web.sync import NOTHING, encode_token
+
+pytestmark = pytest.mark.sql
+
+GONE = {"error": "Sync token is no longer valid: start again without it"}
+INVALID = {"error": "Invalid sync token"}
+
+
+def all_tasks(caller: Caller) -> list[dict[str, Any]]:
+    """All pages of the list."""
+    response = caller("GET")
+    tasks = list(response.get_json())
+    while "Link" in response.headers:
+        response = caller.open("GET", response.headers["Link"].partition(">")[0][1:])
+        tasks += response.get_json()
+    return tasks
+
+
+class Client:
+    """What a client holds: the tasks by id, and a token."""
+
+    def __init__(self, caller: Caller, limit: int = 1000) -> None:
+        self.caller = caller
+        self.limit = limit
+        self.tasks: dict[int, dict[str, Any]] = {}
+        self.token: str | None = None
+        self.told: list[tuple[int, bool]] = []
+
+    def page(self) -> bool:
+        """Get and apply one page; whether more follow."""
+        since = "" if self.token is None else f"&since={self.token}"
+        response = self.caller("GET", "/changes", query=f"?limit={self.limit}{since}")
+        assert response.status_code == 200, response.get_data(as_text=True)
+        answer = response.get_json()
+        assert answer.keys() == {"changes", "next", "more"}
+        for change in answer["changes"]:
+            self.told.append((change["id"], change["task"] is None))
+            if change["task"] is None:
+                self.tasks.pop(change["id"], None)
+            else:
+                assert change["task"]["id"] == change["id"]
+                self.tasks[change["id"]] = change["task"]
+        self.token = answer["next"]
+        return bool(answer["more"])
+
+    def sync(self) -> list[tuple[int, bool]]:
+        """Get and apply pages until no more follow; the ids that came, each with whether it was deleted."""
+        self.told = []
+        while self.page():
+            pass
+        assert self.tasks == {task["id"]: task for task in all_tasks(self.caller)}
+        return self.told
+
+
+def test_the_first_sync_brings_all_tasks_and_no_deletion(alice: Caller, bob: Caller) -> None:
+    first, second, third = (alice.create()["id"] for _ in range(3))
+    bob.create()
+    alice("DELETE", f"/{second}")
+    alice("PATCH", f"/{first}/complete")
+    assert Client(alice).sync() == [(third, False), (first, False)]
+
+
+def test_a_sync_brings_each_change_once_as_it_is_now_and_in_order(alice: Caller, bob: Caller) -> None:
+    kept, changed, deleted = (alice.create()["id"] for _ in range(3))
+    client = Client(alice)
+    client.sync()
+    assert client.sync() == []
+    alice("DELETE", f"/{deleted}")
+    alice("PATCH", f"/{changed}/complete")
+    alice("PUT", f"/{changed}", json={"title": "Buy oat milk"})
+    short_lived = alice.create()["id"]
+    alice("DELETE", f"/{short_lived}")
+    new = alice.create()["id"]
+    bob.create()
+    assert client.sync() == [(deleted, True), (changed, False), (short_lived, True), (new, False)]
+    assert client.tasks.keys() == {kept, changed, new}
+    assert client.sync() == []
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_pages_lose_nothing_whatever_changes_between_them(alice: Caller, limit: int) -> None:
+    ids = [alice.create()["id"] for _ in range(7)]
+    client = Client(alice, limit)
+    assert client.page() == (limit < 7)
+    # A task that the client has, one that it does not have, and one that moves to the end.
+    for number in (ids[0], ids[-1]):
+        alice("DELETE", f"/{number}")
+    alice("PATCH", f"/{ids[1]}/complete")
+    alice.create()
+    client.sync()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 1000])
+def test_rows_of_one_bulk_call_share_an_instant_and_pages_split_them(alice: Caller, limit: int) -> None:
+    for _ in range(5):
+        alice.create()
+    client = Client(alice, limit)
+    client.sync()
+    alice("PATCH", query="?status=incomplete", json={"status": "complete"})
+    assert len({task["updated_at"] for task in alice("GET").get_json()}) == 1
+    assert len(client.sync()) == 5
+    alice("DELETE", query="?status=complete")
+    assert [is_deleted for _, is_deleted in client.sync()] == [True] * 5
+
+
+def test_a_page_has_a_mebibyte_at_most_and_nothing_is_lost(alice: Caller) -> None:
+    client = Client(alice)
+    for number in range(60):
+        alice.create(f"{number}", description="🥛" * 5000)
+    alice("DELETE", f"/{alice.create()['id']}")
+    assert client.page()
+    assert 40 <= len(client.tasks) < 60
+    client.sync()
+
+
+def test_a_user_without_tasks_has_a_token_that_stays_good(alice: Caller, url: URL) -> None:
+    client = Client(alice)
+    assert client.sync() == []
+    assert client.sync() == []
+    task = alice.create()["id"]
+    assert client.sync() == [(task, False)]
+    empty = Client(alice)
+    sql(url, "DELETE FROM users")
+    assert empty.sync() == []
+    alice.create()
+    assert len(empty.sync()) == 1
+
+
+def deleted_before(url: URL, user_id: str, days: float) -> None:
+    """Let all that has happened to the user have happened that many days earlier."""
+    is_sqlite = url.get_backend_name() == "sqlite"
+    earlier = f"- {int(days * 86400e6)}" if is_sqlite else f"- interval '{days} days'"
+    for statement in (
+        "UPDATE users SET changed_at = changed_at {0}, forgotten_at = forgotten_at {0} WHERE id = :user_id",
+        "UPDATE tasks SET created_at = created_at {0}, updated_at = updated_at {0} WHERE user_id = :user_id",
+        "UPDATE deletions SET deleted_at = deleted_at {0} WHERE user_id = :user_id",
+    ):
+        sql(url, statement.format(earlier), user_id=user_id)
+
+
+def prune(app: Flask, *arguments: str) -> str:
+    """What `flask prune` prints."""
+    result = app.test_cli_runner().invoke(args=["prune", *arguments])
+    assert result.exit_code == 0, result.output
+    return str(result.output)
+
+
+@pytest.fixture
+def client(alice: Caller) -> Client:
+    """A client that is in sync, after a deletion and a change."""
+    kept, deleted = (alice.create()["id"] for _ in range(2))
+    client = Client(alice)
+    client.sync()
+    alice("DELETE", f"/{deleted}")
+    alice("PATCH", f"/{kept}/complete")
+    return client
+
+
+def answer(client: Client) -> tuple[int, Any]:
+    """What the service answers to the client's token."""
+    response = client.caller("GET", "/changes", query=f"?since={client.token}")
+    return response.status_code, response.get_json()
+
+
+class TestOldDeletions:
+    """`flask prune` forgets deletions."""
+
+    def test_a_token_before_a_forgotten_deletion_is_410(
+        self, app: Flask, url: URL, client: Client, bob: Caller, statements: list[str]
+    ) -> None:
+        bob("DELETE", f"/{bob.create()['id']}")
+        bobs = Client(bob)
+        bobs.sync()
+        later = Client(client.caller)
+        later.sync()
+        deleted_before(url, "alice", 31)
+        # The tokens are of that time, too.
+        for each in (client, later):
+            each.token = earlier(str(each.token), 31)
+        assert answer(client)[0] == 200
+        assert prune(app) == "Deleted 0 idempotency keys and 1 deletions\n"
+        assert answer(client) == (410, GONE)
+        assert answer(later)[0] == answer(bobs)[0] == 200
+        assert prune(app) == "Deleted 0 idempotency keys and 0 deletions\n"
+        statements.clear()
+
+    def test_a_deletion_is_kept_for_30_days_and_longer_where_wanted(
+        self, app: Flask, url: URL, client: Client, statements: list[str]
+    ) -> None:
+        deleted_before(url, "alice", 29.9)
+        assert prune(app) == "Deleted 0 idempotency keys and 0 deletions\n"
+        deleted_before(url, "alice", 1)
+        assert prune(app, "--deletions", "40") == "Deleted 0 idempotency keys and 0 deletions\n"
+        assert app.test_cli_runner().invoke(args=["prune", "--deletions", "29"]).exit_code == 2
+        assert prune(app) == "Deleted 0 idempotency keys and 1 deletions\n"
+        statements.clear()
+
+    def test_an_old_token_is_good_where_nothing_was_lost(
+        self, app: Flask, url: URL, client: Client, statements: list[str]
+    ) -> None:
+        client.sync()
+        deleted_before(url, "alice", 400)
+        client.token = earlier(str(client.token), 400)
+        prune(app)
+        statements.clear()
+        new = client.caller.create()["id"]
+        client.told = []
+        assert not client.page()
+        assert client.told == [(new, False)]
+
+    def test_many_are_forgotten_in_short_transactions(
+        self, app: Flask, url: URL, alice: Caller, bob: Caller, statements: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("todo.pruning.BATCH", 2)
+        for caller in (alice, bob):
+            for _ in range(5):
+                caller("DELETE", f"/{caller.create()['id']}")
+            deleted_before(url, caller.user_id, 31)
+        statements.clear()
+        assert prune(app) == "Deleted 0 idempotency keys and 10 deletions\n"
+        assert len([statement for statement in statements if statement.startswith("DELETE FROM deletions")]) == 6
+        statements.clear()
+        assert sql(url, "SELECT count(*) FROM deletions") == [(0,)]
+
+
+def earlier(token: str, days: float) -> str:
+    """The same token, of so many days before."""
+    layout = bytearray(base64.urlsafe_b64decode(token))
+    for start in (1, 17):
+        instant = int.from_bytes(layout[start : start + 8], signed=True) - int(days * 86400e6)
+        layout[start : start + 8] = instant.to_bytes(8, signed=True)
+    return base64.urlsafe_b64encode(layout).decode()
+
+
+def test_a_token_that_is_ahead_of_the_database_is_410(client: Client, url: URL) -> None:
+    """A backup was restored."""
+    client.sync()
+    back = "changed_at - 1" if url.get_backend_name() == "sqlite" else "changed_at - interval '1 microsecond'"
+    sql(url, f"UPDATE users SET changed_at = {back}")
+    assert answer(client) == (410, GONE)
+
+
+def test_after_a_restore_one_command_makes_every_client_start_again(
+    app: Flask, client: Client, bob: Caller, statements: list[str]
+) -> None:
+    bob.create()
+    bobs = Client(bob)
+    bobs.sync()
+    tag = bob("GET").headers["ETag"]
+    result = app.test_cli_runner().invoke(args=["users", "resync"])
+    statements.clear()
+    assert (result.exit_code, result.output) == (0, "2 users start their sync again\n")
+    assert answer(client) == answer(bobs) == (410, GONE)
+    assert bob("GET", headers={"If-None-Match": tag}).status_code == 200
+    for caller in (client.caller, bob):
+        again = Client(caller)
+        again.sync()
+        caller.create()
+        again.sync()
+
+
+def test_after_an_erasure_a_token_is_410(app: Flask, client: Client, statements: list[str]) -> None:
+    for _ in range(2):
+        assert app.test_cli_runner().invoke(args=["users", "delete", "alice", "--yes"]).exit_code == 0
+        statements.clear()
+        assert answer(client) == (410, GONE)
+        # Also when the user is there again.
+        client.caller.create()
+        assert answer(client) == (410, GONE)
+    Client(client.caller).sync()
+
+
+def test_an_erasure_that_is_interrupted_leaves_no_gap(
+    app: Flask, alice: Caller, statements: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        alice.create()
+    client = Client(alice)
+    client.sync()
+    tag = alice("GET").headers["ETag"]
+    monkeypatch.setattr("todo.users.commands.BATCH", 2)
+    seen: list[int] = []
+
+    def interrupt(connection: Any, *arguments: Any) -> int:
+        seen.append(delete_batch(connection, *arguments))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return seen[-1]
+
+    delete_batch = commands.delete_batch
+    monkeypatch.setattr(commands, "delete_batch", interrupt)
+    assert app.test_cli_runner().invoke(args=["users", "delete", "alice", "--yes"]).exit_code == 1
+    statements.clear()
+    assert 0 < len(alice("GET").get_json()) < 5
+    assert answer(client) == (410, GONE)
+    assert alice("GET", headers={"If-None-Match": tag}).status_code == 200
+
+
+@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+def test_a_statement_as_the_page_shows_it_is_a_change_like_any_other(alice: Caller, url: URL) -> None:
+    task = alice.create()["id"]
+    client = Client(alice)
+    client.sync()
+    (statement,) = re.findall("```sql\n(.*?)```", (ROOT / "docs/decisions/clock.md").read_text(), re.DOTALL)
+    assert sql(url, statement, user_id="alice", id=task, title="Buy oat milk") == [(True,)]
+    assert client.sync() == [(task, False)]
+    tag = alice("GET").headers["ETag"]
+    assert sql(url, statement, user_id="alice", id=task + 1, title="Buy oat milk") == []
+    assert alice("GET").headers["ETag"] == tag
+
+
+@pytest.mark.parametrize("limit", [2, 1000])
+def test_rows_that_are_written_without_the_clock_come_with_the_next_change(alice: Caller, url: URL, limit: int) -> None:
+    old = alice.create()["id"]
+    for _ in range(5):
+        sql(url, "INSERT INTO tasks (user_id, title) VALUES ('alice', 'by hand')")
+    later = "1000" if url.get_backend_name() == "sqlite" else "interval '1 ms'"
+    sql(url, f"UPDATE tasks SET updated_at = updated_at + {later} WHERE id > {old}")
+    client = Client(alice, limit)
+    for _ in range(2):
+        while client.page():
+            pass
+        assert client.tasks.keys() == {old}
+    time.sleep(0.01)
+    alice.create()
+    client.sync()
+    assert len(client.tasks) == 7
+
+
+def test_seeded_tasks_are_changes_like_any_other(app: Flask, alice: Caller, statements: list[str]) -> None:
+    """They are old by created_at, not by updated_at."""
+    client = Client(alice)
+    client.sync()
+    assert app.test_cli_runner().invoke(args=["seed", "alice", "--count", "30"]).exit_code == 0
+    statements.clear()
+    assert len(client.sync()) == 30
+
+
+def test_a_token_is_good_as_it_was_given_to_that_user_or_not_at_all(alice: Caller, bob: Caller) -> None:
+    alice.create()
+    client = Client(alice)
+    client.sync()
+    token = str(client.token)
+    raw = base64.urlsafe_b64decode(token)
+    bad = [token[:-1], token + "A", token.lower(), f"{token}=", "", "x", "*", "\u00e9", "A" * 5000, "%00"]
+    bad += [base64.urlsafe_b64encode(changed).decode() for changed in (b"\2" + raw[1:], raw[:-1] + b"\0", raw[:25])]
+    bad += [base64.urlsafe_b64encode(raw[:1] + b"\x7f" + b"\xff" * 7 + raw[9:]).decode()]
+    bad += [encode_token("alice", "notes", NOTHING), encode_token("bob", "tasks", NOTHING)]
+    for since in bad:
+        response = alice("GET", "/changes", query=f"?since={since}")
+        assert (response.status_code, response.get_json()) == (400, INVALID), since
+    assert bob("GET", "/changes", query=f"?since={token}").get_json() == INVALID
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "cursor=x", "status=complete", "since=&since="])
+def test_bad_parameters_are_400(alice: Caller, query: str) -> None:
+    assert alice("GET", "/changes", query=f"?{query}").status_code == 400
+
+
+def test_it_is_read_off_the_index(alice: Caller, url: URL) -> None:
+    """However many tasks the user has: what comes after the token is next to it."""
+    explain = "EXPLAIN QUERY PLAN" if url.get_backend_name() == "sqlite" else "EXPLAIN"
+    alice.create()
+    if url.get_backend_name() == "postgresql":
+        sql(url, "INSERT INTO tasks (user_id, title) SELECT 'alice', 'x' FROM generate_series(1, 5000)")
+        sql(url, "ANALYZE tasks")
+    place = "((SELECT max(updated_at) FROM tasks WHERE user_id = 'alice'), 10)"
+    statement = f"SELECT * FROM tasks WHERE user_id = 'alice' AND (updated_at, id) > {place}"
+    plan = " ".join(map(str, sql(url, f"{explain} {statement} ORDER BY updated_at, id LIMIT 10")))
+    assert "user_id_updated_at_id" in plan
+    assert "TEMP B-TREE" not in plan

@@ -1,0 +1,82 @@
+"""The clock of each user. Every change of what a user owns happens at an instant of that user's clock.
+
+The clock is `users.changed_at`. The statement of a change takes it forward: to now, or to 1 µs after the latest change
+if it does not read less than that. A second writer waits for the user's row, then reads the new instant. So the
+instants of one user are in the order of the commits, and a client that knows everything up to an instant misses
+nothing before it (docs/decisions/clock.md). Must not know any owned model.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Insert, Select, Text, Update, bindparam, cast, null, select, true, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from todo.db.conflicts import violated
+from todo.db.failures import DATABASE_ERRORS
+from todo.db.ownership import USER_ID
+from todo.db.types import UtcInstant, current_instant, later_instant
+from todo.users.models import User
+
+Made = TypeVar("Made")
+
+#: SQL: the user's clock. On SQLite, after tick() in the same transaction: the instant of the change.
+CLOCK: ColumnElement[str] = select(User.changed_at).where(User.id == USER_ID).scalar_subquery()
+
+
+def tick(*criteria: ColumnElement[bool]) -> Update:
+    """Return the statement that takes the user's clock forward if the criteria hold. It returns id and changed_at."""
+    user = update(User).where(User.id == USER_ID, *criteria)
+    return user.values(changed_at=later_instant(User.changed_at)).returning(User.id, User.changed_at)
+
+
+def tick_or_start(dialect: str, *criteria: ColumnElement[bool]) -> Insert:
+    """Return the same for a user who may be new. It then inserts the user's row; its parameter owner_email may be NULL.
+
+    It violates the unique constraint of the email if the user is new and another user has the email: unless_taken().
+    """
+    email = bindparam("owner_email", type_=Text)
+    # SQLite takes ON CONFLICT for a join's ON, unless there is a WHERE before it.
+    new = select(cast(USER_ID, Text), cast(email, Text), current_instant(), current_instant()).where(true(), *criteria)
+    inserted = (sqlite_insert if dialect == "sqlite" else postgresql_insert)(User)
+    return (
+        inserted.from_select(["id", "email", "changed_at", "forgotten_at"], new)
+        .on_conflict_do_update(index_elements=["id"], set_={"changed_at": later_instant(User.changed_at)})
+        .returning(User.id, User.changed_at)
+    )
+
+
+def unless_taken(email: str | None, make: Callable[[str | None], Made]) -> Made:
+    """Call `make`, which runs tick_or_start(), with the email; again without it if another user has the email."""
+    try:
+        return make(email)
+    except DATABASE_ERRORS as error:
+        unique = violated(error)
+        if unique is None or unique.table is not User.__table__:
+            raise
+    return make(None)
+
+
+def forget() -> Update:
+    """Return the statement after which every sync of the user must start again. It takes the clock forward too.
+
+    Whatever deletes rows without a line in the deletions table runs it first, in the same transaction.
+    """
+    now = later_instant(User.changed_at)
+    return update(User).where(User.id == USER_ID).values(changed_at=now, forgotten_at=now)
+
+
+def header_of(columns: Sequence[Any]) -> Select[Any]:
+    """Return the row that stands before those of a page: NULL, but for the clock in updated_at.
+
+    created_at has forgotten_at. There is no such row for a user who has never created anything.
+    """
+    instants: dict[str, Any] = {"created_at": User.forgotten_at, "updated_at": User.changed_at}
+    blank = [instants.get(column.key, cast(null(), column.type)).label(column.key) for column in columns]
+    return select(*blank).where(User.id == USER_ID)
+
+
+def is_news() -> ColumnElement[bool]:
+    """SQL: whether the clock is another than the parameter `known`. PostgreSQL evaluates it once, before any row."""
+    return CLOCK.is_distinct_from(bindparam("known", type_=UtcInstant))

@@ -1,0 +1,35 @@
+"""The deletions table: which rows were deleted, and when. The change feeds of all resources read it."""
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Insert, PrimaryKeyConstraint, Select, Text, insert
+from sqlalchemy.orm import Mapped, mapped_column
+
+from todo.db import Model
+from todo.db.ownership import Owned, table_of
+from todo.db.types import UtcInstant
+
+#: Days for which a deletion is kept at least. On PostgreSQL a policy of the table enforces this too, for sessions that
+#: act for no user (migration 0007).
+KEPT_FOR = 30
+
+
+class Deletion(Owned, Model):
+    """A row that its owner has deleted."""
+
+    __tablename__ = "deletions"
+
+    #: The table that had the row.
+    resource: Mapped[str] = mapped_column(Text)
+    row_id: Mapped[int] = mapped_column(BigInteger)
+    #: By the clock of the owner.
+    deleted_at: Mapped[str] = mapped_column(UtcInstant)
+
+    # In the order of a change feed.
+    __table_args__ = (PrimaryKeyConstraint("user_id", "resource", "deleted_at", "row_id"),)
+
+
+def note(rows: Select[Any]) -> Insert:
+    """Return the statement that notes deletions. rows: user_id, resource, row_id, deleted_at."""
+    table = table_of(Deletion)
+    return insert(table).from_select(["user_id", "resource", "row_id", "deleted_at"], rows)

@@ -1,0 +1,41 @@
+"""What web/ and db/ say to each other about a page: which rows are wanted, and which came."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Row = TypeVar("Row")
+
+#: A place among rows in the order of an instant and the id.
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PageWanted:
+    """A page of a list, or of a change feed.
+
+    limit: the most rows. There comes one row more, to show that more follow.
+    size: the page also ends with the row at which the texts reach this many bytes.
+    known: the user's clock in the answer that the caller has. If it is the current one, no row is read.
+    after: the place after which the page starts; None: at the beginning.
+    deletions_after: the same for deletions; None: without deletions. A list has none.
+    """
+
+    limit: int
+    size: int
+    known: str | None = None
+    after: Place | None = None
+    deletions_after: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Row]):
+    """The rows of a page.
+
+    clock: the user's clock at the moment when the rows were read; None for a user who has never created anything.
+    forgotten_at: the instant up to which deletions may have been forgotten.
+    """
+
+    rows: Sequence[Row]
+    clock: str | None
+    forgotten_at: str | None

@@ -1,0 +1,123 @@
+"""The change feed (docs/sync.md): its opaque tokens, and what follows from one. Knows no resource."""
+
+import base64
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from marshmallow import Schema, fields
+
+from todo.errors import InvalidInput, SyncTokenGone
+from todo.instants import from_microseconds, to_microseconds
+from todo.pages import Page, PageWanted
+from todo.web.paging import PAGE_BYTES, fit
+from todo.web.schemas import LARGEST_ID, Output, RowSchema
+
+# Version of the layout, instant and id of the place, the instant up to which deletions are known, a digest of user and
+# resource. Instants are in microseconds since 1970.
+_LAYOUT = struct.Struct(">Bqqq8s")
+_VERSION = 1
+_INVALID = "Invalid sync token"
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """The state that a client has.
+
+    The client has all changes up to the place (instant, row_id) in the order of the owner's clock, and all deletions up
+    to known_at. known_at is later than the place while a client pages through its first sync: what was deleted before
+    that began, the client has never seen.
+    """
+
+    instant: str
+    row_id: int
+    known_at: str
+
+
+#: The state of a client that has nothing.
+NOTHING = Since("0001-01-01T00:00:00.000000Z", 0, "0001-01-01T00:00:00.000000Z")
+
+
+def encode_token(user_id: str, resource: str, since: Since) -> str:
+    """Return the token for the state. URL-safe base64 (RFC 4648)."""
+    instants = (to_microseconds(since.instant), since.row_id, to_microseconds(since.known_at))
+    return base64.urlsafe_b64encode(_LAYOUT.pack(_VERSION, *instants, _digest(user_id, resource))).decode()
+
+
+def decode_token(user_id: str, resource: str, token: str) -> Since:
+    """Return the state of a token. Raises InvalidInput unless encode_token() made it for this user and resource."""
+    try:
+        place = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
+        _, microseconds, row_id, known, _ = _LAYOUT.unpack(place)
+        since = Since(from_microseconds(microseconds), row_id, from_microseconds(known))
+    except (ValueError, OverflowError, struct.error) as error:
+        raise InvalidInput(_INVALID) from error
+    if token != encode_token(user_id, resource, since):
+        raise InvalidInput(_INVALID)
+    return since
+
+
+def wanted_since(since: Since, limit: int, known: str | None) -> PageWanted:
+    """Return the page of changes after a state."""
+    if since == NOTHING:
+        return PageWanted(limit, PAGE_BYTES, known)
+    place = (since.instant, since.row_id)
+    return PageWanted(limit, PAGE_BYTES, known, place, max(place, (since.known_at, LARGEST_ID)))
+
+
+def answer_since(since: Since, page: Page[Any], limit: int, noun: str) -> tuple[dict[str, Any], Since]:
+    """Return the answer for a page of changes, without its token, and the state of a client that has applied it.
+
+    Raises SyncTokenGone if a deletion after the state may have been forgotten, if the state is ahead of the database (a
+    backup was restored), or if the user was erased.
+    """
+    if page.clock is None or page.forgotten_at is None:
+        if since != NOTHING:
+            raise SyncTokenGone
+        return {"changes": [], "more": False}, NOTHING
+    is_first = since == NOTHING
+    if not is_first and not (page.forgotten_at <= since.known_at and max(since.known_at, since.instant) <= page.clock):
+        raise SyncTokenGone
+    # A row beyond the clock was written by hand, without the clock. It comes when the clock has passed it.
+    rows = [row for row in page.rows if row.updated_at <= page.clock]
+    changes = [{"id": row.id, noun: None if row.created_at is None else row} for row in rows]
+    shown = fit(changes, limit)
+    if len(shown) == len(changes):
+        return {"changes": shown, "more": False}, Since(page.clock, LARGEST_ID, page.clock)
+    last = rows[len(shown) - 1]
+    known_at = page.clock if is_first else since.known_at
+    return {"changes": shown, "more": True}, Since(last.updated_at, last.id, known_at)
+
+
+def feed_schema(noun: str, row: type[RowSchema]) -> Schema:
+    """Return the schema of the answer."""
+    change = Output.from_dict(
+        {
+            "id": fields.Integer(required=True, metadata={"format": "int64", "minimum": 1, "maximum": LARGEST_ID}),
+            noun: fields.Nested(row, required=True, allow_none=True, metadata={"description": "null: it was deleted."}),
+        },
+        name=f"{noun.capitalize()}Change",
+    )
+    return FeedSchema.from_dict(
+        {
+            "changes": fields.List(fields.Nested(change), required=True),
+            "next": fields.String(required=True, metadata={"description": "For `since` of the next call."}),
+            "more": fields.Boolean(required=True, metadata={"description": "Whether to call again at once."}),
+        },
+        name=f"{noun.capitalize()}Feed",
+    )()
+
+
+class FeedSchema(Output):
+    """A schema for an answer that needs no conversion: see RowSchema."""
+
+    def dump(self, obj: Any, *, many: bool | None = None) -> Any:
+        """Return the answer unchanged."""
+        return obj
+
+
+def _digest(user_id: str, resource: str) -> bytes:
+    # Protects against mistakes, not forgery: a forged token shows users only their own rows.
+    return hashlib.sha256(json.dumps([user_id, resource]).encode()).digest()[:8]
