@@ -77,6 +77,8 @@ class Client:
     def __init__(self, port: int, user_id: str) -> None:
         self.user_id = user_id
         self.answers = Answers()
+        #: The headers of the latest answer.
+        self.received = http.client.HTTPMessage()
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT + 5)
         self._headers = {"Authorization": f"Bearer {token(user_id, exp=int(time.time()) + 3600)}"}
 
@@ -108,6 +110,7 @@ class Client:
             method, f"/api/{self.user_id}/tasks{path}", text, self._headers | content_type | headers
         )
         response = self._connection.getresponse()
+        self.received = response.headers
         return response.status, response.headers["Retry-After"], response.read()
 
     def _fail(self, started: float, method: str, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from hypothesis.stateful import (
 )
 from werkzeug.test import TestResponse
 
-from tests.support import Caller
+from tests.support import Caller, tag_of
 from todo.tasks.schemas import DESCRIPTION_LIMIT, TITLE_LIMIT
 from todo.web.schemas import PAGE_LIMIT
 
@@ -46,6 +47,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {"title": TITLES, "description": DES
 CHANGES = st.fixed_dictionaries({}, optional=FIELDS).filter(bool)
 AGES = st.sampled_from([0, 0, 1, 2])
 LIMITS = st.sampled_from([None, 1, 1, 2, 3])
+OTHER = {"complete": "incomplete", "incomplete": "complete"}
+#: The clients of each user.
+FOLLOWERS = (1, 2)
 # At fault on POST as on PUT.
 FAULTS: st.SearchStrategy[Any] = st.sampled_from(
     [
@@ -82,6 +86,7 @@ class Story(RuleBasedStateMachine):
 
     ids = Bundle("ids")
     cursors = Bundle("cursors")
+    lists = Bundle("lists")
     users = st.sampled_from(USERS)
     #: Who touches a task: mostly its owner, who is None here.
     anybody = st.sampled_from([None, None, None, *USERS])
@@ -95,8 +100,13 @@ class Story(RuleBasedStateMachine):
         self.tasks: dict[int, Task] = {}
         #: Whose each id is or was.
         self.owners: dict[int, str] = {}
-        #: Which version of each task is the current one.
-        self.versions: dict[int, int] = {}
+        #: The entity tags that each task has had.
+        self.tags: dict[int, list[str]] = {}
+        #: How many changes of what each user owns there were, and the latest instant of one that was seen.
+        self.changes = dict.fromkeys(USERS, 0)
+        self.clocks = dict.fromkeys(USERS, "")
+        #: The copies that clients keep by the change feed.
+        self.followers = {(user, number): Follower() for user in USERS for number in FOLLOWERS}
         #: What was made under each user's keys, as it was then.
         self.kept: dict[tuple[str, str], Task] = {}
 
@@ -123,15 +133,32 @@ class Story(RuleBasedStateMachine):
         if response is not None:
             task, changed = self.tasks[task_id], response.get_json()
             assert response.status_code == 200, response.data
-            assert changed["updated_at"] > task["updated_at"]
             assert changed == task | changes | {"updated_at": changed["updated_at"]}
-            self.tasks[task_id] = changed
-            self.versions[task_id] += 1
+            self.note(changed)
             assert response.headers["ETag"] == self.tag_of(task_id)
 
+    def note(self, *tasks: Task) -> None:
+        """Hold that these tasks of a user have changed at one instant, later than all before."""
+        for task in tasks:
+            user = self.owners[task["id"]]
+            assert task["updated_at"] > self.clocks[user]
+            self.tasks[task["id"]] = task
+            self.tags.setdefault(task["id"], []).append(tag_of(task))
+        for user, instant in {(self.owners[task["id"]], task["updated_at"]) for task in tasks}:
+            self.clocks[user] = instant
+            self.changes[user] += 1
+
+    def forget(self, *task_ids: int) -> None:
+        """These tasks of a user have been deleted."""
+        for task_id in task_ids:
+            del self.tasks[task_id]
+        for user in {self.owners[task_id] for task_id in task_ids}:
+            self.changes[user] += 1
+
     def tag_of(self, task_id: int, age: int = 0) -> str:
-        """The entity tag of the task now, or so many changes ago."""
-        return f'"{task_id}-{self.versions[task_id] - age}"'
+        """The entity tag of the task now, or so many changes ago; a tag that it never had if it is younger."""
+        tags = self.tags[task_id]
+        return tags[-1 - age] if age < len(tags) else f'"{task_id}@1970-01-01T00:00:00.00000{age}Z"'
 
     @initialize(target=ids, titles=st.tuples(TITLES, TITLES, TITLES, TITLES), description=st.text(LETTERS, max_size=12))
     def begin(self, titles: tuple[str, ...], description: str) -> MultipleResults[int]:
@@ -153,7 +180,8 @@ class Story(RuleBasedStateMachine):
         assert task["id"] > max(self.owners, default=0)
         assert response.headers["Location"].endswith(f"/tasks/{task['id']}")
         assert "Idempotency-Replayed" not in response.headers
-        self.tasks[task["id"]], self.owners[task["id"]], self.versions[task["id"]] = task, user, 1
+        self.owners[task["id"]] = user
+        self.note(task)
         assert response.headers["ETag"] == self.tag_of(task["id"])
         return int(task["id"])
 
@@ -170,7 +198,7 @@ class Story(RuleBasedStateMachine):
             assert (response.status_code, response.get_json()) == (201, first)
             assert (response.headers["Idempotency-Replayed"], response.headers["ETag"]) == (
                 "true",
-                f'"{first["id"]}-1"',
+                tag_of(first),
             )
         else:
             assert response.status_code == 422, response.data
@@ -205,7 +233,7 @@ class Story(RuleBasedStateMachine):
             assert response.status_code == 412, response.data
         elif changes is None:
             assert (response.status_code, response.data) == (204, b"")
-            del self.tasks[task_id]
+            self.forget(task_id)
         else:
             self.change(response, task_id, **changes)
 
@@ -229,7 +257,84 @@ class Story(RuleBasedStateMachine):
         response = self.touch(user, task_id, "DELETE")
         if response is not None:
             assert (response.status_code, response.data) == (204, b"")
-            del self.tasks[task_id]
+            self.forget(task_id)
+
+    @rule(user=users, status=STATUSES)
+    def set_status_of_all(self, user: str, status: str) -> None:
+        before = self.listed(View(user, OTHER[status]))
+        response = self.call(user, "PATCH", query_string={"status": OTHER[status]}, json={"status": status})
+        assert (response.status_code, response.get_json()) == (200, {"changed": len(before), "more": False})
+        if before:
+            # The answer does not tell the instant, which is one for all.
+            now = self.call(user, "GET", f"/{before[0]['id']}").get_json()["updated_at"]
+            self.note(*(task | {"status": status, "updated_at": now} for task in before))
+        self.read(View(user))
+
+    @rule(user=users)
+    def clear(self, user: str) -> None:
+        """Delete all complete tasks."""
+        complete = self.listed(View(user, "complete"))
+        response = self.call(user, "DELETE", query_string={"status": "complete"})
+        assert (response.status_code, response.get_json()) == (200, {"deleted": len(complete), "more": False})
+        self.forget(*(task["id"] for task in complete))
+        self.read(View(user))
+
+    @rule(user=users, number=st.sampled_from(FOLLOWERS), limit=LIMITS)
+    def follow(self, user: str, number: int, limit: int | None) -> None:
+        """Apply one page of what has changed since the last one, however long that was ago."""
+        follower = self.followers[user, number]
+        query = {"since": follower.since, "limit": limit}
+        known = {} if follower.seen is None else {"If-None-Match": follower.seen.tag}
+        response = self.call(user, "GET", "/changes", query_string=without_none(query), headers=known)
+        if follower.seen is not None and follower.seen.changes == self.changes[user]:
+            assert (response.status_code, response.data) == (304, b"")
+            assert follower.tasks == self.tasks_of(user)
+            return
+        assert response.status_code == 200, response.data
+        page = response.get_json()
+        assert len(page["changes"]) <= (limit or PAGE_LIMIT)
+        for change in page["changes"]:
+            if change["task"] is None:
+                follower.tasks.pop(change["id"], None)
+            else:
+                follower.tasks[change["id"]] = change["task"]
+        follower.since, follower.seen = page["next"], None
+        if not page["more"]:
+            assert follower.tasks == self.tasks_of(user)
+            follower.seen = Seen(response.headers["ETag"], self.changes[user])
+
+    @rule(user=users, number=st.sampled_from(FOLLOWERS))
+    def follow_to_the_end(self, user: str, number: int) -> None:
+        self.followers[user, number].seen = None
+        while self.followers[user, number].seen is None:
+            self.follow(user, number, 2)
+
+    @rule(user=users, number=st.sampled_from(FOLLOWERS))
+    def follow_from_the_beginning(self, user: str, number: int) -> None:
+        self.followers[user, number] = Follower()
+
+    @rule(user=users, other=users, number=st.sampled_from(FOLLOWERS))
+    def borrow_a_token(self, user: str, other: str, number: int) -> None:
+        token = self.followers[other, number].since
+        if user != other and token is not None:
+            response = self.call(user, "GET", "/changes", query_string={"since": token})
+            assert (response.status_code, response.get_json()) == (400, {"error": "Invalid sync token"})
+
+    @rule(target=lists, user=users, status=st.none() | STATUSES)
+    def see_list(self, user: str, status: str | None) -> "tuple[View, Seen]":
+        view = View(user, status)
+        response = self.call(user, "GET", query_string=query_of(view, None))
+        return view, Seen(response.headers["ETag"], self.changes[user])
+
+    @rule(seen_list=lists)
+    def list_what_is_newer(self, seen_list: "tuple[View, Seen]") -> None:
+        """304 as long as nothing of the user's has changed, whatever the list."""
+        view, seen = seen_list
+        response = self.call(view.user, "GET", query_string=query_of(view, None), headers={"If-None-Match": seen.tag})
+        if seen.changes == self.changes[view.user]:
+            assert (response.status_code, response.data) == (304, b"")
+        else:
+            assert (response.status_code, response.get_json()) == (200, self.listed(view))
 
     @rule(user=users, task_id=ids, body=FAULTS, status_body=STATUS_FAULTS)
     def be_at_fault(self, user: str, task_id: int, body: object, status_body: object) -> None:
@@ -237,6 +342,12 @@ class Story(RuleBasedStateMachine):
             self.call(user, "POST", json=body),
             self.call(user, "PUT", f"/{task_id}", json=body),
             self.call(user, "PATCH", f"/{task_id}/complete", json=status_body),
+            self.call(user, "PATCH", query_string={"status": "incomplete"}, json=status_body),
+            self.call(user, "PATCH", json={"status": "complete"}),
+            self.call(user, "PATCH", query_string={"status": "complete"}, json={"status": "complete"}),
+            self.call(user, "DELETE", query_string={"status": "incomplete"}),
+            self.call(user, "DELETE"),
+            self.call(user, "GET", "/changes", query_string={"since": "x"}),
         ):
             assert response.status_code == 400, response.data
 
@@ -246,6 +357,11 @@ class Story(RuleBasedStateMachine):
         if user != owner:
             for response in (
                 self.call(user, "GET", owner=owner),
+                self.call(user, "GET", "/changes", owner=owner),
+                self.call(
+                    user, "PATCH", owner=owner, query_string={"status": "incomplete"}, json={"status": "complete"}
+                ),
+                self.call(user, "DELETE", owner=owner, query_string={"status": "complete"}),
                 self.call(user, "POST", owner=owner, json={"title": "x"}),
                 self.call(user, "GET", f"/{task_id}", owner=owner),
                 self.call(user, "PUT", f"/{task_id}", owner=owner, json={"title": "x"}),
@@ -299,10 +415,33 @@ class Story(RuleBasedStateMachine):
         ]
         return sorted(found, key=place_of, reverse=True)
 
+    def tasks_of(self, user: str) -> dict[int, Task]:
+        """What a client of the user must have."""
+        return {task["id"]: task for task in self.listed(View(user))}
+
     def teardown(self) -> None:
-        """However the story went, each user has what the dictionary says."""
+        """However the story went, each user has what the dictionary says, and so has each client."""
         for user in USERS:
             self.read(View(user))
+            for number in FOLLOWERS:
+                self.follow_to_the_end(user, number)
+
+
+@dataclass
+class Follower:
+    """A client that keeps a copy of a user's tasks by the change feed."""
+
+    tasks: dict[int, Task] = field(default_factory=dict)
+    since: str | None = None
+    #: The last answer, if no more followed.
+    seen: "Seen | None" = None
+
+
+class Seen(NamedTuple):
+    """The entity tag of an answer, and how many changes there had been."""
+
+    tag: str
+    changes: int
 
 
 class View(NamedTuple):
@@ -333,7 +472,11 @@ def place_of(task: Task) -> tuple[str, int]:
 def query_of(view: View, cursor: Cursor | None) -> dict[str, Any]:
     """The query parameters of that page."""
     sent = {"status": view.status, "q": view.q, "limit": view.limit, "cursor": cursor.value if cursor else None}
-    return {name: value for name, value in sent.items() if value is not None}
+    return without_none(sent)
+
+
+def without_none(query: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}
 
 
 def assert_not_found(response: TestResponse) -> None:

@@ -138,11 +138,12 @@ def gunicorn(
     log: Path,
     ready: str = "/health/ready",
     *,
+    app: str = "wsgi:app",
     arguments: Sequence[str] = (),
     cwd: Path = ROOT,
     **environ: str,
 ) -> Iterator[Server]:
-    """`gunicorn wsgi:app` in that folder, with those arguments, and with bearer tokens."""
+    """`gunicorn wsgi:app` (or another app) in that folder, with those arguments, and with bearer tokens."""
     port = free_port()
     settings = {
         "PATH": os.environ["PATH"],
@@ -152,6 +153,6 @@ def gunicorn(
         "PORT": str(port),
         "WEB_CONCURRENCY": "2",
     }
-    command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}", *arguments]
+    command = [sys.executable, "-m", "gunicorn", app, "--bind", f"127.0.0.1:{port}", *arguments]
     with running(command, port, settings | environ, log, cwd, ready) as server:
         yield server
