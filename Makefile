@@ -21,7 +21,7 @@ programs = for program in $(1); do command -v $$program >/dev/null || missing="$
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test live programs ecosystem screenshot faults fuzz mutants audit bench bench-scale bench-parts openapi lock clean
+.PHONY: help run test live programs ecosystem screenshot faults fuzz mutants audit bench bench-scale bench-parts bench-sync openapi lock clean
 
 help: ## List all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,10 @@ bench-scale: $(VENV)/installed-dev ## Compare ten million tasks with a hundred t
 
 bench-parts: $(VENV)/installed-dev ## Measure the cost of log, metrics and rate limits per request
 	@$(BIN)/python -m benchmarks.parts
+
+bench-sync: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Measure polls, the change feed, and what the clock of a user costs (BEFORE=FOLDER: beside another version)
+	@$(call programs,wrk)
+	@$(BIN)/python -m benchmarks.sync
 
 openapi: $(VENV)/installed-dev ## Write the OpenAPI document from the code, into docs/ and specs/
 	@$(BIN)/flask openapi write docs/openapi.json

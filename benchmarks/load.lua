@@ -6,8 +6,11 @@ local turn = 0
 
 function init(arguments)
   for line in io.lines(arguments[1]) do
-    local method, path, token, body = line:match("^(.-)\t(.-)\t(.-)\t(.*)$")
+    local method, path, token, tag, body = line:match("^(.-)\t(.-)\t(.-)\t(.-)\t(.*)$")
     local headers = { ["Authorization"] = "Bearer " .. token }
+    if tag ~= "" then
+      headers["If-None-Match"] = tag
+    end
     if body == "" then
       body = nil
     else
@@ -33,8 +36,8 @@ end
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(
-    '\n{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "refused": %d, "broken": %d}\n',
+    '\n{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "refused": %d, "broken": %d, "bytes": %d}\n',
     summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
-    errors.status, errors.connect + errors.read + errors.write + errors.timeout
+    errors.status, errors.connect + errors.read + errors.write + errors.timeout, summary.bytes
   ))
 end

@@ -20,7 +20,8 @@ class LoadFailed(Exception):
 class Load:
     """The result of a load. Percentiles are in milliseconds.
 
-    requests: the number answered in time. asked: the number sent; every server carries out all of them.
+    requests: the number answered in time. asked: the number sent; every server carries out all of them. bytes: of an
+    answer, with its headers.
     """
 
     requests: int
@@ -28,11 +29,12 @@ class Load:
     seconds: float
     p50: float
     p99: float
+    bytes: float
 
 
-def load(port: int, requests: Path, seconds: int, limit: int | None = None) -> Load:
+def load(port: int, requests: Path, seconds: int, limit: int | None = None, connections: int = CONNECTIONS) -> Load:
     """Keep all connections busy for `seconds`, or for `limit` requests. Raises LoadFailed if one is not answered."""
-    command = ["wrk", "--threads=1", f"--connections={CONNECTIONS}", f"--duration={seconds}s", "--timeout=10s"]
+    command = ["wrk", "--threads=1", f"--connections={connections}", f"--duration={seconds}s", "--timeout=10s"]
     arguments = [str(requests)] + ([] if limit is None else [str(limit)])
     url = f"http://127.0.0.1:{port}"
     result = subprocess.run(
@@ -40,16 +42,18 @@ def load(port: int, requests: Path, seconds: int, limit: int | None = None) -> L
     )
     if result.returncode:
         raise LoadFailed(result.stdout + result.stderr)
-    return parse(result.stdout)
+    return parse(result.stdout, connections)
 
 
-def parse(output: str) -> Load:
+def parse(output: str, connections: int = CONNECTIONS) -> Load:
     """Parse the last line that load.lua prints. Raises LoadFailed for a status of 400 or more, or no answer."""
     result = loads(output.splitlines()[-1])
     if result["refused"] or result["broken"] or not result["requests"]:
         raise LoadFailed(f"{result['refused']} answers were errors, {result['broken']} connections broke:\n{output}")
-    asked = result["requests"] + CONNECTIONS
-    return Load(result["requests"], asked, result["seconds"], result["p50"], result["p99"])
+    asked = result["requests"] + connections
+    return Load(
+        result["requests"], asked, result["seconds"], result["p50"], result["p99"], result["bytes"] / result["requests"]
+    )
 
 
 def send(connection: HTTPConnection, request: Request) -> tuple[int, bytes]:

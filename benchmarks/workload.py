@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -46,6 +46,8 @@ class Request:
     path: str
     user_id: str | None
     json: object = None
+    #: For If-None-Match.
+    tag: str = ""
 
     @property
     def token(self) -> str | None:
@@ -119,13 +121,15 @@ class Database:
         ]
 
     def write_requests(self, call: str, folder: Path) -> Path:
-        """Write the call's requests to the file that load.lua reads, and return its path."""
-        path = folder / f"{call}.tsv"
-        lines = (
-            f"{request.method}\t{request.path}\t{request.token}\t{request.body}\n" for request in self.requests(call)
-        )
-        path.write_text("".join(lines))
-        return path
+        """Write the call's requests to a file that load.lua reads, and return its path."""
+        return write_requests(self.requests(call), folder / f"{call}.tsv")
+
+
+def write_requests(requests: Iterable[Request], path: Path) -> Path:
+    """Write the requests to a file that load.lua reads, and return its path."""
+    parts = ((each.method, each.path, str(each.token), each.tag, each.body) for each in requests)
+    path.write_text("".join("\t".join(of_one) + "\n" for of_one in parts))
+    return path
 
 
 @contextmanager

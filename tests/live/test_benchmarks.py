@@ -76,7 +76,8 @@ def test_only_a_400_has_a_wording_of_its_own() -> None:
 def printed(requests: int = 900, refused: int = 0, broken: int = 0) -> str:
     """What wrk prints, and what load.lua adds to it."""
     counts = f'"requests": {requests}, "refused": {refused}, "broken": {broken}'
-    return f'Running 3s test\n  1 threads and 32 connections\n\n{{{counts}, "seconds": 3.0, "p50": 1.5, "p99": 9.25}}\n'
+    counts += ', "seconds": 3.0, "p50": 1.5, "p99": 9.25, "bytes": 90000'
+    return f"Running 3s test\n  1 threads and 32 connections\n\n{{{counts}}}\n"
 
 
 def test_a_load_is_read_from_what_is_printed() -> None:
