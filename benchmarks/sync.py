@@ -109,7 +109,7 @@ def ask(port: int) -> Callable[[Request], tuple[str, bytes]]:
     return send
 
 
-def writes(database: Database, round_: int, rounds: int) -> Iterator[Kind]:
+def writes(database: Database, rounds: int) -> Iterator[Kind]:
     """Yield each kind of write."""
     users = [f"w{number:03}" for number in range(WRITERS)]
     tasks: dict[str, list[int]] = defaultdict(list)
@@ -126,7 +126,7 @@ def writes(database: Database, round_: int, rounds: int) -> Iterator[Kind]:
     yield Kind("create, 8 writers of one user", [Request("POST", f"/api/{one}/tasks", one, new)], connections=8)
     yield Kind("complete, 8 writers of one user", [complete(one, task) for task in tasks[one][:8]], connections=8)
     part = (DELETABLE - 10) // rounds
-    turns = [tasks[user][10 + round_ * part : 10 + (round_ + 1) * part] for user in users]
+    turns = [tasks[user][10 : 10 + part] for user in users]
     gone = [
         Request("DELETE", f"/api/{user}/tasks/{task}", user)
         for turn in zip(*turns, strict=True)
@@ -191,7 +191,7 @@ def main() -> None:
                         read[title, name].append(took)
             for name, (each, code) in versions.items():
                 with gunicorn(each.url, folder / f"{name}.log", cwd=code, LOG_LEVEL="WARNING") as server:
-                    for kind in writes(each, number, rounds):
+                    for kind in writes(each, rounds):
                         written[kind.name, name].append(measured(server, postmaster, path, seconds, kind))
     table("poll", read, SERVICE)
     table("write", written, "before")
