@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
+from tests.ecosystem.front_end import DOCUMENT, HERE, files_of, front_end, run, succeed
 from tests.ecosystem.programs import program
 from tests.live import Server, free_port, running
 from tests.support import ROOT, SECRET, direct, postgresql_database
@@ -20,12 +20,9 @@ from todo.tasks.schemas import TITLE
 
 pytestmark = pytest.mark.ecosystem
 
-HERE = ROOT / "tests/ecosystem/typescript"
-DOCUMENT = ROOT / "docs/openapi.json"
 PAGE = (ROOT / "docs/front-ends.md").read_text()
-#: The files that the page shows, each with the last path before it, and the lines of lib/auth.ts for PostgreSQL.
-PATH = r"`((?:app|lib)/[^\s`]+)`"
-FILES = dict(re.findall(rf"{PATH}(?:(?!```|`(?:app|lib)/).)*\n\n```tsx?\n(.*?)```", PAGE, re.DOTALL))
+FILES = files_of(PAGE)
+#: The lines of lib/auth.ts for PostgreSQL.
 POSTGRESQL = re.findall(r"```ts\n(import \{ Pool \}.*\n)(  database: .*\n)```", PAGE)
 LINTERS = {
     "redocly": ["lint", "--config", str(HERE / "redocly.yaml")],
@@ -35,46 +32,15 @@ LINTERS = {
 Document = dict[str, Any]
 
 
-def run(name: str, *arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """One of the tools that `make ecosystem` has npm install, without a word to its makers."""
-    program("node")
-    tool = HERE / "node_modules/.bin" / name
-    assert tool.exists(), f"{name} is not installed: make ecosystem does that"
-    environ = {"PATH": os.environ["PATH"], "NO_COLOR": "1", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
-    return subprocess.run(
-        [tool, *arguments],
-        cwd=cwd,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def succeed(name: str, *arguments: str | Path, cwd: Path = ROOT) -> None:
-    """Run a tool. Raises AssertionError with what it says where it finds fault."""
-    result = run(name, *arguments, cwd=cwd)
-    assert result.returncode == 0, result.stdout
-
-
-def front_end(folder: Path, document: Path) -> Path:
+def whole_front_end(folder: Path, document: Path) -> Path:
     """What docs/front-ends.md has a front end consist of, and the end-to-end script: not compiled yet."""
-    for path, text in FILES.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    for name in ("tsconfig.json", "next.d.ts", "issuer.ts", "browser.ts", "e2e.ts"):
-        shutil.copy(HERE / name, folder)
-    (folder / "node_modules").symlink_to(HERE / "node_modules")
-    succeed("openapi-typescript", document, "--output", "lib/todo-api.ts", cwd=folder)
-    return folder
+    return front_end(folder, FILES, ("next.d.ts", "issuer.ts", "browser.ts", "e2e.ts"), document)
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The front end, compiled; its accounts are in PostgreSQL."""
-    folder = front_end(tmp_path_factory.mktemp("front-end"), DOCUMENT)
+    folder = whole_front_end(tmp_path_factory.mktemp("front-end"), DOCUMENT)
     auth = folder / "lib/auth.ts"
     for line in POSTGRESQL[0]:
         (sqlite_line,) = re.findall(rf"^ *{line.split()[0]} .*DatabaseSync.*\n", auth.read_text(), re.MULTILINE)
@@ -131,7 +97,7 @@ def test_every_block_of_the_page_is_compiled() -> None:
 
 
 def test_the_page_compiles_as_it_stands(tmp_path: Path) -> None:
-    succeed("tsc", "--project", ".", "--noEmit", cwd=front_end(tmp_path, DOCUMENT))
+    succeed("tsc", "--project", ".", "--noEmit", cwd=whole_front_end(tmp_path, DOCUMENT))
 
 
 def test_a_front_end_does_what_its_page_says(compiled: Path, environ: dict[str, str], service: Server) -> None:
@@ -211,7 +177,7 @@ def error_without_a_body(document: Document) -> None:
 
 @pytest.mark.parametrize("plant", [any_status, no_null, optional_title, changes_without_an_id, error_without_a_body])
 def test_worse_types_do_not_compile(plant: Callable[[Document], None], tmp_path: Path) -> None:
-    folder = front_end(tmp_path, planted(tmp_path, plant))
+    folder = whole_front_end(tmp_path, planted(tmp_path, plant))
     result = run("tsc", "--project", ".", "--noEmit", cwd=folder)
     assert result.returncode
     assert "e2e.ts" in result.stdout
