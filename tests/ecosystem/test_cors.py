@@ -1,8 +1,10 @@
 """A front end on another origin, in a browser: what it may send to a live gunicorn, and read of the answers."""
 
+import re
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from json import dumps
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -124,6 +126,24 @@ def test_the_six_calls_with_all_that_may_be_sent_and_read(page: Page, live: Serv
 
     assert fetch("DELETE", path, If_Match=read["etag"])[:2] == (204, None)
     assert sql(database, "SELECT title FROM tasks") == [("Call the bank",)]
+
+
+@pytest.mark.parametrize("path", ["", "/changes"])
+def test_a_browser_asks_by_itself_whether_what_it_keeps_is_current(page: Page, live: Server, path: str) -> None:
+    fetch = fetch_from(page, live)
+    assert fetch("POST", json={"title": "Buy milk"})[0] == 201
+    begun = len(answers_in(live.log, path))
+    first, again = fetch("GET", path), fetch("GET", path)
+    assert first[:2] == again[:2]
+    assert first[0] == 200
+    assert fetch("POST", json={"title": "Call the bank"})[0] == 201
+    assert fetch("GET", path)[1] != first[1]
+    assert answers_in(live.log, path)[begun:] == ["200", "304", "200"]
+
+
+def answers_in(log: Path, path: str) -> list[str]:
+    """The statuses of the answers to GET of that path."""
+    return re.findall(rf"GET /api/<user_id>/tasks{path} (\d+)", log.read_text())
 
 
 def test_a_tracer_and_an_http_client_may_add_their_headers(page: Page, live: Server) -> None:
