@@ -194,6 +194,9 @@ def _setting(name: str, default: Any, *steps: Step, missing: str = "", first: tu
     return field(default=default, metadata={"reader": reader})
 
 
+LONG_ENOUGH = _rule(lambda value: len(value.encode(errors="surrogateescape")) >= 32, "must be at least 32 bytes long")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtSettings:
     """How bearer tokens are verified. Exactly one of secret, public_key and jwks_url is set.
@@ -201,11 +204,9 @@ class JwtSettings:
     algorithms: those that JWT_ALGORITHMS names, all of one family; empty if it is not set.
     """
 
-    secret: str | None = _setting(
-        "JWT_SECRET",
-        None,
-        _rule(lambda value: len(value.encode(errors="surrogateescape")) >= 32, "must be at least 32 bytes long"),
-    )
+    secret: str | None = _setting("JWT_SECRET", None, LONG_ENOUGH)
+    #: A secret whose tokens are still accepted, while it is replaced.
+    previous_secret: str | None = _setting("JWT_SECRET_PREVIOUS", None, LONG_ENOUGH)
     public_key: str | None = _setting("JWT_PUBLIC_KEY", None, first=FILLED)
     jwks_url: str | None = _setting(
         "JWT_JWKS_URL",
@@ -285,6 +286,8 @@ class Settings:
         ),
         _rule(_is_no_own_path, f"must not begin with a path of the service: /{', /'.join(OWN_PATHS)}"),
     )
+    #: Whether DATABASE_URL is not set, so that the `flask` command uses a file in the instance folder.
+    is_database_default: bool = False
     #: Flask's command line sets this variable for its own process; nothing else does.
     is_flask_command: bool = _setting("FLASK_RUN_FROM_CLI", False, "true".__eq__, first=())
 
@@ -294,16 +297,20 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 
     Raises ConfigurationError with every fault, in one line. It quotes no value: it may be a secret.
     """
-    if environ.get("FLASK_RUN_FROM_CLI") == "true":
+    is_database_default = environ.get("FLASK_RUN_FROM_CLI") == "true" and "DATABASE_URL" not in environ
+    if is_database_default:
         # In the instance folder (Flask-SQLAlchemy).
         environ = {"DATABASE_URL": "sqlite:///todo.db", **environ}
     values, faults = _read(Settings, environ)
+    values["is_database_default"] = is_database_default
     if environ.get("IDENTITY_PROVIDER", "").strip() == JWT:
         jwt_values, jwt_faults = _read(JwtSettings, environ)
         faults += jwt_faults
         keys = [name for name in ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL") if environ.get(name, "").strip()]
         if len(keys) != 1:
             faults.append("IDENTITY_PROVIDER=jwt needs exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL")
+        if "previous_secret" in jwt_values and "JWT_SECRET" not in keys:
+            faults.append("JWT_SECRET_PREVIOUS needs JWT_SECRET")
         is_symmetric = {FAMILIES[name] == "HMAC" for name in jwt_values.get("algorithms", ())}
         if is_symmetric not in (set(), {"JWT_SECRET" in keys}):
             faults.append("JWT_ALGORITHMS does not fit the kind of key")

@@ -47,7 +47,9 @@ timeout = 30
 # For the heartbeat files of the workers, and their metrics: in memory if possible. gunicorn ends if it cannot create
 # a heartbeat file.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 (with unguessable names)
-graceful_timeout = 30
+# Longer than any request is allowed to take for the database, and less than the 10 s that some platforms grant. After
+# it gunicorn closes what is left, for example the connection of a client that has sent half a body.
+graceful_timeout = 9
 keepalive = 5
 # Enough for a cursor and a long ?q= . gunicorn answers 414 to a longer line.
 limit_request_line = 8190
@@ -73,6 +75,8 @@ def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
     """
     if old is not None:
         return
+    # Some platforms send SIGINT. gunicorn would cut the requests in progress.
+    server.handle_int = server.handle_term
     status, said = _trial(server, is_reload=False)
     if status:
         sys.stderr.write(said)

@@ -17,6 +17,7 @@ from flask import current_app
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
+from todo.db.commands import tell_default_database
 from todo.db.failures import DATABASE_ERRORS, describe, is_outage
 
 logger = logging.getLogger("alembic.env")
@@ -246,4 +247,5 @@ def describe_holder(connection: Connection, attempts: int) -> str:
 if context.is_offline_mode():
     print_script()
 else:
+    tell_default_database()
     run_migrations()

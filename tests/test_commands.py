@@ -285,6 +285,13 @@ NEED_DATABASE = [
 ]
 
 
+def test_a_command_names_the_database_if_nobody_has(make: Make, url: URL) -> None:
+    """A job without its environment would else look fine."""
+    told = f"DATABASE_URL is not set: the database is {url.database}\n"
+    assert run(make(url, is_database_default=True), "ready").stderr == told
+    assert run(make(url), "ready").stderr == ""
+
+
 @pytest.mark.parametrize("backend", AWAY)
 def test_without_tables_or_a_database_each_command_says_so_in_one_line(server: URL, make: Make, backend: str) -> None:
     with empty_database(backend, server) as url:

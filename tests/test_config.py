@@ -98,6 +98,9 @@ def test_sqlite_is_taken_when_named(value: str) -> None:
 def test_under_the_flask_command_the_database_may_be_left_out() -> None:
     settings = load_settings({"IDENTITY_PROVIDER": "development", "FLASK_RUN_FROM_CLI": "true"})
     assert (str(settings.database_url), settings.is_flask_command) == ("sqlite:///todo.db", True)
+    assert settings.is_database_default
+    named = {"IDENTITY_PROVIDER": "development", "FLASK_RUN_FROM_CLI": "true", "DATABASE_URL": "sqlite:///todo.db"}
+    assert not load_settings(named).is_database_default
 
 
 @pytest.mark.parametrize(
@@ -178,8 +181,8 @@ def test_an_empty_value_is_a_fault(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(read_variables() - {"CORS_ORIGINS", "JWT_PUBLIC_KEY"}))
 def test_white_space_around_a_value_is_the_one_fault(name: str, space: str) -> None:
     good = FULL
-    if name == "JWT_SECRET":
-        good = JWT | {"JWT_SECRET": SECRET}
+    if name.startswith("JWT_SECRET"):
+        good = JWT | {"JWT_SECRET": SECRET, name: SECRET}
     for value in (f"{good.get(name)}{space}", f"{space}{good.get(name)}"):
         assert fault(good | {name: value}) == f"{name} must not begin or end with white space"
 
@@ -287,6 +290,8 @@ KNOWN_ALGORITHMS = ", ".join(sorted(name for names in ALGORITHM_FAMILIES.values(
         ({}, KEY_FAULT),
         ({"JWT_SECRET": ""}, f"JWT_SECRET is set but empty; {KEY_FAULT}"),
         ({"JWT_SECRET": "x" * 31}, "JWT_SECRET must be at least 32 bytes long"),
+        ({"JWT_SECRET": SECRET, "JWT_SECRET_PREVIOUS": "x" * 31}, "JWT_SECRET_PREVIOUS must be at least 32 bytes long"),
+        ({"JWT_PUBLIC_KEY": "x", "JWT_SECRET_PREVIOUS": SECRET}, "JWT_SECRET_PREVIOUS needs JWT_SECRET"),
         (
             {"JWT_SECRET": SECRET, "JWT_ALGORITHMS": "none"},
             f"JWT_ALGORITHMS may name {KNOWN_ALGORITHMS}, separated by commas",

@@ -45,6 +45,7 @@ def _build(settings: Settings) -> Flask:
     app.config.from_mapping(
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=connections.engine_options(settings),
+        IS_DATABASE_DEFAULT=settings.is_database_default,
         ROWS_PER_USER={"tasks": settings.max_tasks} if settings.max_tasks else {},
         API_TITLE="Todo API",
         API_VERSION="1.2.0",

@@ -253,3 +253,13 @@ class TestNotSetUp:
     ) -> None:
         message = refusal(public_key=pem(key(kind)), algorithms=algorithms)
         assert message.startswith("JWT_PUBLIC_KEY is of no kind that JWT_ALGORITHMS")
+
+
+def test_while_a_secret_is_replaced_the_tokens_of_both_are_accepted(app_of: AppOf) -> None:
+    app = app_of(secret=LONG_SECRET, previous_secret=SECRET, algorithms=("HS256", "HS512"))
+    for _ in range(2):
+        for accepted in (token(key=LONG_SECRET), token(key=SECRET), token(key=LONG_SECRET, algorithm="HS512")):
+            assert_accepted(app, accepted)
+    assert_refused(app, token(key="x" * 32), Refusal.SIGNATURE)
+    assert_refused(app, token(key=SECRET, exp=1), Refusal.EXPIRED)
+    assert_refused(app_of(secret=LONG_SECRET), token(key=SECRET), Refusal.SIGNATURE)

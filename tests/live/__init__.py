@@ -124,7 +124,9 @@ def running(
         server.wait_until(ready)
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        # A test may have ended it.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:

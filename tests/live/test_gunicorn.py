@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +17,17 @@ from flask import Flask
 from sqlalchemy import URL
 
 from tests.live import Server, gunicorn
-from tests.support import close, empty_database, migrated_app, settings, sql, sqlite_database, token
+from tests.support import (
+    close,
+    empty_database,
+    migrated_app,
+    migrated_database,
+    session,
+    settings,
+    sql,
+    sqlite_database,
+    token,
+)
 from todo import create_app
 from todo.db import db
 
@@ -148,6 +160,29 @@ def test_two_workers_lose_no_write_and_make_one_user(live: Server, database: URL
     status, tasks = live.request("GET", "/api/carol/tasks?status=complete", "carol")
     assert (status, sorted(int(task["title"]) for task in tasks)) == (200, list(range(50)))
     assert sql(database, "SELECT id FROM users") == [("carol",)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_progress(
+    server: URL, tmp_path: Path, number: signal.Signals
+) -> None:
+    with migrated_database("postgresql", server) as database, ExitStack() as stack:
+        live = stack.enter_context(gunicorn(database, tmp_path / "log", WEB_CONCURRENCY="1"))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        half = head("POST", "/api/alice/tasks", f"Content-Length: {len(BODY)}") + BODY[:5]
+        with socket.create_connection(("127.0.0.1", live.port)) as stuck, session(database) as connection:
+            stuck.sendall(half)
+            connection.exec_driver_sql("LOCK TABLE tasks")
+            waiting = pool.submit(live.request, "POST", "/api/alice/tasks", json={"title": "x"})
+            while sql(database, "SELECT 1 FROM pg_locks WHERE NOT granted") == []:
+                time.sleep(0.01)
+            started = time.monotonic()
+            os.kill(live.process.pid, number)
+            time.sleep(0.3)
+            connection.rollback()
+            assert waiting.result()[0] == 201
+            assert live.process.wait(15) == 0
+            assert 1 < time.monotonic() - started < 10
 
 
 def test_a_killed_worker_is_replaced(live: Server) -> None:

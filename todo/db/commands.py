@@ -10,7 +10,7 @@ from functools import wraps
 from typing import ParamSpec
 
 import click
-from flask import Blueprint
+from flask import Blueprint, current_app
 from sqlalchemy import Connection
 
 from todo.db import db
@@ -32,6 +32,7 @@ def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, Non
 
     @wraps(command)
     def run(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
+        tell_default_database()
         try:
             check_database()
             db.session.remove()
@@ -47,6 +48,12 @@ def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, Non
             raise click.ClickException(f"The output failed: {error.strerror}") from error
 
     return run
+
+
+def tell_default_database() -> None:
+    """Say on stderr which file is the database if DATABASE_URL is not set: a job may lack its environment."""
+    if current_app.config["IS_DATABASE_DEFAULT"]:
+        click.echo(f"DATABASE_URL is not set: the database is {db.engine.url.database}", err=True)
 
 
 @contextmanager

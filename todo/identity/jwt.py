@@ -66,6 +66,7 @@ class JwtProvider:
         """Raises ConfigurationError if the key cannot be used. Fetches nothing."""
         register_algorithms()
         self.key_set: KeySet | None = None
+        self._previous: VerificationKey | None = None
         if settings.jwks_url is not None:
             self._algorithms = asymmetric_algorithms(settings.algorithms)
             self.key_set = KeySet(settings.jwks_url, settings.algorithms)
@@ -77,6 +78,8 @@ class JwtProvider:
                 else secret_key(settings.secret, settings.algorithms)
             )
             self._algorithms = key.algorithms
+            if settings.previous_secret is not None:
+                self._previous = secret_key(settings.previous_secret, settings.algorithms, "JWT_SECRET_PREVIOUS")
             self._find_key = lambda _token: key
         self._issuer = settings.issuer
         self._audience = settings.audience
@@ -112,7 +115,7 @@ class JwtProvider:
             raise InvalidCredentials(reason=Refusal.MALFORMED)
         token = match[1]
         try:
-            identity = self._verified(token, self._find_key(token))
+            identity = self._identified(token)
         except InvalidIdentity as error:
             raise InvalidCredentials(reason=Refusal.SUBJECT) from error
         except _FAULTS as error:
@@ -120,6 +123,15 @@ class JwtProvider:
         if int(identity.claims["exp"]) <= time() - LEEWAY:
             raise InvalidCredentials(reason=Refusal.EXPIRED)
         return identity
+
+    def _identified(self, token: str) -> Identity:
+        try:
+            return self._verified(token, self._find_key(token))
+        except jwt.InvalidSignatureError:
+            if self._previous is None:
+                raise
+        # While the secret is replaced.
+        return self._verified(token, self._previous)
 
     def algorithms_for(self, token: str) -> tuple[str, ...]:
         """The algorithms that the `alg` of this token may name. Raises Unavailable."""

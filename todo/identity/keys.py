@@ -50,14 +50,17 @@ def asymmetric_algorithms(algorithms: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in _ALGORITHMS.values() for name in _narrowed(names, algorithms)))
 
 
-def secret_key(secret: str, algorithms: tuple[str, ...]) -> VerificationKey:
-    """Return the key of JWT_SECRET, for the algorithms or else HS256. Raises ConfigurationError if it is no secret."""
+def secret_key(secret: str, algorithms: tuple[str, ...], name: str = "JWT_SECRET") -> VerificationKey:
+    """Return the key of a secret, for the algorithms or else HS256. name: of its variable.
+
+    Raises ConfigurationError if it is no secret.
+    """
     # Python represents bytes of the environment that are not UTF-8 as surrogates.
     key = secret.encode(errors="surrogateescape")
     try:
         jwt.get_algorithm_by_name("HS256").prepare_key(key)
     except jwt.InvalidKeyError as error:
-        raise ConfigurationError("JWT_SECRET is a key of another kind, or a certificate: it is no secret") from error
+        raise ConfigurationError(f"{name} is a key of another kind, or a certificate: it is no secret") from error
     return VerificationKey(key, algorithms or ("HS256",))
 
 
