@@ -21,6 +21,7 @@ globalThis.fetch = async (input, init) => {
   if (network.isDown || Math.random() < network.faults) throw new TypeError("fetch failed");
   const response = await fetchWithoutFaults(request);
   if (request.url.includes("/changes")) await sleep(network.slowness);
+  if (network.isDown) throw new TypeError("fetch failed");
   const isLost = request.method !== "GET" && network.lostAnswers > 0;
   if (isLost) network.lostAnswers--;
   const line = `${request.method} ${new URL(request.url).pathname.split("/").pop()}`;

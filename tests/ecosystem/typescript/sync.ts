@@ -257,6 +257,21 @@ test("after a 410 a client drops what the service no longer has", async () => {
   assert.deepEqual([phone.conflicts, laptop.conflicts], [[], []]);
 });
 
+test("after a 410 a client drops what it has created and never pulled", async () => {
+  network.slowness = 200;
+  await phone.add("Buy milk");
+  await eventually(async () => assert.ok(network.log.includes("POST tasks 201")));
+  network.isDown = true;
+  await sleep(250);
+  await phone.replication.pause();
+  network.isDown = false;
+  network.slowness = 0;
+  await deleteAll();
+  flask("users", "resync");
+  await phone.replication.start();
+  assert.deepEqual(await agreed(phone, laptop), []);
+});
+
 test("a create whose answer is lost makes one task", async () => {
   const counts = new Set<number>();
   const counting = phone.tasks.count().$.subscribe((count) => counts.add(count));
@@ -355,17 +370,24 @@ test("quick edits of one task arrive in their order", async () => {
 test("an edit that undoes one whose answer was lost stays", async () => {
   const task = await phone.add("Buy milk");
   await agreed(phone, laptop);
-  phone.replication.retryTime = 400;
+  // A pull that waits to be tried again meets a push that waits too.
+  phone.replication.retryTime = 300;
+  network.isDown = true;
+  phone.replication.reSync();
+  await eventually(async () => assert.ok(phone.errors.length > 0));
+  phone.replication.retryTime = 1500;
+  network.isDown = false;
   network.lostAnswers = 1;
   await task.incrementalPatch({ status: "complete" });
   await eventually(async () => assert.equal(network.lostAnswers, 0));
   await task.incrementalPatch({ status: "incomplete" });
-  phone.replication.reSync();
-  await agreed(laptop);
+  network.log.length = 0;
+  await eventually(async () => assert.ok(network.log.includes("GET changes 200")));
+  await sleep(50);
   assert.equal((await tasksOfService())[0]?.status, "complete");
-  await sleep(500);
-  const held = await agreed(phone, laptop);
   phone.replication.retryTime = 30;
+  await sleep(1500);
+  const held = await agreed(phone, laptop);
   assert.deepEqual(held.map(({ status }) => status), ["incomplete"]);
 });
 
