@@ -1,5 +1,6 @@
 """Headless Chromium, Debian's, and all that is to be heard of a page in it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -8,6 +9,10 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 
 from tests.ecosystem.programs import program
 from tests.live import PATIENCE
+from tests.support import ROOT
+
+#: How many calls the page shows.
+CALLS = sum(map(len, json.loads((ROOT / "docs/openapi.json").read_text())["paths"].values()))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from tests.ecosystem.browser import chromium, visiting
+from tests.ecosystem.browser import CALLS, chromium, visiting
 from tests.live import gunicorn
 from tests.support import close, migrated_app, sqlite_database
 
@@ -21,7 +21,7 @@ def main(picture: str) -> None:
             visiting(browser) as visit,
         ):
             visit.page.goto(f"http://127.0.0.1:{server.port}/docs")
-            expect(visit.page.locator(".opblock")).to_have_count(8)
+            expect(visit.page.locator(".opblock")).to_have_count(CALLS)
             visit.page.screenshot(path=picture)
 
 

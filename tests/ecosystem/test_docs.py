@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from sqlalchemy import URL
 
-from tests.ecosystem.browser import Visit, visiting
+from tests.ecosystem.browser import CALLS, Visit, visiting
 from tests.live import Server, gunicorn
 from tests.support import sql, token
 
@@ -97,7 +97,7 @@ def test_each_call_works_as_it_is_filled_in(visit: Visit, live: Server, url: URL
 
 def test_every_corner_of_the_page_keeps_to_the_policy(visit: Visit, live: Server) -> None:
     visit.page.goto(f"{site(live)}/docs")
-    expect(visit.page.locator(".opblock")).to_have_count(8)
+    expect(visit.page.locator(".opblock")).to_have_count(CALLS)
     schemas = ".models .json-schema-2020-12-expand-deep-button"
     for kind in (".opblock-summary-control", ".tabitem:has-text('Schema') button", schemas):
         assert visit.page.locator(kind).count() > 5, kind
@@ -120,7 +120,7 @@ def test_the_token_is_forgotten_with_the_page(visit: Visit, live: Server) -> Non
 def test_the_address_names_no_other_document(visit: Visit, live: Server) -> None:
     other = "http://localhost:9/openapi.json"
     visit.page.goto(f"{site(live)}/docs?url={other}&configUrl={other}&urls.primaryName={other}")
-    expect(visit.page.locator(".opblock")).to_have_count(8)
+    expect(visit.page.locator(".opblock")).to_have_count(CALLS)
     assert visit.hosts() == {f"127.0.0.1:{live.port}"}
 
 
