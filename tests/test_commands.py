@@ -237,8 +237,8 @@ class TestExport:
         populate(bob, 2)
         user, *rest = self.lines(app)
         clock = max(task["updated_at"] for task in alice("GET").get_json())
-        forgotten_at = user.pop("forgotten_at")
-        assert forgotten_at < clock
+        assert user.pop("forgotten_at") < clock
+        assert user.pop("incarnation") > 0
         assert user == {"kind": "user", "id": "alice", "email": "alice@example.com", "changed_at": clock}
         assert Counter(line["kind"] for line in rest) == {"task": 5, "idempotency_key": 3}
         shown = {task["id"]: task for task in alice("GET").get_json()}

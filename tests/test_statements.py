@@ -10,7 +10,7 @@ from sqlalchemy import URL, Select, Text, bindparam, literal, select
 from tests.support import Caller, Make, sql
 from todo.db import db
 from todo.db.failures import DRIVER_ERRORS
-from todo.db.statements import Names, Statement
+from todo.db.statements import Names, Statement, _Compiled
 from todo.db.types import UtcInstant
 from todo.tasks import queries
 
@@ -102,6 +102,32 @@ def test_an_error_of_the_statement_keeps_its_connection(app: Flask, alice: Calle
         queries.TASKS.insert("alice", None, {"title": ""})
     assert connections(app) == before
     assert alice.titles() == ["Buy milk"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_interrupted_change_on_sqlite_does_not_keep_the_lock(
+    make: Make, sqlite: URL, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    app = make(sqlite)
+    alice = Caller(app, "alice")
+    task = alice.create()
+    bind = _Compiled.bind
+    bound: list[object] = []
+
+    def interrupt(compiled: _Compiled, parameters: Any) -> Any:
+        bound.append(compiled)
+        if len(bound) == 2:
+            raise failure
+        return bind(compiled, parameters)
+
+    monkeypatch.setattr(_Compiled, "bind", interrupt)
+    with app.app_context(), pytest.raises(failure) as caught:
+        queries.TASKS.delete("alice", task["id"])
+    monkeypatch.undo()
+    sql(sqlite, "UPDATE tasks SET title = 'not locked'")
+    assert alice.titles() == ["not locked"]
+    # Until here it has kept the frames of the statement, and so the cursor.
+    assert caught.type is failure
 
 
 def test_a_connection_that_breaks_under_a_statement_is_503_and_replaced(make: Make, postgresql: URL) -> None:

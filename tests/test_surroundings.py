@@ -27,7 +27,8 @@ COMMANDS = [
     ["prune"],
     ["users", "delete", "dave", "--yes"],
 ]
-INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+#: What differs in each round: instants, and the random number of a user.
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z|(?<=\"incarnation\":)\d+")
 
 Answer = tuple[object, ...]
 

@@ -34,8 +34,10 @@ class Page(Generic[Row]):
 
     clock: the user's clock at the moment when the rows were read; None for a user who has never created anything.
     forgotten_at: the instant up to which deletions may have been forgotten.
+    incarnation: another number after the user was erased and created again.
     """
 
     rows: Sequence[Row]
     clock: str | None
     forgotten_at: str | None
+    incarnation: int | None

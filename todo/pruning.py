@@ -10,6 +10,7 @@ from todo.db import db
 from todo.db.commands import BATCH, on_database, transaction
 from todo.db.deletions import KEPT_FOR as DELETIONS_KEPT_FOR
 from todo.db.deletions import Deletion
+from todo.db.ownership import evaluated_once
 from todo.db.types import UtcInstant, hours_ago
 from todo.idempotency.models import IdempotencyKey
 from todo.idempotency.queries import IS_OUTLIVED, PRIMARY_KEY
@@ -18,26 +19,29 @@ from todo.users.models import User
 
 blp = Blueprint("prune", __name__, cli_group=None)
 
-# One pass through all keys, in short transactions, so that no create waits long for a lock.
+# One pass through all keys, in short transactions, so that no create waits long for a lock. It skips keys that another
+# session is deleting, and so waits for none.
 SOME_KEYS = (
     select(*PRIMARY_KEY)
     .where(tuple_(*PRIMARY_KEY) > tuple_(bindparam("after_user"), bindparam("after_key")), IS_OUTLIVED)
     .order_by(*PRIMARY_KEY)
     .limit(bindparam("batch", type_=Integer))
+    .with_for_update(skip_locked=True)
 )
-DELETE_KEYS = delete(IdempotencyKey).where(
-    tuple_(*PRIMARY_KEY) > tuple_(bindparam("after_user"), bindparam("after_key")),
-    tuple_(*PRIMARY_KEY) <= tuple_(bindparam("last_user"), bindparam("last_key")),
-    IS_OUTLIVED,
-)
+DELETE_KEYS = delete(IdempotencyKey).where(tuple_(*PRIMARY_KEY).in_(evaluated_once(SOME_KEYS))).returning(*PRIMARY_KEY)
 
 IS_FORGETTABLE = Deletion.deleted_at < hours_ago(bindparam("hours", type_=Integer))
-NEXT_USER = select(func.min(Deletion.user_id)).where(Deletion.user_id > bindparam("after_user"), IS_FORGETTABLE)
-OF_USER = Deletion.user_id == bindparam("of_user")
-SOME_OF_USER = select(Deletion.deleted_at).where(OF_USER, IS_FORGETTABLE).order_by(Deletion.deleted_at)
-SOME_OF_USER = SOME_OF_USER.limit(bindparam("batch", type_=Integer))
-#: Up to which instant the oldest deletions of a user go.
-LATEST = select(func.max(SOME_OF_USER.subquery().c.deleted_at, type_=UtcInstant))
+FEED = (Deletion.user_id, Deletion.resource)
+NEXT_FEED = (
+    select(*FEED)
+    .where(tuple_(*FEED) > tuple_(bindparam("after_user"), bindparam("after_resource")), IS_FORGETTABLE)
+    .order_by(*FEED)
+    .limit(1)
+)
+IN_FEED = (Deletion.user_id == bindparam("of_user"), Deletion.resource == bindparam("of_resource"))
+OLDEST = select(Deletion.deleted_at).where(*IN_FEED, IS_FORGETTABLE).order_by(Deletion.deleted_at)
+#: Up to which instant the oldest deletions of a feed go.
+LATEST = select(func.max(OLDEST.limit(bindparam("batch", type_=Integer)).subquery().c.deleted_at, type_=UtcInstant))
 UP_TO = bindparam("latest", type_=UtcInstant)
 # It takes the lock on the user first, as `flask users delete` does. A sync that does not know these deletions must
 # start again.
@@ -46,7 +50,7 @@ FORGET = (
     .where(User.id == bindparam("of_user"))
     .values(forgotten_at=case((User.forgotten_at < UP_TO, UP_TO), else_=User.forgotten_at))
 )
-DELETE_DELETIONS = delete(Deletion).where(OF_USER, Deletion.deleted_at <= UP_TO)
+DELETE_DELETIONS = delete(Deletion).where(*IN_FEED, Deletion.deleted_at <= UP_TO)
 
 
 @blp.cli.command("prune")
@@ -78,10 +82,9 @@ def prune_keys(hours: int) -> int:
     pruned = 0
     parameters: dict[str, Any] = {"hours": hours, "batch": BATCH, "after_user": "", "after_key": ""}
     connection = db.session.connection()
-    while some := connection.execute(SOME_KEYS, parameters).all():
-        user_id, key = some[-1]
-        pruned += connection.execute(DELETE_KEYS, parameters | {"last_user": user_id, "last_key": key}).rowcount
-        parameters |= {"after_user": user_id, "after_key": key}
+    while keys := connection.execute(DELETE_KEYS, parameters).all():
+        pruned += len(keys)
+        parameters |= dict(zip(("after_user", "after_key"), max(map(tuple, keys)), strict=True))
     return pruned
 
 
@@ -89,12 +92,12 @@ def forget_deletions(hours: int) -> int:
     """Delete the deletions that are older than this many hours, and return how many."""
     forgotten = 0
     connection = db.session.connection()
-    parameters: dict[str, Any] = {"hours": hours, "after_user": ""}
-    while (user_id := connection.scalar(NEXT_USER, parameters)) is not None:
-        of_user = {"hours": hours, "batch": BATCH, "of_user": user_id}
-        while (latest := connection.scalar(LATEST, of_user)) is not None:
+    parameters: dict[str, Any] = {"hours": hours, "after_user": "", "after_resource": ""}
+    while (feed := connection.execute(NEXT_FEED, parameters).one_or_none()) is not None:
+        of_feed = {"of_user": feed.user_id, "of_resource": feed.resource}
+        while (latest := connection.scalar(LATEST, {**of_feed, "hours": hours, "batch": BATCH})) is not None:
             with transaction() as changing:
-                changing.execute(FORGET, {"of_user": user_id, "latest": latest})
-                forgotten += changing.execute(DELETE_DELETIONS, {"of_user": user_id, "latest": latest}).rowcount
-        parameters["after_user"] = user_id
+                changing.execute(FORGET, {"of_user": feed.user_id, "latest": latest})
+                forgotten += changing.execute(DELETE_DELETIONS, {**of_feed, "latest": latest}).rowcount
+        parameters |= {"after_user": feed.user_id, "after_resource": feed.resource}
     return forgotten

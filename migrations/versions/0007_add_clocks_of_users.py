@@ -23,6 +23,7 @@ def upgrade() -> None:
     """Add what the code after 0006 needs. The code before it goes on, but does not use the clocks."""
     is_sqlite = op.get_context().dialect.name == "sqlite"
     instant: sa.types.TypeEngine[Any] = sa.BigInteger() if is_sqlite else sa.TIMESTAMP(timezone=True)
+    op.add_column("users", sa.Column("incarnation", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
     for name in ("changed_at", "forgotten_at"):
         # PostgreSQL evaluates now() once, and writes no row. SQLite accepts only a constant.
         default = sa.text("0" if is_sqlite else "now()")
@@ -66,3 +67,4 @@ def downgrade() -> None:
     op.drop_table("deletions")
     op.drop_column("users", "forgotten_at")
     op.drop_column("users", "changed_at")
+    op.drop_column("users", "incarnation")

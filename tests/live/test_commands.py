@@ -20,8 +20,8 @@ from tests.live import gunicorn
 from tests.support import ROOT, SECRET, Caller, Make
 from tests.test_commands import owned, run
 
-#: Of the user's clock, whenever that was.
-INSTANTS = {"changed_at": None, "forgotten_at": None}
+#: Of the user's clock, whenever that was, and of the user's row.
+INSTANTS = {"changed_at": None, "forgotten_at": None, "incarnation": None}
 
 
 def test_every_task_that_was_made_is_erased_or_a_new_users(

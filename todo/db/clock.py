@@ -16,7 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from todo.db.conflicts import violated
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import USER_ID
-from todo.db.types import UtcInstant, current_instant, later_instant
+from todo.db.types import UtcInstant, current_instant, later_instant, random_number
 from todo.users.models import User
 
 Made = TypeVar("Made")
@@ -38,10 +38,17 @@ def tick_or_start(dialect: str, *criteria: ColumnElement[bool]) -> Insert:
     """
     email = bindparam("owner_email", type_=Text)
     # SQLite takes ON CONFLICT for a join's ON, unless there is a WHERE before it.
-    new = select(cast(USER_ID, Text), cast(email, Text), current_instant(), current_instant()).where(true(), *criteria)
+    values: dict[str, Any] = {
+        "id": cast(USER_ID, Text),
+        "email": cast(email, Text),
+        "incarnation": random_number(),
+        "changed_at": current_instant(),
+        "forgotten_at": current_instant(),
+    }
+    new = select(*values.values()).where(true(), *criteria)
     inserted = (sqlite_insert if dialect == "sqlite" else postgresql_insert)(User)
     return (
-        inserted.from_select(["id", "email", "changed_at", "forgotten_at"], new)
+        inserted.from_select([*values], new)
         .on_conflict_do_update(index_elements=["id"], set_={"changed_at": later_instant(User.changed_at)})
         .returning(User.id, User.changed_at)
     )
@@ -70,11 +77,16 @@ def forget() -> Update:
 def header_of(columns: Sequence[Any]) -> Select[Any]:
     """Return the row that stands before those of a page: NULL, but for the clock in updated_at.
 
-    created_at has forgotten_at. There is no such row for a user who has never created anything.
+    created_at has forgotten_at, and id the incarnation of the user. There is no such row for a user who has never
+    created anything.
     """
-    instants: dict[str, Any] = {"created_at": User.forgotten_at, "updated_at": User.changed_at}
-    blank = [instants.get(column.key, cast(null(), column.type)).label(column.key) for column in columns]
-    return select(*blank).where(User.id == USER_ID)
+    values: dict[str, Any] = {
+        "id": User.incarnation,
+        "created_at": User.forgotten_at,
+        "updated_at": User.changed_at,
+    }
+    header = [values.get(column.key, cast(null(), column.type)).label(column.key) for column in columns]
+    return select(*header).where(User.id == USER_ID)
 
 
 def is_news() -> ColumnElement[bool]:

@@ -33,7 +33,7 @@ ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
 #: Seconds to wait for a connection of the pool. There are as many connections as threads, so that requests wait only
 #: under a server with more threads than WEB_THREADS.
 POOL_TIMEOUT = 2.0
-#: Seconds to wait for SQLite's one writer. A first task may wait three times: with the pool's wait, less than 10 s.
+#: Seconds to wait for SQLite's one writer. A change waits once, a first task at most twice.
 SQLITE_BUSY_TIMEOUT = 2.5
 #: How many instructions SQLite runs between two checks of the time. A search of ten rows takes about as many.
 STEPS = 1000

@@ -95,10 +95,10 @@ class Statement(Generic[Row]):
     def _all(self, parameters: Parameters) -> list[Row]:
         engine = db.engine
         connection = engine.raw_connection()
+        cursor = connection.cursor()
         try:
             names = frozenset(parameters)
             steps = self._compiled.get((engine.name, names)) or self._compile(engine.dialect, names)
-            cursor = connection.cursor()
             if len(steps) > 1:
                 cursor.execute("BEGIN IMMEDIATE")
             for step in steps:
@@ -107,9 +107,11 @@ class Statement(Generic[Row]):
             if len(steps) > 1:
                 cursor.execute("COMMIT" if rows else "ROLLBACK")
         except BaseException as error:
+            if engine.name == "sqlite":
+                # Else the lock of the writer would last as long as the cursor.
+                cursor.close()
+                connection.rollback()
             if isinstance(error, DRIVER_ERRORS) and not getattr(connection, "closed", False):
-                if engine.name == "sqlite":
-                    connection.rollback()
                 connection.close()
             else:
                 # It is broken, or still has a statement to finish.

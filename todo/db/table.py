@@ -159,4 +159,4 @@ def expectation(expected: Expected | None) -> dict[str, Any]:
 def _page(rows: Sequence[Row]) -> Page[Row]:
     # The first row is the clock: header_of(). It has no other fields.
     header: Any = rows[0] if rows else None
-    return Page(rows[1:], header and header.updated_at, header and header.created_at)
+    return Page(rows[1:], header and header.updated_at, header and header.created_at, header and header.id)

@@ -105,6 +105,14 @@ class hours_ago(SqlFunction[str]):  # noqa: N801
     sqlite = f"({_SQLITE_NOW} - {{0}} * 3600000000)"
 
 
+class random_number(SqlFunction[int]):  # noqa: N801
+    """SQL: a random whole number from 1, with 31 bits."""
+
+    type = BigInteger()
+    postgresql = "(1 + floor(random() * 2147483646))::bigint"
+    sqlite = "(1 + abs(random() % 2147483646))"
+
+
 class long_ago_or_now(SqlFunction[str]):  # noqa: N801
     """SQL: the default of an instant in a column that is added later: SQLite accepts only a constant."""
 

@@ -121,7 +121,7 @@ def delete_batch(connection: Connection, model: type[Owned], user_id: str) -> in
     """
     connection.execute(forget(), {"user_id": user_id})
     key = inspect(model).primary_key
-    some = owned_by(model, select(*key)).limit(BATCH)
+    some = owned_by(model, select(*key)).order_by(*key).limit(BATCH)
     statement = owned_by(model, delete(model)).where(tuple_(*key).in_(some))
     return connection.execute(statement, {"user_id": user_id}).rowcount
 

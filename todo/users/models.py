@@ -1,6 +1,6 @@
 """The users table: rows that owned rows refer to. Accounts belong to the identity provider."""
 
-from sqlalchemy import CheckConstraint, Text
+from sqlalchemy import BigInteger, CheckConstraint, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.db import Model
@@ -18,6 +18,8 @@ class User(Model):
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     email: Mapped[str | None] = mapped_column(Text, unique=True)
+    #: A random number of this row: the user may be erased, and created again. 0 in rows that are older than the column.
+    incarnation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     #: The user's clock: the instant of the latest change of what the user owns (todo/db/clock.py).
     changed_at: Mapped[str] = mapped_column(UtcInstant, server_default=long_ago_or_now())
     #: Deletions up to this instant may have been forgotten. A sync that does not know them must start again.

@@ -15,9 +15,9 @@ from todo.pages import Page, PageWanted
 from todo.web.paging import PAGE_BYTES, fit
 from todo.web.schemas import LARGEST_ID, Output, RowSchema
 
-# Version of the layout, instant and id of the place, the instant up to which deletions are known, a digest of user and
-# resource. Instants are in microseconds since 1970.
-_LAYOUT = struct.Struct(">Bqqq8s")
+# Version of the layout, instant and id of the place, the instant up to which deletions are known, the incarnation of
+# the user, a digest of user and resource. Instants are in microseconds since 1970.
+_LAYOUT = struct.Struct(">BqqqI7s")
 _VERSION = 1
 _INVALID = "Invalid sync token"
 
@@ -28,30 +28,31 @@ class Since:
 
     The client has all changes up to the place (instant, row_id) in the order of the owner's clock, and all deletions up
     to known_at. known_at is later than the place while a client pages through its first sync: what was deleted before
-    that began, the client has never seen.
+    that began, the client has never seen. incarnation: of the user whose rows the client has.
     """
 
     instant: str
     row_id: int
     known_at: str
+    incarnation: int
 
 
 #: The state of a client that has nothing.
-NOTHING = Since("0001-01-01T00:00:00.000000Z", 0, "0001-01-01T00:00:00.000000Z")
+NOTHING = Since("0001-01-01T00:00:00.000000Z", 0, "0001-01-01T00:00:00.000000Z", 0)
 
 
 def encode_token(user_id: str, resource: str, since: Since) -> str:
     """Return the token for the state. URL-safe base64 (RFC 4648)."""
-    instants = (to_microseconds(since.instant), since.row_id, to_microseconds(since.known_at))
-    return base64.urlsafe_b64encode(_LAYOUT.pack(_VERSION, *instants, _digest(user_id, resource))).decode()
+    state = (to_microseconds(since.instant), since.row_id, to_microseconds(since.known_at), since.incarnation)
+    return base64.urlsafe_b64encode(_LAYOUT.pack(_VERSION, *state, _digest(user_id, resource))).decode()
 
 
 def decode_token(user_id: str, resource: str, token: str) -> Since:
     """Return the state of a token. Raises InvalidInput unless encode_token() made it for this user and resource."""
     try:
         place = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
-        _, microseconds, row_id, known, _ = _LAYOUT.unpack(place)
-        since = Since(from_microseconds(microseconds), row_id, from_microseconds(known))
+        _, microseconds, row_id, known, incarnation, _ = _LAYOUT.unpack(place)
+        since = Since(from_microseconds(microseconds), row_id, from_microseconds(known), incarnation)
     except (ValueError, OverflowError, struct.error) as error:
         raise InvalidInput(_INVALID) from error
     if token != encode_token(user_id, resource, since):
@@ -73,22 +74,25 @@ def answer_since(since: Since, page: Page[Any], limit: int, noun: str) -> tuple[
     Raises SyncTokenGone if a deletion after the state may have been forgotten, if the state is ahead of the database (a
     backup was restored), or if the user was erased.
     """
-    if page.clock is None or page.forgotten_at is None:
+    if page.clock is None or page.forgotten_at is None or page.incarnation is None:
         if since != NOTHING:
             raise SyncTokenGone
         return {"changes": [], "more": False}, NOTHING
     is_first = since == NOTHING
-    if not is_first and not (page.forgotten_at <= since.known_at and max(since.known_at, since.instant) <= page.clock):
+    # Each page has brought the deletions before its place. At the place itself there may be more, of a bulk call.
+    is_known = page.forgotten_at <= since.known_at or page.forgotten_at < since.instant
+    is_ahead = max(since.known_at, since.instant) > page.clock
+    if not is_first and (since.incarnation != page.incarnation or not is_known or is_ahead):
         raise SyncTokenGone
     # A row beyond the clock was written by hand, without the clock. It comes when the clock has passed it.
     rows = [row for row in page.rows if row.updated_at <= page.clock]
     changes = [{"id": row.id, noun: None if row.created_at is None else row} for row in rows]
     shown = fit(changes, limit)
     if len(shown) == len(changes):
-        return {"changes": shown, "more": False}, Since(page.clock, LARGEST_ID, page.clock)
+        return {"changes": shown, "more": False}, Since(page.clock, LARGEST_ID, page.clock, page.incarnation)
     last = rows[len(shown) - 1]
     known_at = page.clock if is_first else since.known_at
-    return {"changes": shown, "more": True}, Since(last.updated_at, last.id, known_at)
+    return {"changes": shown, "more": True}, Since(last.updated_at, last.id, known_at, page.incarnation)
 
 
 def feed_schema(noun: str, row: type[RowSchema]) -> Schema:
@@ -120,4 +124,4 @@ class FeedSchema(Output):
 
 def _digest(user_id: str, resource: str) -> bytes:
     # Protects against mistakes, not forgery: a forged token shows users only their own rows.
-    return hashlib.sha256(json.dumps([user_id, resource]).encode()).digest()[:8]
+    return hashlib.sha256(json.dumps([user_id, resource]).encode()).digest()[:7]
