@@ -44,7 +44,7 @@ HOLDER = """
         SELECT pid FROM pg_locks
         WHERE granted AND relation >= 16384 AND pid <> pg_backend_pid()
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    ) AND (xact_start IS NULL OR xact_start < clock_timestamp() - interval '1 second')
+    ) AND (state IS NULL OR xact_start < clock_timestamp() - interval '1 second')
     ORDER BY xact_start NULLS LAST LIMIT 1
 """
 

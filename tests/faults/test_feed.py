@@ -23,7 +23,7 @@ THREADS = "64"
 SECONDS = [4, pytest.param(60, marks=pytest.mark.faults)]
 KINDS = ["sqlite", "postgresql", "partitioned", pytest.param("pgbouncer", marks=pytest.mark.faults)]
 #: Seconds within which a planted fault must be found.
-SOON = 10
+SOON = 30
 #: The kinds of writes.
 WRITES = {"create", "create with a key", "update", "toggle", "delete", "bulk", "bulk deletion"}
 
