@@ -60,9 +60,9 @@ def now_without_the_lock() -> None:
     latest: Any = func.greatest(changed, deleted, User.forgotten_at, type_=UtcInstant())
 
     def header_of(columns: Sequence[Any]) -> Select[Any]:
-        instants: dict[str, Any] = {"created_at": User.forgotten_at, "updated_at": latest}
-        blank = [instants.get(column.key, cast(null(), column.type)).label(column.key) for column in columns]
-        return select(*blank).where(User.id == USER_ID)
+        values: dict[str, Any] = {"id": User.incarnation, "created_at": User.forgotten_at, "updated_at": latest}
+        header = [values.get(column.key, cast(null(), column.type)).label(column.key) for column in columns]
+        return select(*header).where(User.id == USER_ID)
 
     vars(pages).update(header_of=header_of)
     vars(clock).update(CLOCK=select(latest).where(User.id == USER_ID).scalar_subquery())
