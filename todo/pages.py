@@ -29,15 +29,21 @@ class PageWanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Page(Generic[Row]):
-    """The rows of a page.
+class UserClock:
+    """The clock of a user at the moment when rows were read.
 
-    clock: the user's clock at the moment when the rows were read; None for a user who has never created anything.
-    forgotten_at: the instant up to which deletions may have been forgotten.
-    incarnation: another number after the user was erased and created again.
+    changed_at: the instant of the latest change. forgotten_at: the instant up to which deletions may have been
+    forgotten. incarnation: another number after the user was erased and created again.
     """
 
+    changed_at: str
+    forgotten_at: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Row]):
+    """The rows of a page. clock: None for a user who has never created anything."""
+
     rows: Sequence[Row]
-    clock: str | None
-    forgotten_at: str | None
-    incarnation: int | None
+    clock: UserClock | None

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from todo import create_app
-from todo.db import bulk, clock, inserts, pages, table, types
+from todo.db import bulk, clock, deletions, inserts, pages, table, types
 from todo.db.bulk import BulkStatements
 from todo.db.deletions import Deletion, note
 from todo.db.ownership import USER_ID, owned_by
@@ -123,7 +123,7 @@ def deletions_by_a_second_statement(*, at_another_instant: bool = False) -> None
 
         return run
 
-    for module in (table, bulk):
+    for module in (deletions, table, bulk):
         vars(module).update(note=_postponed)
     for kind in (OwnedTable, BulkStatements):
         kind.delete = in_two_statements(kind.delete)  # type: ignore[method-assign]

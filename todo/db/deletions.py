@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Insert, PrimaryKeyConstraint, Select, Text, insert
+from sqlalchemy import CTE, BigInteger, Insert, PrimaryKeyConstraint, Select, Text, insert, literal, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.db import Model
@@ -27,6 +27,12 @@ class Deletion(Owned, Model):
 
     # In the order of a change feed.
     __table_args__ = (PrimaryKeyConstraint("user_id", "resource", "deleted_at", "row_id"),)
+
+
+def noted(model: type[Owned], gone: CTE, clock: CTE) -> CTE:
+    """Return the part of a statement that notes the rows of the model that another part, `gone`, deletes."""
+    rows = select(gone.c.user_id, literal(table_of(model).name), gone.c.id, clock.c.changed_at)
+    return note(rows).cte("noted")
 
 
 def note(rows: Select[Any]) -> Insert:

@@ -19,14 +19,14 @@ from sqlalchemy import (
 
 from todo.db.bulk import BulkStatements
 from todo.db.clock import CLOCK, tick
-from todo.db.deletions import note
+from todo.db.deletions import note, noted
 from todo.db.inserts import OwnedInsert, new_parameters, new_values
 from todo.db.ownership import USER_ID, owned_by, table_of
 from todo.db.pages import changes_of, page_of, page_parameters
 from todo.db.statements import Names, Query, Statement, columns_of
 from todo.db.types import InstantList, is_among
 from todo.expected import Expected
-from todo.pages import Page, PageWanted
+from todo.pages import Page, PageWanted, UserClock
 
 Row = TypeVar("Row", bound=Struct)
 
@@ -127,8 +127,7 @@ class OwnedTable(Generic[Row]):
         clock = self._tick(names).cte("clock")
         row = owned_by(model, delete(model)).where(*self._is_expected(names), clock.c.id == USER_ID)
         gone = row.returning(model.id, model.user_id).cte("gone")
-        noted = note(select(gone.c.user_id, literal(model.__tablename__), gone.c.id, clock.c.changed_at))
-        return select(gone.c.id, gone.c.user_id).add_cte(noted.cte("noted"))
+        return select(gone.c.id, gone.c.user_id).add_cte(noted(model, gone, clock))
 
     def _write_delete_for_sqlite(self, names: Names) -> Queries:
         model, is_expected = self._model, self._is_expected(names)
@@ -156,7 +155,9 @@ def expectation(expected: Expected | None) -> dict[str, Any]:
     return {} if expected is None else asdict(expected)
 
 
-def _page(rows: Sequence[Row]) -> Page[Row]:
-    # The first row is the clock: header_of(). It has no other fields.
-    header: Any = rows[0] if rows else None
-    return Page(rows[1:], header and header.updated_at, header and header.created_at, header and header.id)
+def _page(rows: Sequence[Any]) -> Page[Any]:
+    if not rows:
+        return Page(rows, None)
+    header, *others = rows
+    # header_of() puts the clock into these fields.
+    return Page(others, UserClock(header.updated_at, header.created_at, header.id))

@@ -23,6 +23,7 @@ from sqlalchemy import cast as sql_cast
 
 from todo.db import db
 from todo.db.clock import CLOCK, tick_or_start, unless_taken
+from todo.db.commands import transaction
 from todo.db.conflicts import refuse_conflict, violated
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.inserts import insert_new, new_values
@@ -146,15 +147,15 @@ class InsertOnce(Generic[Row]):
 
     def _insert_in_turn(self, parameters: Mapping[str, Any]) -> Outcome:
         # SQLite has no INSERT within WITH. The first statement makes this the only writer until the end.
-        with db.engine.execution_options(isolation_level="SERIALIZABLE").begin() as connection:
-            try:
+        try:
+            with transaction() as connection:
                 outcome = self._insert_with(connection, parameters)
-            except DATABASE_ERRORS as error:
-                refuse_conflict(error)
-                raise
-            if outcome.answer is None or outcome.fingerprint is not None:
-                # Nothing was made, so the clock stays as it was.
-                connection.rollback()
+                if outcome.answer is None or outcome.fingerprint is not None:
+                    # Nothing was made, so the clock stays as it was.
+                    connection.rollback()
+        except DATABASE_ERRORS as error:
+            refuse_conflict(error)
+            raise
         return outcome
 
     def _insert_with(self, connection: Connection, parameters: Mapping[str, Any]) -> Outcome:

@@ -12,9 +12,11 @@ from flask import Response, request
 
 from todo.expected import Expected
 from todo.instants import to_microseconds
+from todo.pages import UserClock
+from todo.web.schemas import INSTANT
 
 _TAG = re.compile(r"([1-9][0-9]{0,18})@([^@]+)")
-_INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+_INSTANT = re.compile(INSTANT, re.ASCII)
 #: The clock in the tag of a user who has never created anything.
 _NEVER = "never"
 #: A part of each digest of a representation. Increment it if answers change in another way than by their fields.
@@ -59,9 +61,9 @@ def representation_of(fields: Sequence[str]) -> str:
     return sha256(repr([_REPRESENTATION, *fields]).encode()).hexdigest()[:8]
 
 
-def page_tag(clock: str | None, representation: str) -> dict[str, str]:
+def page_tag(clock: UserClock | None, representation: str) -> dict[str, str]:
     """Return the ETag header of a page. The tag is weak: it changes with every change of what the user owns."""
-    return {"ETag": f'W/"{clock or _NEVER}-{representation}"'}
+    return {"ETag": f'W/"{clock.changed_at if clock else _NEVER}-{representation}"'}
 
 
 def known_clock(representation: str) -> str | None:

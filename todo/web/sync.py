@@ -62,25 +62,27 @@ def answer_since(since: Since, page: Page[Any], limit: int, noun: str) -> tuple[
     Raises SyncTokenGone if a deletion after the state may have been forgotten, if the state is ahead of the database (a
     backup was restored), or if the user was erased.
     """
-    if page.clock is None or page.forgotten_at is None or page.incarnation is None:
-        if since != NOTHING:
+    clock, is_first = page.clock, since == NOTHING
+    if clock is None:
+        if not is_first:
             raise SyncTokenGone
         return {"changes": [], "more": False}, NOTHING
-    is_first = since == NOTHING
     # Each page has brought the deletions before its place. At the place itself there may be more, of a bulk call.
-    is_known = page.forgotten_at <= since.known_at or page.forgotten_at < since.instant
-    is_ahead = max(since.known_at, since.instant) > page.clock
-    if not is_first and (since.incarnation != page.incarnation or not is_known or is_ahead):
+    is_known = clock.forgotten_at <= since.known_at or clock.forgotten_at < since.instant
+    is_ahead = max(since.known_at, since.instant) > clock.changed_at
+    if not is_first and (since.incarnation != clock.incarnation or not is_known or is_ahead):
         raise SyncTokenGone
     # A row beyond the clock was written by hand, without the clock. It comes when the clock has passed it.
-    rows = [row for row in page.rows if row.updated_at <= page.clock]
+    rows = [row for row in page.rows if row.updated_at <= clock.changed_at]
     changes = [{"id": row.id, noun: None if row.created_at is None else row} for row in rows]
     shown = fit(changes, limit)
-    if len(shown) == len(changes):
-        return {"changes": shown, "more": False}, Since(page.clock, LARGEST_ID, page.clock, page.incarnation)
-    last = rows[len(shown) - 1]
-    known_at = page.clock if is_first else since.known_at
-    return {"changes": shown, "more": True}, Since(last.updated_at, last.id, known_at, page.incarnation)
+    has_more = len(shown) < len(changes)
+    if has_more:
+        known_at = clock.changed_at if is_first else since.known_at
+        then = Since(rows[len(shown) - 1].updated_at, rows[len(shown) - 1].id, known_at, clock.incarnation)
+    else:
+        then = Since(clock.changed_at, LARGEST_ID, clock.changed_at, clock.incarnation)
+    return {"changes": shown, "more": has_more}, then
 
 
 def feed_schema(noun: str, row: type[RowSchema]) -> Schema:
