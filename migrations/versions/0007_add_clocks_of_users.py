@@ -12,10 +12,7 @@ branch_labels = None
 depends_on = None
 
 COUNT_CHANGES = Path(__file__).parents[1] / "count_changes.sql"
-COUNT_CHANGES_ON_SQLITE = (
-    "CREATE TRIGGER count_changes AFTER UPDATE ON tasks WHEN NEW.version = OLD.version"
-    " BEGIN UPDATE tasks SET version = OLD.version + 1 WHERE id = NEW.id; END"
-)
+COUNT_CHANGES_ON_SQLITE = COUNT_CHANGES.with_name("count_changes_on_sqlite.sql")
 SQLITE_NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000"
 
 
@@ -39,7 +36,7 @@ def upgrade() -> None:
     )
     if is_sqlite:
         op.execute(f"UPDATE users SET changed_at = {SQLITE_NOW}, forgotten_at = {SQLITE_NOW}")  # noqa: S608
-        op.execute(COUNT_CHANGES_ON_SQLITE)
+        op.execute(COUNT_CHANGES_ON_SQLITE.read_text())
         return
     secure_deletions()
     op.execute(COUNT_CHANGES.read_text())

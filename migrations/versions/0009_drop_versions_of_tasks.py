@@ -19,8 +19,8 @@ RESTART_ON_SQLITE = f"""
         )
     )
 """  # noqa: S608 (of constants)
-# In short transactions, user by user: each change of a user waits for the user's row. The policies of tasks show only
-# the rows of the user for whom a statement acts.
+# In short transactions, user by user, because each change of a user waits for the user's row. The policies of tasks
+# show only the rows of the acting user.
 RESTART = """
 DO $$
 DECLARE
@@ -39,10 +39,7 @@ BEGIN
 END $$
 """
 COUNT_CHANGES = Path(__file__).parents[1] / "count_changes.sql"
-COUNT_CHANGES_ON_SQLITE = (
-    "CREATE TRIGGER count_changes AFTER UPDATE ON tasks WHEN NEW.version = OLD.version"
-    " BEGIN UPDATE tasks SET version = OLD.version + 1 WHERE id = NEW.id; END"
-)
+COUNT_CHANGES_ON_SQLITE = COUNT_CHANGES.with_name("count_changes_on_sqlite.sql")
 
 
 def upgrade() -> None:
@@ -72,4 +69,4 @@ def downgrade() -> None:
         f"CONSTRAINT {op.f('ck_tasks_version_positive')} CHECK (version >= 1)"
     )
     is_sqlite = op.get_context().dialect.name == "sqlite"
-    op.execute(COUNT_CHANGES_ON_SQLITE if is_sqlite else COUNT_CHANGES.read_text())
+    op.execute((COUNT_CHANGES_ON_SQLITE if is_sqlite else COUNT_CHANGES).read_text())
