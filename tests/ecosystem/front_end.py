@@ -44,6 +44,21 @@ def succeed(name: str, *arguments: str | Path, cwd: Path = ROOT) -> None:
     assert result.returncode == 0, result.stdout
 
 
+def succeed_in_node(script: str, folder: Path, environ: dict[str, str], log: Path) -> None:
+    """Run the tests of a compiled script. Raises AssertionError, with the service's log, if one fails or none runs."""
+    result = subprocess.run(
+        [program("node"), "--test-force-exit", script],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr + log.read_text()
+    assert re.search(r"^# pass [1-9]", result.stdout, re.MULTILINE), result.stdout
+
+
 def front_end(folder: Path, files: dict[str, str], beside: Iterable[str], document: Path = DOCUMENT) -> Path:
     """A front end of these files, with its types, and with files of tests/ecosystem/typescript: not compiled yet."""
     for path, text in files.items():

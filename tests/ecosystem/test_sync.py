@@ -1,8 +1,6 @@
 """What docs/sync.md shows: compiled, and run by two clients of one user, against a live service on PostgreSQL."""
 
 import os
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from tests.ecosystem.front_end import files_of, front_end, succeed
-from tests.ecosystem.programs import program
+from tests.ecosystem.front_end import files_of, front_end, succeed, succeed_in_node
 from tests.live import Server, gunicorn
 from tests.support import ROOT, token
 
@@ -56,17 +53,7 @@ def test_two_clients_do_what_the_page_says(compiled: Path, service: Server, post
         "ROOT": str(ROOT),
         "DATABASE_URL": postgresql.render_as_string(hide_password=False),
     }
-    result = subprocess.run(
-        [program("node"), "--test-force-exit", "built/sync.js"],
-        cwd=compiled,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr + service.log.read_text()
-    assert re.search(r"^# pass [1-9]", result.stdout, re.MULTILINE), result.stdout
+    succeed_in_node("built/sync.js", compiled, environ, service.log)
 
 
 def test_it_compiles_as_a_bundler_has_it(compiled: Path) -> None:
