@@ -36,8 +36,9 @@ except ConfigurationError as error:
 worker_class = "gthread"
 # At most 4: a container may see far more cores than it may use.
 workers = settings.workers or max(2, min(os.cpu_count() or 1, 4))
-# Each worker's connection pool has as many connections (todo/db/connections.py): no thread waits for one.
-threads = settings.threads
+# Two threads more than each worker has database connections (todo/db/connections.py). They answer what needs no
+# database, /health/live and /metrics, while all connections wait for a database that is silent.
+threads = settings.threads + 2
 # Each worker loads the code itself. Otherwise a HUP would not load new code, and /metrics would miss workers.
 preload_app = False
 

@@ -3,6 +3,7 @@
 import socket
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from socket import AF_INET, SOCK_STREAM, gaierror
 from threading import Event
 from typing import Any
@@ -222,9 +223,40 @@ def test_a_session_that_began_read_only_is_left_once_a_write_has_shown_it(
 def test_no_free_connection_is_503(make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "POOL_TIMEOUT", 0.1)
     app = make(postgresql, threads=1)
+    alice = Caller(app, "alice")
     with app.app_context(), db.engine.connect():
-        assert is_unavailable(Caller(app, "alice"))
-    assert not is_unavailable(Caller(app, "alice"))
+        started = time.monotonic()
+        assert all(is_unavailable(alice) for _ in range(30))
+        # The first waits, and after it nobody.
+        assert time.monotonic() - started < 2
+    assert not is_unavailable(alice)
+
+
+def test_who_waits_for_a_connection_gets_the_first_that_comes_back(make: Make, postgresql: URL) -> None:
+    app = make(postgresql, threads=1)
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context(), db.engine.connect():
+            waiting = pool.submit(is_unavailable, Caller(app, "alice"))
+            with pytest.raises(TimeoutError):
+                waiting.result(0.1)
+        assert not waiting.result()
+
+
+def test_nobody_waits_for_connections_that_are_being_made_in_vain(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "POOL_TIMEOUT", 0.1)
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
+        alice = Caller(make(url, threads=1), "alice")
+        connecting = pool.submit(is_unavailable, alice)
+        connection, _ = silent.accept()
+        assert all(is_unavailable(alice) for _ in range(20))
+        assert not connecting.done()
+        connection.close()
+        assert connecting.result()
+        again = pool.submit(is_unavailable, alice)
+        silent.accept()[0].close()
+        assert again.result()
 
 
 def test_a_writer_that_stays_is_503_to_writes_alone(make: Make, sqlite: URL, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -616,7 +616,8 @@ class TestFailures:
             keys.serve(b=B)
             keys.assert_found("b", is_key=B)
             keys.go.set()
-            with pytest.raises(InvalidCredentials):
+            # The latter on a busy machine, if its own 2 s are over.
+            with pytest.raises((InvalidCredentials, Unavailable)):
                 waiting.result()
         join_fetches()
         keys.assert_found("b", is_key=B)

@@ -18,6 +18,7 @@ from sqlalchemy import URL
 
 from tests.live import Server, gunicorn
 from tests.support import (
+    SECRET,
     close,
     empty_database,
     migrated_app,
@@ -183,6 +184,29 @@ def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_p
             assert waiting.result()[0] == 201
             assert live.process.wait(15) == 0
             assert 1 < time.monotonic() - started < 10
+
+
+def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_path: Path) -> None:
+    """All connections wait for it, and 32 clients ask for more."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as silent, ExitStack() as stack:
+        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
+        environ = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "8", "METRICS_TOKEN": "a-token-for-prometheus"}
+        live = stack.enter_context(gunicorn(url, tmp_path / "log", ready="/health/live", **environ))
+        pool = stack.enter_context(ThreadPoolExecutor(32))
+        waiting = [
+            pool.submit(live.request, "GET", f"/api/user{number}/tasks", f"user{number}") for number in range(32)
+        ]
+        # Two of them wait for a connection first.
+        time.sleep(1)
+        started = time.monotonic()
+        for _ in range(50):
+            assert live.request("GET", "/health/live")[0] == 200
+            metrics = f"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a-token-for-prometheus\r\n{BYE}\r\n\r\n"
+            assert live.raw(metrics.encode()).startswith(b"HTTP/1.1 200 ")
+        assert time.monotonic() - started < 5
+        # One for each connection. The worker's own check of its readiness may have one of them.
+        assert sum(not request.done() for request in waiting) in (7, 8)
+        assert {request.result()[0] for request in waiting} == {503}
 
 
 def test_a_killed_worker_is_replaced(live: Server) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import psycopg2
 from flask import Flask
 from psycopg2 import errors, extensions
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, PoolProxiedConnection, QueuePool, event
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from config import Settings
 from todo.db.hosts import resolve_hosts
@@ -30,9 +31,9 @@ STATEMENT_LIMITS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout =
 #: SQL before these limits if the user is known. The policies of the tables (migration 0003) then show a statement only
 #: the rows of that user. It ends with the transaction, as the limits do.
 ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
-#: Seconds to wait for a connection of the pool. There are as many connections as threads, so that requests wait only
-#: under a server with more threads than WEB_THREADS.
-POOL_TIMEOUT = 2.0
+#: Seconds to wait for a connection of the pool. gunicorn has two threads more than there are connections, so that
+#: /health/live is answered while all connections wait for the database. Requests that wait here hold those two.
+POOL_TIMEOUT = 0.5
 #: Seconds to wait for SQLite's one writer. A change waits once, a first task at most twice.
 SQLITE_BUSY_TIMEOUT = 2.5
 #: How many instructions SQLite runs between two checks of the time. A search of ten rows takes about as many.
@@ -90,14 +91,37 @@ def was_lost_since(instant: float) -> bool:
     return _lost_at >= instant
 
 
+class Pool(QueuePool):
+    """A pool that, once a request has waited for a connection in vain, refuses others at once until one comes back."""
+
+    def __init__(self, creator: Any, **options: Any) -> None:
+        """Create the pool. The option pool_timeout would do, but Flask-SQLAlchemy makes an integer of it."""
+        super().__init__(creator, **options | {"timeout": POOL_TIMEOUT})
+        self._is_stuck = False
+        event.listen(self, "checkin", self._note_return)
+
+    def connect(self) -> PoolProxiedConnection:
+        """Return a connection. Raises TimeoutError, SQLAlchemy's, if all are in use and none comes back in time."""
+        if self._is_stuck and self.checkedout() >= self.size():
+            raise PoolTimeout("All connections are in use, and another request has waited for one in vain")
+        try:
+            return super().connect()
+        except PoolTimeout:
+            self._is_stuck = True
+            raise
+
+    def _note_return(self, *_: object) -> None:
+        self._is_stuck = False
+
+
 def engine_options(settings: Settings) -> dict[str, Any]:
     """The arguments of create_engine: autocommit, and one connection for each thread."""
     options: dict[str, Any] = {
         # A statement is its own transaction: one round trip instead of three, and no lock is held between statements.
         "isolation_level": "AUTOCOMMIT",
+        "poolclass": Pool,
         "pool_size": settings.threads,
         "max_overflow": 0,
-        "pool_timeout": POOL_TIMEOUT,
         # Under autocommit a connection that returns has nothing to roll back. Code that begins a transaction ends it.
         "pool_reset_on_return": None,
         # Users wrote the parameters: they must not be in the text of errors.
