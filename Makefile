@@ -15,8 +15,9 @@ define install
 $(1)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(2)
 @broken=$$($(1)/python -m pip --disable-pip-version-check check) || { echo "$$broken"; exit 1; }
 endef
-# $(call programs,…): install missing programs from Debian's packages of the same names.
-programs = for program in $(1); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+# $(call programs,…): install missing programs from Debian's packages of the same names. dpkg knows packages without such a program.
+programs = for program in $(1); do \
+	command -v $$program >/dev/null || dpkg --status $$program >/dev/null 2>&1 || missing="$$missing $$program"; done; \
 	test -z "$$missing" || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends $$missing; } || \
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
@@ -45,9 +46,9 @@ live: $(VENV)/installed-dev ## Run the tests that start processes: gunicorn, com
 	$(BIN)/pytest tests/live tests/fuzz tests/faults -n 3 --dist worksteal -o faulthandler_timeout=300
 
 programs: ## Install the programs that make ecosystem needs (as root, on Debian)
-	@$(call programs,chromium curl nginx npm openssl pgbouncer prometheus redis-server)
+	@$(call programs,chromium curl dbus nginx npm openssl pgbouncer prometheus redis-server systemd)
 
-ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Test with a browser, typed clients, containers, Redis, Prometheus and PgBouncer
+ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Test with a browser, typed clients, containers, systemd, Redis, Prometheus and PgBouncer
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300 -n 2 --dist loadfile
 	TEST_THROUGH=pgbouncer $(BIN)/pytest -n 3 --dist worksteal
 
