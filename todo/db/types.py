@@ -158,12 +158,12 @@ class long_ago_or_now(SqlFunction[str]):  # noqa: N801
 
 
 class later_instant(SqlFunction[str]):  # noqa: N801
-    """SQL: the database's clock, but at least one microsecond after the argument."""
+    """SQL: the first argument, which is now, but at least one microsecond after the second."""
 
     type = UtcInstant()
-    # Through UTC: adding to a timestamptz is not IMMUTABLE, and an update of shards (Citus) accepts nothing else.
-    postgresql = "greatest(now(), ({0} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
-    sqlite = f"max({_SQLITE_NOW}, {{0}} + 1)"
+    # Through UTC: adding to a timestamptz is not IMMUTABLE, and a change of shards (Citus) accepts nothing else.
+    postgresql = "greatest({0}, ({1} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
+    sqlite = "max({0}, {1} + 1)"
 
 
 class octets(SqlFunction[int]):  # noqa: N801
