@@ -1,5 +1,7 @@
 """The third layer: with the owner left out of a statement, PostgreSQL itself still keeps users apart."""
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +13,7 @@ from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
 from tests.conftest import url_of
-from tests.support import REQUESTS, Caller, Make, as_superuser, close, sql, sql_as_role
+from tests.support import REQUESTS, Caller, Make, as_superuser, close, plans_of_statements, sql, sql_as_role
 from todo.db import connections as database
 from todo.db import db
 from todo.db.ownership import Owned
@@ -148,6 +150,19 @@ def test_nobody_is_shown_anything(url: URL, alice: Caller) -> None:
     for user_id, shown in (("alice", 1), ("bob", 0), ("", 0)):
         statement = "SELECT set_config('app.user_id', :user_id, true); SELECT count(*) FROM tasks"
         assert sql_as_role(url, statement, user_id=user_id) == [(shown,)]
+
+
+@on_postgresql
+def test_a_statement_evaluates_the_policy_of_tasks_once(alice: Caller) -> None:
+    """Not once for each row: it names no column, once the statement has named the owner."""
+    alice.create()
+    with plans_of_statements("COSTS") as plans:
+        for path in ("", "/1", "/changes"):
+            alice("GET", path)
+    assert len(plans) == 3
+    for plan in plans:
+        (line,) = re.findall(r'"([^"]*)": "[^"]*current_setting', json.dumps(plan))
+        assert line == "One-Time Filter"
 
 
 USER_IDS = ["o'brien", "a\\b", "100%", "%(user_id)s", "%s", "jörg", "'; --", '"', "$$", "🥛" * 255]

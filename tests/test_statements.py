@@ -62,10 +62,11 @@ def test_a_parameter_that_a_statement_names_twice_is_converted_once(app: Flask) 
         assert statement.all(instant=INSTANTS[0]) == [Instants(INSTANTS[0], INSTANTS[0], None)]
 
 
-def test_instants_are_in_utc_whatever_the_servers_time_zone(make: Make, postgresql: URL) -> None:
+def test_instants_are_in_utc_whatever_the_servers_time_zone_and_style(make: Make, postgresql: URL) -> None:
     task = Caller(make(postgresql), "alice").create()
-    app = make(postgresql.update_query_dict({"options": "-c timezone=Asia/Kathmandu"}))
-    assert Caller(app, "alice")("GET").get_json() == [task]
+    for options in ("-c timezone=Asia/Kathmandu", "-c datestyle=German"):
+        app = make(postgresql.update_query_dict({"options": options}))
+        assert Caller(app, "alice")("GET").get_json() == [task]
 
 
 PAIR = Statement(select(bindparam("one", type_=Text), bindparam("two", type_=Text)), Pair)

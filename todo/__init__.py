@@ -9,7 +9,7 @@ from flask import Flask
 
 from config import ConfigurationError, Settings, load_settings, logging_config
 from todo import identity
-from todo.db import connections, db, failures, migrate, observation, search
+from todo.db import connections, db, failures, migrate, observation, search, types
 from todo.db.commands import blp as database_blueprint
 from todo.db.readiness import check_database
 from todo.identity import commands as identity_commands
@@ -66,6 +66,7 @@ def _build(settings: Settings) -> Flask:
     db.init_app(app)
     with app.app_context():
         connections.init_app(app, db.engine)
+        types.init_app(db.engine)
         search.init_app(db.engine)
         metrics.init_app(app, settings, partial(observation.observe, db.engine))
     request_log.init_app(app)

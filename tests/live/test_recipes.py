@@ -79,7 +79,7 @@ def test_what_is_forgotten_makes_a_test_fail(copy: Path, forgotten: str) -> None
 
 def after_the_field(edit: Edit) -> Edit:
     """The edit of the resource's page, with the next number for its migration."""
-    text = edit.text.replace('"9001"', '"9002"').replace('"0009"', '"9001"')
+    text = edit.text.replace('"9001"', '"9002"').replace('"0010"', '"9001"')
     return replace(edit, path=edit.path.replace("9001", "9002"), text=text)
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import CTE, ColumnElement, Select, delete, func, literal, litera
 
 from todo.db import db
 from todo.db.clock import CLOCK, tick
-from todo.db.deletions import note, noted
+from todo.db.deletions import note, note_gone
 from todo.db.inserts import new_parameters, new_values
 from todo.db.ownership import USER_ID, owned_by, table_of
 from todo.db.statements import Names, Query, Statement
@@ -73,7 +73,7 @@ class BulkStatements:
         picked, clock, is_among_them = self._picked(names)
         rows = owned_by(model, delete(model)).where(*is_among_them, clock.c.id == USER_ID)
         gone = rows.returning(model.id, model.user_id).cte("gone")
-        return _counted(gone, picked).add_cte(noted(model, gone, clock))
+        return _counted(note_gone(model, gone, clock).cte("noted"), picked)
 
     def _write_update_for_sqlite(self, names: Names) -> list[Query]:
         model = self._model

@@ -28,7 +28,7 @@ CLOCK: ColumnElement[str] = select(User.changed_at).where(User.id == USER_ID).sc
 def tick(*criteria: ColumnElement[bool]) -> Update:
     """Return the statement that takes the user's clock forward if the criteria hold. It returns id and changed_at."""
     user = update(User).where(User.id == USER_ID, *criteria)
-    return user.values(changed_at=later_instant(User.changed_at)).returning(User.id, User.changed_at)
+    return user.values(changed_at=later_instant(current_instant(), User.changed_at)).returning(User.id, User.changed_at)
 
 
 def tick_or_start(dialect: str, *criteria: ColumnElement[bool]) -> Insert:
@@ -47,9 +47,11 @@ def tick_or_start(dialect: str, *criteria: ColumnElement[bool]) -> Insert:
     }
     new = select(*values.values()).where(true(), *criteria)
     inserted = (sqlite_insert if dialect == "sqlite" else postgresql_insert)(User)
+    # The row that was not inserted has now() in changed_at. Citus refuses now() itself here.
+    later = later_instant(inserted.excluded.changed_at, User.changed_at)
     return (
         inserted.from_select([*values], new)
-        .on_conflict_do_update(index_elements=["id"], set_={"changed_at": later_instant(User.changed_at)})
+        .on_conflict_do_update(index_elements=["id"], set_={"changed_at": later})
         .returning(User.id, User.changed_at)
     )
 
@@ -70,7 +72,7 @@ def forget() -> Update:
 
     Whatever deletes rows without a line in the deletions table runs it first, in the same transaction.
     """
-    now = later_instant(User.changed_at)
+    now = later_instant(current_instant(), User.changed_at)
     return update(User).where(User.id == USER_ID).values(changed_at=now, forgotten_at=now)
 
 

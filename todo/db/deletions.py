@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import CTE, BigInteger, Insert, PrimaryKeyConstraint, Select, Text, insert, literal, select
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.sql.dml import ReturningInsert
 
 from todo.db import Model
 from todo.db.ownership import Owned, table_of
@@ -29,10 +30,13 @@ class Deletion(Owned, Model):
     __table_args__ = (PrimaryKeyConstraint("user_id", "resource", "deleted_at", "row_id"),)
 
 
-def noted(model: type[Owned], gone: CTE, clock: CTE) -> CTE:
-    """Return the part of a statement that notes the rows of the model that another part, `gone`, deletes."""
+def note_gone(model: type[Owned], gone: CTE, clock: CTE) -> ReturningInsert[int, str]:
+    """Return the statement that notes the rows of the model that another part, `gone`, deletes.
+
+    It returns row_id and user_id. An insert that returns nothing would be a COPY to Citus, which policies forbid.
+    """
     rows = select(gone.c.user_id, literal(table_of(model).name), gone.c.id, clock.c.changed_at)
-    return note(rows).cte("noted")
+    return note(rows).returning(Deletion.row_id, Deletion.user_id)
 
 
 def note(rows: Select[Any]) -> Insert:

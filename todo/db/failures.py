@@ -11,6 +11,8 @@ from todo.errors import InternalError, TodoError, Unavailable
 #: SQLSTATEs (PostgreSQL documentation, appendix A): connection, resources, operator and time-outs, system, lock not
 #: available, read-only, rolled back in a conflict.
 _POSTGRESQL_OUTAGES = ("08", "53", "57", "58", "55P03", "25006", "40")
+#: How the message begins with which Citus ends a transaction that has lost a worker. The SQLSTATE, XX000, says nothing.
+_CITUS_OUTAGE = "failure on connection marked as essential"
 #: SQLSTATEs whose message is logged, because it quotes no value: users wrote those. Data exceptions (22) quote values.
 #: So do the errors of triggers (P0, or their own codes) and syntax errors (42601), as the driver writes values into the
 #: statement. Other errors quote values in their details, which are never logged.
@@ -56,7 +58,7 @@ def is_outage(error: Exception) -> bool:
         if cause.pgcode is None:
             # The server did not answer: the connection failed, or broke.
             return type(cause) in (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError)
-        return cause.pgcode.startswith(_POSTGRESQL_OUTAGES)
+        return cause.pgcode.startswith(_POSTGRESQL_OUTAGES) or str(cause).startswith(_CITUS_OUTAGE)
     return False
 
 

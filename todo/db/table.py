@@ -19,7 +19,7 @@ from sqlalchemy import (
 
 from todo.db.bulk import BulkStatements
 from todo.db.clock import CLOCK, tick
-from todo.db.deletions import note, noted
+from todo.db.deletions import note, note_gone
 from todo.db.inserts import OwnedInsert, new_parameters, new_values
 from todo.db.ownership import USER_ID, owned_by, table_of
 from todo.db.pages import changes_of, page_of, page_parameters
@@ -127,7 +127,7 @@ class OwnedTable(Generic[Row]):
         clock = self._tick(names).cte("clock")
         row = owned_by(model, delete(model)).where(*self._is_expected(names), clock.c.id == USER_ID)
         gone = row.returning(model.id, model.user_id).cte("gone")
-        return select(gone.c.id, gone.c.user_id).add_cte(noted(model, gone, clock))
+        return note_gone(model, gone, clock)
 
     def _write_delete_for_sqlite(self, names: Names) -> Queries:
         model, is_expected = self._model, self._is_expected(names)

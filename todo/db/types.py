@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Integer, Text
+from psycopg2 import extensions
+from sqlalchemy import TIMESTAMP, BigInteger, Boolean, ColumnElement, Dialect, Engine, Integer, Text, event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -23,7 +24,8 @@ BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
 class UtcInstant(TypeDecorator[str]):
     """An instant with microseconds. In Python it is the text that answers show: RFC 3339, UTC, six digits and `Z`.
 
-    On PostgreSQL a timestamp with time zone. The database writes the text, which costs less than a datetime in Python.
+    On PostgreSQL a timestamp with time zone. Statements select it in UTC, without the time zone, and the driver makes
+    the text of what the database sends. A datetime in between would cost more.
     On SQLite, which has no such type, an integer: microseconds since 1970.
     """
 
@@ -42,13 +44,37 @@ class UtcInstant(TypeDecorator[str]):
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[str]:
         """Return the expression that a statement selects for a column of this type."""
-        return instant_text(column)
+        return instant_in_utc(column)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None] | None:
         """Return the function that turns the driver's value into text; None if it is text already."""
         if dialect.name == "sqlite":
             return lambda value: None if value is None else from_microseconds(value)
         return None
+
+
+def init_app(engine: Engine) -> None:
+    """Let each connection to PostgreSQL return a timestamp without time zone as the text that answers show."""
+    if engine.dialect.name == "postgresql":
+        event.listen(engine, "connect", _return_text)
+
+
+def _return_text(connection: Any, _record: object) -> None:
+    extensions.register_type(_TEXT_OF_TIMESTAMP, connection)
+
+
+def _text_of_timestamp(timestamp: Any, _cursor: object) -> Any:
+    if timestamp is None:
+        return None
+    if timestamp[-7] != ".":
+        # PostgreSQL leaves out the zeros at the end.
+        seconds, _, fraction = timestamp.partition(".")
+        timestamp = f"{seconds}.{fraction:0<6}"
+    return timestamp.replace(" ", "T") + "Z"
+
+
+# 1114 is the type's number. The driver itself sets DateStyle to ISO.
+_TEXT_OF_TIMESTAMP = extensions.new_type((1114,), "TEXT_OF_TIMESTAMP", _text_of_timestamp)
 
 
 class InstantList(TypeDecorator[Sequence[str]]):
@@ -81,12 +107,22 @@ def _(element: SqlFunction[Any], compiler: SQLCompiler, **kw: Any) -> str:
     return template.format(*(compiler.process(argument, **kw) for argument in element.clauses))
 
 
-class instant_text(SqlFunction[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
-    """SQL: the instant as text. On SQLite it stays an integer, and UtcInstant converts it."""
+class instant_in_utc(SqlFunction[str]):  # noqa: N801 (a SQL function, named like SQLAlchemy's own)
+    """SQL: the instant as an answer needs it. The driver makes the text; on SQLite UtcInstant does.
+
+    It is IMMUTABLE: a change of shards (Citus) returns nothing else.
+    """
 
     type = UtcInstant()
-    postgresql = "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+    postgresql = "{0} AT TIME ZONE 'UTC'"
     sqlite = "{0}"
+
+
+class instant_text(SqlFunction[str]):  # noqa: N801
+    """SQL: the instant as the text that answers show. Only for PostgreSQL."""
+
+    type = Text()
+    postgresql = "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
 
 
 class current_instant(SqlFunction[str]):  # noqa: N801
@@ -122,12 +158,12 @@ class long_ago_or_now(SqlFunction[str]):  # noqa: N801
 
 
 class later_instant(SqlFunction[str]):  # noqa: N801
-    """SQL: the database's clock, but at least one microsecond after the argument."""
+    """SQL: the first argument, which is now, but at least one microsecond after the second."""
 
     type = UtcInstant()
-    # Through UTC: adding to a timestamptz is not IMMUTABLE, and an update of shards (Citus) accepts nothing else.
-    postgresql = "greatest(now(), ({0} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
-    sqlite = f"max({_SQLITE_NOW}, {{0}} + 1)"
+    # Through UTC: adding to a timestamptz is not IMMUTABLE, and a change of shards (Citus) accepts nothing else.
+    postgresql = "greatest({0}, ({1} AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC')"
+    sqlite = "max({0}, {1} + 1)"
 
 
 class octets(SqlFunction[int]):  # noqa: N801

@@ -70,11 +70,6 @@ class InsertOnce(Generic[Row]):
         self._row = row
         self._null_if_omitted = null_if_omitted
         self._columns: dict[str, Column[Any]] = {name: self._table.columns[name] for name in row.__struct_fields__}
-        # SQLAlchemy does not convert columns that are returned into a CTE.
-        self._returned = [
-            instant_text(column).label(column.key) if isinstance(column.type, UtcInstant) else column
-            for column in self._columns.values()
-        ]
         self._statement = Statement(self._write_statement, Outcome)
         self._in_turn = Statement(self._write_statement, Outcome, first=ONE_AT_A_TIME)
 
@@ -135,10 +130,12 @@ class InsertOnce(Generic[Row]):
         is_allowed = select(room.c.for_row & room.c.for_key).scalar_subquery()
         is_first = ~select(before.c.answer).exists()
         clock = tick_or_start("postgresql", is_allowed, is_first).cte("clock")
-        made = insert_new(self._table, names, clock.c.id, clock.c.changed_at).returning(*self._returned).cte("made")
-        answer = sql_cast(func.row_to_json(literal_column("made")), Text)
+        made = insert_new(self._table, names, clock.c.id, clock.c.changed_at).returning(*self._columns.values())
+        shown = select(*map(_shown, made.cte("made").c)).subquery("shown")
+        answer = sql_cast(func.row_to_json(literal_column("shown")), Text)
         key = [bindparam(name, type_=Text) for name in ("user_id", "key", "fingerprint")]
-        kept = insert(KEYS).from_select([*(part.key for part in key), "answer"], select(*key, answer).select_from(made))
+        values = select(*key, answer).select_from(shown)
+        kept = insert(KEYS).from_select([*(part.key for part in key), "answer"], values)
         kept_now = kept.returning(KEYS.c.answer).cte("kept")
         outcome: Select[*tuple[Any, ...]] = select(
             before.c.fingerprint, func.coalesce(before.c.answer, kept_now.c.answer), room.c.for_row
@@ -173,6 +170,11 @@ class InsertOnce(Generic[Row]):
         key = {name: parameters[name] for name in ("user_id", "key", "fingerprint")}
         connection.execute(insert(KEYS).values(**key, answer=answer))
         return Outcome(None, answer, True)
+
+
+def _shown(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return SQL for the column's value in an answer. SQLAlchemy converts only the columns of the outermost select."""
+    return instant_text(column).label(column.key) if isinstance(column.type, UtcInstant) else column
 
 
 def _default(column: Column[Any]) -> ColumnElement[Any]:

@@ -1,7 +1,7 @@
 """The SQL statements that read or delete idempotency keys, each for one owner. Decides nothing."""
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Delete, Integer, bindparam, delete, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Delete, Integer, bindparam, delete, literal_column, select
 
 from todo.db.ownership import evaluated_once, has_room, owned_by
 from todo.db.statements import columns_of
@@ -41,11 +41,11 @@ def prune(*criteria: ColumnElement[bool]) -> Delete:
     skips keys that another request is deleting, so that no create waits for another.
     """
     outlived = (
-        owned_by(IdempotencyKey, select(*PRIMARY_KEY))
+        owned_by(IdempotencyKey, select(IdempotencyKey.key))
         .where(*criteria, IS_TO_GO, ~IS_THE_KEY)
         # Ordered like an index, or PostgreSQL may read the keys of all users.
         .order_by(IdempotencyKey.created_at)
         .limit(PRUNED_AT_ONCE)
         .with_for_update(skip_locked=True)
     )
-    return owned_by(IdempotencyKey, delete(IdempotencyKey)).where(tuple_(*PRIMARY_KEY).in_(evaluated_once(outlived)))
+    return owned_by(IdempotencyKey, delete(IdempotencyKey)).where(IdempotencyKey.key.in_(evaluated_once(outlived)))
