@@ -1,6 +1,7 @@
 """How gunicorn starts and reloads the service: from which folder, with which arguments, onto which code."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from tests.live import PATIENCE, Server, free_port, gunicorn
-from tests.support import ROOT, SECRET, as_superuser, sql
+from tests.live import PATIENCE, Server, free_port, gunicorn, running
+from tests.support import ROOT, SECRET, as_superuser, empty_database, sql
 
 PROVIDER = """
 from todo.identity import Identity
@@ -280,3 +281,25 @@ def test_it_says_at_its_start_what_the_database_lacks(sqlite: URL, tmp_path: Pat
     sql(sqlite, "ALTER TABLE tasks RENAME COLUMN description TO elsewhere")
     with gunicorn(sqlite, tmp_path / "log", ready="/health/live", WEB_CONCURRENCY="1") as live:
         assert wait_for_text(live, "The database lacks tables or columns: table tasks: ")
+
+
+def test_the_commands_of_the_procfile_migrate_and_serve(server: URL, copy: Path, tmp_path: Path) -> None:
+    """Those of a platform, whose shell runs them. The release prefers the direct address."""
+    release, web = re.findall(r"^(?:release|web): (.*)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    shutil.copytree(ROOT / "migrations", copy / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    port, nowhere = free_port(), "postgresql://todo@127.0.0.1:1/todo"
+    environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": f"{port}"}
+    environ |= {"IDENTITY_PROVIDER": "jwt", "JWT_SECRET": SECRET}
+    with empty_database("postgresql", server) as url:
+        address = url.render_as_string(hide_password=False)
+        released = ["sh", "-c", release]
+        for addresses, status in (
+            ({"DATABASE_URL": nowhere}, 1),
+            ({"DATABASE_URL": nowhere, "DATABASE_URL_UNPOOLED": address}, 0),
+            ({"DATABASE_URL": address}, 0),
+        ):
+            result = subprocess.run(released, cwd=copy, env=environ | addresses, capture_output=True, check=False)
+            assert result.returncode == status, result.stderr
+        environ |= {"DATABASE_URL": address, "WEB_CONCURRENCY": "1"}
+        with running(["sh", "-c", f"exec {web}"], port, environ, tmp_path / "log", copy) as live:
+            assert live.request("POST", "/api/alice/tasks", json={"title": "x"})[0] == 201
