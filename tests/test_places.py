@@ -1,22 +1,19 @@
-"""How much of the service one caller may hold: slow requests of a user, a user's searches, waits without identity."""
+"""How much of the service one caller may hold: slow requests of a user, and a user's searches.
 
-import socket
+tests/live/test_places.py has waves of requests, and waits without identity.
+"""
+
 import time
-from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Event
 
 import pytest
 from flask import Flask
 from sqlalchemy import URL, NullPool, create_engine, text
 from werkzeug.test import TestResponse
 
-from config import JwtSettings
 from tests.conftest import url_of
-from tests.identity.issuer import after, jwk, key_set, running_issuer
-from tests.identity.tokens import key, signed_by
 from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, statements_of
 from todo.db import connections as database
 from todo.errors import TooManyAtOnce
@@ -278,19 +275,6 @@ def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, url
     assert alice("GET").status_code == 200
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_wave_of_slow_requests_is_let_in_once(make: Make, url: URL) -> None:
-    alice = Caller(make(url), "alice")
-    with ThreadPoolExecutor(THREADS) as pool:
-        with locked_tasks(url):
-            first = Counter(pool.map(lambda _: toggle(alice).status_code, range(THREADS)))
-        with locked_tasks(url):
-            (task,) = alice("GET").get_json()
-            second = Counter(pool.map(lambda _: alice("PATCH", f"/{task['id']}/complete").status_code, range(THREADS)))
-    assert first == {503: THREADS}
-    assert second == {503: SHARE, 429: THREADS - SHARE}
-
-
 def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     app: Flask, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,77 +293,13 @@ def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     assert alice("GET").status_code == bob("GET", query="?q=milk").status_code == 200
 
 
-@pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
-    """A database that accepts connections and is silent, for which a request waits less long."""
-    monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield URL.create("postgresql+psycopg2", host="127.0.0.1", port=server.getsockname()[1], database="todo")
-
-
-@pytest.mark.usefixtures("hasty")
-def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, silent: URL) -> None:
-    alice = Caller(make(silent), "alice")
-    with ThreadPoolExecutor(THREADS) as pool:
-        assert Counter(pool.map(lambda _: alice("GET").status_code, range(2 * THREADS))) == {503: 2 * THREADS}
-
-
-READY, TASKS = "/health/ready", "/api/alice/tasks"
-
-
-def from_address(app: Flask, path: str, bearer: str = "", address: str = "192.0.2.1") -> int:
-    """The status of the answer to a request from that address."""
-    headers = {"Authorization": f"Bearer {bearer}"}
-    return app.test_client().get(path, environ_overrides={"REMOTE_ADDR": address}, headers=headers).status_code
-
-
-def at_once(app: Flask, path: str, bearer: str = "") -> Counter[int]:
-    """How often each status is the answer to as many requests as there are threads, from one address."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        return Counter(pool.map(lambda _: from_address(app, path, bearer), range(THREADS)))
-
-
-@pytest.mark.usefixtures("hasty")
-def test_who_asks_a_silent_database_whether_it_is_ready_holds_a_share(make: Make, silent: URL) -> None:
-    app = make(silent)
-    assert at_once(app, READY) == {503: THREADS}
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting: list[Future[int]] = [pool.submit(from_address, app, READY) for _ in range(THREADS)]
-        time.sleep(0.1)
-        assert from_address(app, READY) == 429
-        assert from_address(app, "/health/live") == from_address(app, "/openapi.json") == 200
-        assert from_address(app, READY, address="192.0.2.2") == 503
-    assert Counter(slow.result() for slow in waiting) == {503: SHARE, 429: THREADS - SHARE}
-    # One probe after the other is always answered.
-    assert [from_address(app, READY) for _ in range(3)] == [503] * 3
-
-
-@pytest.mark.usefixtures("hasty")
-def test_of_those_who_name_unknown_keys_one_waits_and_a_known_user_at_their_address_is_never_refused(
-    make: Make, url: URL
+def test_an_address_that_asks_whether_the_service_is_ready_has_a_share_too(
+    make: Make, url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known, unknown = (signed_by(key(), kid) for kid in ("known", "unknown"))
-    go, keys = Event(), key_set(jwk(key(), "known"))
-    with running_issuer() as issuer, ThreadPoolExecutor() as pool:
-        issuer.answer = keys
-        app = make(url, jwt=JwtSettings(jwks_url=issuer.url))
-        assert from_address(app, TASKS, known) == 200
-        issuer.answer = after(go, keys)
-        waiting = pool.submit(from_address, app, TASKS, unknown)
-        issuer.wait_for(2)
-        # Longer than a slow request may take.
-        time.sleep(0.7)
-        assert at_once(app, TASKS, unknown) == {503: THREADS}
-        assert at_once(app, TASKS, known) == {200: THREADS}
-        assert not waiting.done()
-        go.set()
-        assert waiting.result() == 401
-        assert at_once(app, TASKS, known) == {200: THREADS}
-
-
-@pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize(("provider", "status"), [("slow_nobody", 401), ("slow_somebody", 200)])
-def test_the_time_that_a_provider_takes_counts_for_nobody(make: Make, url: URL, provider: str, status: int) -> None:
-    app = make(url, identity_provider=f"tests.identity.providers:{provider}")
-    for _ in range(2):
-        assert at_once(app, TASKS) == {status: THREADS}
+    monkeypatch.setattr(places, "SLOW", -1.0)
+    client = (app := make(url)).test_client()
+    held = app.extensions["places_of_addresses"]
+    for _ in range(SHARE):
+        assert client.get("/health/ready").status_code == 200
+        held.start(held.take("127.0.0.1"))
+    assert [client.get(f"/health/{name}").status_code for name in ("ready", "live")] == [429, 200]

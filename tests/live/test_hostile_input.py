@@ -18,9 +18,8 @@ from tests.support import as_superuser, close, migrated_app, postgresql_database
 from tests.test_hostile_input import (
     BODY,
     CHUNKED,
-    HARMLESS,
     LENGTH,
-    MISSING,
+    METHOD_OVERRIDES,
     REFUSED,
     TASKS,
     Row,
@@ -57,6 +56,41 @@ class Service(NamedTuple):
         ]
         return [tuple(row) for table in tables for row in table]
 
+
+#: Ids that can be those of tasks, though not of alice.
+MISSING = {
+    f"id {task_id}": Row(ask("DELETE", f"{TASKS}/{task_id}"), 404, "Task not found") for task_id in (2**63 - 1, 3)
+}
+
+#: Odd, but they mean the list of alice, or her first task, and no header or parameter makes them mean something else.
+HARMLESS = {
+    "no Host": ask("GET", TASKS, host=""),
+    **{
+        host: ask("GET", TASKS, host=host)
+        for host in ("Host:", "Host: evil.example", "Host: evil host", "Host: [::1", "Host: a@b", "Host: ../..")
+    },
+    **{
+        target[:40]: ask("GET", target)
+        for target in (
+            *("http://evil.example/api/alice/tasks", "http://alice:secret@evil.example:99999/api/alice/tasks"),
+            *("http:///api/alice/tasks", "/api/alic%65/tasks", f"{TASKS}?", f"{TASKS}?&&", f"{TASKS}?q"),
+            # WSGI decodes the path before any of us sees it, and Werkzeug takes all slashes at its beginning for one.
+            *("/api/alice%2Ftasks", "//api/alice/tasks", f"{TASKS}?%71=kept", f"{TASKS}#x"),
+        )
+    },
+    **{
+        f"GET that says {line}"[:50]: ask("GET", f"{TASKS}/1", line)
+        for line in (
+            *METHOD_OVERRIDES,
+            *("X-Forwarded-Host: evil.example", "X-Forwarded-Proto: javascript", "X-Forwarded-Prefix: /evil"),
+            *("Forwarded: host=evil.example", "Content_Length: 3", "Transfer-Encoding: chunked"),
+            *("Range: bytes=0-1", "Upgrade: h2c"),
+        )
+    },
+    "HTTP/1.0": ask("GET", TASKS, version="HTTP/1.0"),
+    "HTTP/1.0 without Host": ask("GET", TASKS, version="HTTP/1.0", host=""),
+    "a body that nobody asked for": ask("GET", TASKS, "Content-Length: 14", body=BODY),
+}
 
 #: What gunicorn refuses, by the status.
 OWN: dict[int, dict[str, bytes]] = {
