@@ -19,7 +19,8 @@ from tests.test_hostile_input import (
     BODY,
     CHUNKED,
     LENGTH,
-    METHOD_OVERRIDES,
+    NO_METHOD,
+    NO_ROUTE,
     REFUSED,
     TASKS,
     Row,
@@ -57,10 +58,56 @@ class Service(NamedTuple):
         return [tuple(row) for table in tables for row in table]
 
 
+#: Paths and methods that the service refuses.
+TARGETS = {
+    target[:40]: Row(ask("GET", target), status, message)
+    for status, message, targets in (
+        (
+            *(403, "Forbidden"),
+            [
+                *("/api/bob/tasks", "/api/bob/tasks/3", "/api/ALICE/tasks", "/api/alice%20/tasks"),
+                *("/api/alice%00/tasks", "/api/alice%0a/tasks", "/api/alice%0d%0aX-Evil:%201/tasks"),
+                *("/api/alice%ff/tasks", "/api/alice;x=1/tasks", "/api/%2561lice/tasks", "/api/%EF%BD%81lice/tasks"),
+                *("/api/%2e%2e/tasks", f"/api/{'a' * 8000}/tasks", "http://localhost/api/bob/tasks"),
+            ],
+        ),
+        (
+            *(404, NO_ROUTE),
+            [
+                *(f"{TASKS}%00", f"{TASKS}//", f"{TASKS}/../../bob/tasks", f"{TASKS}/1/complete/x"),
+                *("/api/alice/../bob/tasks", "/api/../api/alice/tasks", "/api/./alice/tasks", "/api//alice/tasks"),
+                *("/api//tasks", "/api/alice//tasks", "/API/alice/tasks", "/api\\alice\\tasks", "/%ff"),
+                *("/..%2f..%2fetc/passwd", "//evil.example/api/alice/tasks", "http://evil.example/nowhere"),
+            ],
+        ),
+    )
+    for target in targets
+}
+
+METHODS = {
+    **{
+        f"{method} {TASKS}": Row(ask(method, TASKS), 405, NO_METHOD)
+        for method in ("TRACE", "CONNECT", "PROPFIND", "COPY", "QUERY", "DELETEX", "PUT")
+    },
+    "OPTIONS *": Row(ask("OPTIONS", "*"), 404, NO_ROUTE),
+    "CONNECT localhost:443": Row(ask("CONNECT", "localhost:443"), 404, NO_ROUTE),
+}
+
+METHOD_OVERRIDES = ("X-HTTP-Method-Override: DELETE", "X-HTTP-Method: DELETE", "X-Method-Override: DELETE")
+OVERRIDES = {
+    f"POST that says {line}": Row(
+        ask("POST", f"{TASKS}/1", "Content-Type: application/json", "Content-Length: 14", line, body=BODY),
+        *(405, NO_METHOD),
+    )
+    for line in METHOD_OVERRIDES
+}
+
 #: Ids that can be those of tasks, though not of alice.
 MISSING = {
     f"id {task_id}": Row(ask("DELETE", f"{TASKS}/{task_id}"), 404, "Task not found") for task_id in (2**63 - 1, 3)
 }
+
+REFUSED_HERE = REFUSED | TARGETS | METHODS | OVERRIDES | MISSING
 
 #: Odd, but they mean the list of alice, or her first task, and no header or parameter makes them mean something else.
 HARMLESS = {
@@ -184,7 +231,7 @@ def statuses_of(answer: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"^HTTP/1\.[01] (\d{3}) ", answer, re.MULTILINE)]
 
 
-@pytest.mark.parametrize("row", (REFUSED | MISSING).values(), ids=REFUSED | MISSING)
+@pytest.mark.parametrize("row", REFUSED_HERE.values(), ids=REFUSED_HERE)
 def test_what_the_service_refuses_writes_nothing(services: list[Service], row: Row) -> None:
     service = services[0]
     before = service.rows()
