@@ -18,18 +18,7 @@ from tests.support import Caller, Make, as_superuser, close, migrated_app, postg
 from todo.db import connections as database
 from todo.errors import TooManyAtOnce
 from todo.web import places
-from todo.web.places import (
-    FORGIVEN,
-    LONGEST,
-    MANY,
-    SEARCHES,
-    SEARCHES_FORGIVEN,
-    SLOW,
-    SLOW_SEARCH,
-    Places,
-    Searches,
-    turn_to_search,
-)
+from todo.web.places import Places, Searches, turn_to_search
 
 pytestmark = pytest.mark.sql
 
@@ -50,8 +39,8 @@ class Clock:
 class Holder:
     """A caller of Places, whose requests take as long as is said."""
 
-    def __init__(self, places: Places, clock: Clock, name: str = "alice") -> None:
-        self.places, self.clock, self.name = places, clock, name
+    def __init__(self, taken: Places, clock: Clock, name: str = "alice") -> None:
+        self.places, self.clock, self.name = taken, clock, name
 
     def spend(self, seconds: float, at_once: int = 1) -> None:
         """So many requests at the same time, each of that duration."""
@@ -88,7 +77,7 @@ def alice(clock: Clock) -> Holder:
 
 def test_quick_requests_are_never_refused_however_many_come(alice: Holder) -> None:
     for _ in range(100):
-        alice.spend(SLOW - 0.01, at_once=THREADS)
+        alice.spend(places.SLOW - 0.01, at_once=THREADS)
         assert not alice.is_refused(at_once=30)
 
 
@@ -96,7 +85,7 @@ def test_a_share_of_slow_requests_is_let_run_and_no_more(alice: Holder, clock: C
     running = [alice.places.take("alice") for _ in range(SHARE)]
     for place in running:
         alice.places.start(place)
-    clock.now += SLOW
+    clock.now += places.SLOW
     assert not alice.is_refused()
     clock.now += 0.01
     assert alice.is_refused()
@@ -118,14 +107,14 @@ def test_after_a_wave_of_slow_requests_the_share_holds_for_all_until_it_is_forgi
     alice.spend(0.6, at_once=THREADS)
     assert alice.is_refused(at_once=SHARE + 1)
     assert not alice.is_refused(at_once=SHARE)
-    clock.now += (0.6 * THREADS - SLOW * SHARE) / (FORGIVEN * THREADS) + 0.01
+    clock.now += (0.6 * THREADS - places.SLOW * SHARE) / (places.FORGIVEN * THREADS) + 0.01
     assert not alice.is_refused(at_once=30)
 
 
 def test_quick_requests_add_nothing_to_a_debt_and_it_has_an_end(alice: Holder, clock: Clock) -> None:
     alice.spend(60, at_once=THREADS)
     alice.spend(0.1, at_once=SHARE)
-    clock.now += LONGEST - 0.2
+    clock.now += places.LONGEST - 0.2
     assert alice.is_refused(at_once=SHARE + 1)
     clock.now += 0.2
     assert not alice.is_refused(at_once=SHARE + 1)
@@ -140,13 +129,13 @@ def test_the_share_is_a_quarter_of_the_threads_and_at_least_one(clock: Clock, th
 
 
 def test_callers_who_owe_nothing_are_forgotten(clock: Clock) -> None:
-    places = Places(THREADS, clock)
-    for number in range(2 * MANY):
-        Holder(places, clock, f"quick {number}").spend(0.01)
-    assert not places._accounts
-    for number in range(2 * MANY):
-        Holder(places, clock, f"slow {number}").spend(1)
-    assert len(places._accounts) <= MANY
+    taken = Places(THREADS, clock)
+    for number in range(2 * places.MANY):
+        Holder(taken, clock, f"quick {number}").spend(0.01)
+    assert not taken._accounts
+    for number in range(2 * places.MANY):
+        Holder(taken, clock, f"slow {number}").spend(1)
+    assert len(taken._accounts) <= places.MANY
 
 
 def search(searches: Searches, clock: Clock, seconds: float) -> None:
@@ -160,20 +149,20 @@ def search(searches: Searches, clock: Clock, seconds: float) -> None:
 def test_after_long_searches_others_are_refused_until_those_are_forgiven(clock: Clock) -> None:
     searches = Searches(clock)
     search(searches, clock, 0.5)
-    search(searches, clock, SEARCHES)
-    most_forgiven = (0.5 + SEARCHES) * SEARCHES_FORGIVEN
-    clock.now += (0.5 - most_forgiven) / SEARCHES_FORGIVEN - 0.01
+    search(searches, clock, places.SEARCHES)
+    most_forgiven = (0.5 + places.SEARCHES) * places.SEARCHES_FORGIVEN
+    clock.now += (0.5 - most_forgiven) / places.SEARCHES_FORGIVEN - 0.01
     with pytest.raises(TooManyAtOnce):
         search(searches, clock, 0)
     searches.leave(searches.take("bob"))
-    clock.now += most_forgiven / SEARCHES_FORGIVEN + 0.02
+    clock.now += most_forgiven / places.SEARCHES_FORGIVEN + 0.02
     search(searches, clock, 0)
 
 
 def test_quick_searches_are_never_refused(clock: Clock) -> None:
     searches = Searches(clock)
     for _ in range(10_000):
-        search(searches, clock, SLOW_SEARCH - 0.01)
+        search(searches, clock, places.SLOW_SEARCH - 0.01)
 
 
 def test_a_search_that_is_excused_costs_nothing(clock: Clock) -> None:
@@ -215,7 +204,7 @@ def test_searches_that_wait_are_refused_as_soon_as_nothing_is_left() -> None:
         for search in waiting:
             with pytest.raises(TooManyAtOnce):
                 search.result()
-    assert SEARCHES / (THREADS + 1) <= time.monotonic() - started < SEARCHES / 2
+    assert places.SEARCHES / (THREADS + 1) <= time.monotonic() - started < places.SEARCHES / 2
     searches.leave(running)
 
 
