@@ -150,7 +150,8 @@ def test_a_deleted_task_is_gone(alice: Caller) -> None:
     assert alice("GET").get_json() == []
 
 
-BAD_IDS = ["0", "01", "-1", "+1", "1.0", "1e3", "abc", "%D9%A3", "%EF%BC%91", "%201", "1%20", "1%00", "%ff"]
+BAD_IDS = ["0", "01", "-1", "+1", "1.0", "1e3", "abc", "%D9%A3", "%EF%BC%91", "%201", "1%20", "1%00", "%ff", "%C2%B9"]
+BAD_IDS += ["%2B1", "0x1", "1_0", "*", "1%0a", "%", "1%5c", "1'--", "..", "%2e%2e"]
 
 
 @pytest.mark.parametrize(("method", "suffix"), ALL_CALLS)
