@@ -78,7 +78,7 @@ QUERIES = {
     "Query parameter q must not contain NUL or lone surrogates": ["q=%00"],
     BAD_QUERY: ["q=%ff", "q=%c0%80", "q=%ed%a0%80", "%ff=x"],
     BAD_STATUS: ["status=COMPLETE", "status=complete%00"],
-    NO_CURSOR: [f"cursor={cursor}" for cursor in ("", "garbage", "%C3%A4", "_" * 32, "A" * 32, "A" * 7000)],
+    NO_CURSOR: [f"cursor={cursor}" for cursor in ("", "garbage", "%C3%A4", "_" * 32, "f" * 32, "A" * 32, "A" * 7000)],
 }
 
 #: Strange to read, but text like any other: kept as they are sent.

@@ -114,9 +114,11 @@ def test_no_answer_repeats_the_host_header(alice: Caller) -> None:
         assert page.headers["Link"].startswith("</api/alice/tasks?")
 
 
-def test_a_websocket_is_refused_in_json(alice: Caller) -> None:
-    response = alice("GET", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
-    assert (response.status_code, response.get_json()) == (400, {"error": "WebSocket is not supported"})
+def test_a_websocket_and_a_bad_host_are_refused_in_json(alice: Caller) -> None:
+    websocket, host = {"Connection": "Upgrade", "Upgrade": "websocket"}, {"Host": "a" * 5000}
+    for headers, message in ((websocket, "WebSocket is not supported"), (host, "Invalid Host header")):
+        response = alice("GET", headers=headers)
+        assert (response.status_code, response.get_json()) == (400, {"error": message})
 
 
 def test_a_sentence_has_an_end(alice: Caller) -> None:
