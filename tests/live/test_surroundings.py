@@ -10,7 +10,7 @@ from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
 from tests.support import Caller, close, migrated_database, settings, sql
-from tests.test_surroundings import empty, setting
+from tests.test_surroundings import setting
 from tests.wire import wire_to
 from todo import create_app
 
@@ -83,6 +83,11 @@ def answers_of(url: URL) -> list[Answer]:
         return round_of_calls(app)
     finally:
         close(app)
+
+
+def empty(url: URL) -> None:
+    """Delete all rows, and let ids begin again."""
+    sql(url, "TRUNCATE users RESTART IDENTITY CASCADE")
 
 
 @pytest.fixture(scope="module")
