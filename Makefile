@@ -51,6 +51,7 @@ programs: ## Install the programs that make ecosystem needs (as root, on Debian)
 ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Test with a browser, typed clients, containers, systemd, Redis, Prometheus and PgBouncer
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300 -n 2 --dist loadfile
 	TEST_THROUGH=pgbouncer $(BIN)/pytest -n 3 --dist worksteal
+	TEST_THROUGH=pgbouncer $(BIN)/pytest tests/live/test_concurrent.py
 
 screenshot: $(VENV)/installed-dev ## Take docs/swagger-ui.png again: Swagger UI in a browser
 	@$(call programs,chromium)

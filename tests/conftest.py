@@ -24,6 +24,8 @@ from tests.support import (
     Caller,
     Make,
     close,
+    direct,
+    empty_database,
     migrated_database,
     partition,
     pooled,
@@ -157,6 +159,19 @@ def own(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
     """A migrated database of the test's own, of each kind."""
     with migrated_database(request.param, server) as url:
         yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
+    """An empty database."""
+    with empty_database(request.param, server) as url:
+        yield url
+
+
+@pytest.fixture
+def bare(fresh: URL, make: Make) -> Flask:
+    """An app on an empty database, at the server itself: migrations go past a pooler (README)."""
+    return make(direct(fresh))
 
 
 @pytest.fixture

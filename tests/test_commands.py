@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +13,7 @@ from flask import Flask
 from sqlalchemy import URL, make_url
 
 from config import JwtSettings
-from tests.support import SECRET, Call, Caller, Make, empty_database, session, sql
+from tests.support import SECRET, Call, Caller, Make, empty_database, sql
 from todo.db.commands import on_database
 from todo.db.ownership import Owned
 from todo.tasks.commands import make_tasks
@@ -203,19 +202,6 @@ class TestDelete:
             result = run(app, "users", *command, "Alice")
             assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: There is no user Alice\n")
         assert len(alice.titles()) == 1
-
-    @pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
-    def test_a_task_that_is_made_at_the_same_moment_is_erased_too(self, app: Flask, alice: Caller, url: URL) -> None:
-        alice.create()
-        with session(url) as connection, ThreadPoolExecutor(1) as pool:
-            connection.exec_driver_sql("INSERT INTO tasks (user_id, title) VALUES ('alice', 'late')")
-            erasing = pool.submit(run, app, "users", "delete", "alice", "--yes")
-            with pytest.raises(TimeoutError):
-                erasing.result(timeout=0.3)
-            connection.commit()
-            assert "2 tasks" in erasing.result().stdout
-        assert sql(url, "SELECT * FROM tasks") == []
-        assert sql(url, "SELECT * FROM users") == []
 
 
 class TestExport:

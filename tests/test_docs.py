@@ -99,12 +99,8 @@ def test_it_is_kept_and_asked_for_again(nobody: FlaskClient, path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/docs/index.html",
-        "/docs/__init__.py",
-        "/docs/../config.py",
-        "/docs/..%2f__init__.py",
-        "/docs/start.js%00",
-        "/static/start.js",
+        *("/docs/index.html", "/docs/__init__.py", "/docs/../config.py", "/docs/..%2f__init__.py"),
+        *("/docs/start.js%00", "/static/start.js"),
     ],
 )
 def test_no_other_file_is_to_be_had(nobody: FlaskClient, path: str) -> None:

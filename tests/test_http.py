@@ -34,7 +34,7 @@ class TestBody:
         assert alice("GET").get_json() == []
 
     def test_another_type_is_415(self, alice: Caller, method: str, path: str) -> None:
-        for content_type in ("text/plain", "application/x-www-form-urlencoded", "text/json", "", None):
+        for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx", "", None):
             response = alice(method, path, data=b'{"title": "x"}', content_type=content_type)
             message = "Content-Type must be application/json"
             assert (response.status_code, response.get_json()) == (415, {"error": message})
@@ -44,6 +44,12 @@ class TestBody:
         assert alice(method, path, data=body, content_type="application/json").status_code == 400
         response = alice(method, path, data=body + b" ", content_type="application/json")
         assert (response.status_code, response.get_json()) == (413, {"error": "Request body must be 1 MiB or less"})
+
+    def test_cut_short_it_is_400(self, alice: Caller, method: str, path: str) -> None:
+        options = {"content_type": "application/json", "environ_overrides": {"CONTENT_LENGTH": "20"}}
+        response = alice(method, path, data=b'{"status": "x"}', **options)
+        message = "Request body is shorter than its Content-Length"
+        assert (response.status_code, response.get_json()) == (400, {"error": message})
 
     def test_chunked_it_is_411(self, alice: Caller, method: str, path: str) -> None:
         response = alice(method, path, headers={"Transfer-Encoding": "chunked"}, content_type="application/json")
@@ -108,9 +114,11 @@ def test_no_answer_repeats_the_host_header(alice: Caller) -> None:
         assert page.headers["Link"].startswith("</api/alice/tasks?")
 
 
-def test_a_websocket_is_refused_in_json(alice: Caller) -> None:
-    response = alice("GET", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
-    assert (response.status_code, response.get_json()) == (400, {"error": "WebSocket is not supported"})
+def test_a_websocket_and_a_bad_host_are_refused_in_json(alice: Caller) -> None:
+    websocket, host = {"Connection": "Upgrade", "Upgrade": "websocket"}, {"Host": "a" * 5000}
+    for headers, message in ((websocket, "WebSocket is not supported"), (host, "Invalid Host header")):
+        response = alice("GET", headers=headers)
+        assert (response.status_code, response.get_json()) == (400, {"error": message})
 
 
 def test_a_sentence_has_an_end(alice: Caller) -> None:

@@ -1,7 +1,6 @@
 """The migrations: up, down and up again, the same as the models, with every constraint of the contract."""
 
 import re
-from collections.abc import Iterator
 
 import flask_migrate
 import pytest
@@ -12,7 +11,7 @@ from flask import Flask
 from sqlalchemy import URL, create_engine, inspect
 from sqlalchemy.exc import DatabaseError
 
-from tests.support import ROOT, Make, direct, empty_database, migrate, migrated_database, sql
+from tests.support import ROOT, Make, direct, migrate, migrated_database, sql
 from todo.db import db
 from todo.db.ownership import Owned
 from todo.tasks.models import WHITE_SPACE
@@ -32,19 +31,6 @@ DDL = {
         ORDER BY 1, 2
     """,
 }
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def fresh(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
-    """An empty database."""
-    with empty_database(request.param, server) as url:
-        yield url
-
-
-@pytest.fixture
-def bare(fresh: URL, make: Make) -> Flask:
-    """An app on an empty database, at the server itself: migrations go past a pooler (README)."""
-    return make(direct(fresh))
 
 
 def tables(url: URL) -> set[str]:
@@ -174,44 +160,3 @@ def test_migrations_are_numbered_and_the_last_is_the_head() -> None:
     # 9000 and more are for the examples of the documents.
     files = sorted(path.name for path in (ROOT / "migrations/versions").glob("[0-8]*.py"))
     assert [name[:5] for name in files] == [f"{number:04}_" for number in range(1, len(files) + 1)]
-
-
-#: What version 1.1 executes to create, to change, and to delete a task; and a change of the version after it.
-OLD_CREATE = "INSERT INTO tasks (title, user_id) SELECT 'x', users.id FROM users WHERE users.id = 'alice' RETURNING id"
-OLD_CHANGE = "UPDATE tasks SET title = 'y', version = version + 1 WHERE user_id = 'alice' AND version = {} RETURNING id"
-OLD_DELETE = "DELETE FROM tasks WHERE user_id = 'alice' AND version = {} RETURNING id"
-NEW_CHANGE = "UPDATE tasks SET status = 'complete', updated_at = updated_at WHERE user_id = 'alice' RETURNING id"
-
-
-def test_version_1_1_works_until_the_last_migration_of_the_clock(bare: Flask, fresh: URL) -> None:
-    """And sees the changes of the version after it."""
-    assert flask_db(bare, "upgrade", "0006").exit_code == 0
-    sql(fresh, "INSERT INTO users (id) VALUES ('alice'), ('bob')")
-    (task,) = sql(fresh, OLD_CREATE)
-    assert flask_db(bare, "upgrade", "0008").exit_code == 0
-    assert sql(fresh, OLD_CHANGE.format(1)) == sql(fresh, NEW_CHANGE) == [task]
-    assert sql(fresh, OLD_CHANGE.format(2)) == sql(fresh, OLD_DELETE.format(2)) == []
-    assert sql(fresh, OLD_CHANGE.format(3)) == sql(fresh, OLD_DELETE.format(4)) == [task]
-    assert len(sql(fresh, OLD_CREATE)) == 1
-
-
-CLOCKS = "SELECT id, changed_at, forgotten_at FROM users ORDER BY id"
-
-
-def test_the_last_migration_of_the_clock_makes_every_client_start_again(bare: Flask, fresh: URL) -> None:
-    """Version 1.1 has changed rows without the clock, some of them with a clock that was ahead."""
-    assert flask_db(bare, "upgrade", "0008").exit_code == 0
-    past, ahead = {
-        "sqlite": ("1767225600000000", "4070908800000000"),
-        "postgresql": ("timestamptz '2026-01-01 00:00:00Z'", "timestamptz '2099-01-01 00:00:00Z'"),
-    }[fresh.get_backend_name()]
-    clocks = f"('alice', {past}, {past}), ('bob', {past}, {past}), ('carol', {ahead}, {past})"
-    sql(fresh, f"INSERT INTO users (id, changed_at, forgotten_at) VALUES {clocks}")
-    sql(fresh, f"INSERT INTO tasks (user_id, title, updated_at) VALUES ('alice', 'x', {past}), ('bob', 'x', {ahead})")
-    before = sql(fresh, CLOCKS)
-    assert flask_db(bare, "upgrade", "0009").exit_code == 0
-    for (user_id, *old), (_, changed_at, forgotten_at) in zip(before, sql(fresh, CLOCKS), strict=True):
-        assert changed_at == forgotten_at > max(old), user_id
-        latest = sql(fresh, "SELECT updated_at FROM tasks WHERE user_id = :user_id", user_id=user_id)
-        assert all(changed_at > updated_at for (updated_at,) in latest), user_id
-    assert flask_db(bare, "downgrade", "0006").exit_code == 0

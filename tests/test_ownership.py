@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -15,7 +14,7 @@ from flask import Flask
 from sqlalchemy import URL
 from werkzeug.routing import Rule
 
-from tests.support import ROOT, Call, Caller, Make, acting_for, session, sql
+from tests.support import ROOT, Caller, Make, acting_for, sql
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import Owned
 from todo.db.statements import Statement
@@ -161,38 +160,6 @@ def test_the_checks_come_in_order(alice: Caller, app: Flask) -> None:
     assert alice("PUT", "/1", **broken).status_code == 415
     assert alice("PUT", "/1", data=b"{broken", content_type="application/json").status_code == 400
     assert alice("PUT", "/1", json={"title": "x"}).status_code == 404
-
-
-@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
-@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "x"}])
-def test_an_email_that_is_taken_at_the_same_moment_is_none(call: Call, url: URL, headers: dict[str, str]) -> None:
-    with session(url) as connection, ThreadPoolExecutor(1) as pool:
-        connection.exec_driver_sql("INSERT INTO users (id, email) VALUES ('bob', 'shared@example.com')")
-        waiting = pool.submit(call("alice", "shared@example.com"), "POST", json={"title": "x"}, headers=headers)
-        with pytest.raises(TimeoutError):
-            waiting.result(timeout=0.3)
-        connection.commit()
-        assert waiting.result().status_code == 201
-    users = sql(url, "SELECT id, email FROM users ORDER BY id")
-    assert users == [("alice", None), ("bob", "shared@example.com")]
-
-
-@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
-@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "x"}])
-def test_a_task_of_a_user_who_is_deleted_at_the_same_moment_is_a_new_users_first(
-    call: Call, url: URL, headers: dict[str, str]
-) -> None:
-    alice = call("alice", "alice@example.com")
-    alice.create()
-    with session(url) as connection, ThreadPoolExecutor(1) as pool:
-        connection.exec_driver_sql("DELETE FROM users WHERE id = 'alice'")
-        waiting = pool.submit(alice, "POST", json={"title": "x"}, headers=headers)
-        with pytest.raises(TimeoutError):
-            waiting.result(timeout=0.3)
-        connection.commit()
-        assert waiting.result().status_code == 201
-    assert alice.titles() == ["x"]
-    assert sql(url, "SELECT id, email FROM users") == [("alice", "alice@example.com")]
 
 
 def test_an_insert_that_breaks_another_rule_is_not_repeated(app: Flask, alice: Caller, url: URL) -> None:

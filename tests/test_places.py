@@ -1,38 +1,24 @@
-"""How much of the service one caller may hold: slow requests of a user, a user's searches, waits without identity."""
+"""How much of the service one caller may hold: slow requests of a user, and a user's searches.
 
-import socket
+tests/live/test_places.py has waves of requests, and waits without identity.
+"""
+
 import time
-from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Event
 
 import pytest
 from flask import Flask
 from sqlalchemy import URL, NullPool, create_engine, text
 from werkzeug.test import TestResponse
 
-from config import JwtSettings
 from tests.conftest import url_of
-from tests.identity.issuer import after, jwk, key_set, running_issuer
-from tests.identity.tokens import key, signed_by
 from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, statements_of
 from todo.db import connections as database
 from todo.errors import TooManyAtOnce
 from todo.web import places
-from todo.web.places import (
-    FORGIVEN,
-    LONGEST,
-    MANY,
-    SEARCHES,
-    SEARCHES_FORGIVEN,
-    SLOW,
-    SLOW_SEARCH,
-    Places,
-    Searches,
-    turn_to_search,
-)
+from todo.web.places import Places, Searches, turn_to_search
 
 pytestmark = pytest.mark.sql
 
@@ -53,8 +39,8 @@ class Clock:
 class Holder:
     """A caller of Places, whose requests take as long as is said."""
 
-    def __init__(self, places: Places, clock: Clock, name: str = "alice") -> None:
-        self.places, self.clock, self.name = places, clock, name
+    def __init__(self, taken: Places, clock: Clock, name: str = "alice") -> None:
+        self.places, self.clock, self.name = taken, clock, name
 
     def spend(self, seconds: float, at_once: int = 1) -> None:
         """So many requests at the same time, each of that duration."""
@@ -91,7 +77,7 @@ def alice(clock: Clock) -> Holder:
 
 def test_quick_requests_are_never_refused_however_many_come(alice: Holder) -> None:
     for _ in range(100):
-        alice.spend(SLOW - 0.01, at_once=THREADS)
+        alice.spend(places.SLOW - 0.01, at_once=THREADS)
         assert not alice.is_refused(at_once=30)
 
 
@@ -99,7 +85,7 @@ def test_a_share_of_slow_requests_is_let_run_and_no_more(alice: Holder, clock: C
     running = [alice.places.take("alice") for _ in range(SHARE)]
     for place in running:
         alice.places.start(place)
-    clock.now += SLOW
+    clock.now += places.SLOW
     assert not alice.is_refused()
     clock.now += 0.01
     assert alice.is_refused()
@@ -121,14 +107,14 @@ def test_after_a_wave_of_slow_requests_the_share_holds_for_all_until_it_is_forgi
     alice.spend(0.6, at_once=THREADS)
     assert alice.is_refused(at_once=SHARE + 1)
     assert not alice.is_refused(at_once=SHARE)
-    clock.now += (0.6 * THREADS - SLOW * SHARE) / (FORGIVEN * THREADS) + 0.01
+    clock.now += (0.6 * THREADS - places.SLOW * SHARE) / (places.FORGIVEN * THREADS) + 0.01
     assert not alice.is_refused(at_once=30)
 
 
 def test_quick_requests_add_nothing_to_a_debt_and_it_has_an_end(alice: Holder, clock: Clock) -> None:
     alice.spend(60, at_once=THREADS)
     alice.spend(0.1, at_once=SHARE)
-    clock.now += LONGEST - 0.2
+    clock.now += places.LONGEST - 0.2
     assert alice.is_refused(at_once=SHARE + 1)
     clock.now += 0.2
     assert not alice.is_refused(at_once=SHARE + 1)
@@ -143,13 +129,13 @@ def test_the_share_is_a_quarter_of_the_threads_and_at_least_one(clock: Clock, th
 
 
 def test_callers_who_owe_nothing_are_forgotten(clock: Clock) -> None:
-    places = Places(THREADS, clock)
-    for number in range(2 * MANY):
-        Holder(places, clock, f"quick {number}").spend(0.01)
-    assert not places._accounts
-    for number in range(2 * MANY):
-        Holder(places, clock, f"slow {number}").spend(1)
-    assert len(places._accounts) <= MANY
+    taken = Places(THREADS, clock)
+    for number in range(2 * places.MANY):
+        Holder(taken, clock, f"quick {number}").spend(0.01)
+    assert not taken._accounts
+    for number in range(2 * places.MANY):
+        Holder(taken, clock, f"slow {number}").spend(1)
+    assert len(taken._accounts) <= places.MANY
 
 
 def search(searches: Searches, clock: Clock, seconds: float) -> None:
@@ -163,20 +149,20 @@ def search(searches: Searches, clock: Clock, seconds: float) -> None:
 def test_after_long_searches_others_are_refused_until_those_are_forgiven(clock: Clock) -> None:
     searches = Searches(clock)
     search(searches, clock, 0.5)
-    search(searches, clock, SEARCHES)
-    most_forgiven = (0.5 + SEARCHES) * SEARCHES_FORGIVEN
-    clock.now += (0.5 - most_forgiven) / SEARCHES_FORGIVEN - 0.01
+    search(searches, clock, places.SEARCHES)
+    most_forgiven = (0.5 + places.SEARCHES) * places.SEARCHES_FORGIVEN
+    clock.now += (0.5 - most_forgiven) / places.SEARCHES_FORGIVEN - 0.01
     with pytest.raises(TooManyAtOnce):
         search(searches, clock, 0)
     searches.leave(searches.take("bob"))
-    clock.now += most_forgiven / SEARCHES_FORGIVEN + 0.02
+    clock.now += most_forgiven / places.SEARCHES_FORGIVEN + 0.02
     search(searches, clock, 0)
 
 
 def test_quick_searches_are_never_refused(clock: Clock) -> None:
     searches = Searches(clock)
     for _ in range(10_000):
-        search(searches, clock, SLOW_SEARCH - 0.01)
+        search(searches, clock, places.SLOW_SEARCH - 0.01)
 
 
 def test_a_search_that_is_excused_costs_nothing(clock: Clock) -> None:
@@ -218,7 +204,7 @@ def test_searches_that_wait_are_refused_as_soon_as_nothing_is_left() -> None:
         for search in waiting:
             with pytest.raises(TooManyAtOnce):
                 search.result()
-    assert SEARCHES / (THREADS + 1) <= time.monotonic() - started < SEARCHES / 2
+    assert places.SEARCHES / (THREADS + 1) <= time.monotonic() - started < places.SEARCHES / 2
     searches.leave(running)
 
 
@@ -278,19 +264,6 @@ def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, url
     assert alice("GET").status_code == 200
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_wave_of_slow_requests_is_let_in_once(make: Make, url: URL) -> None:
-    alice = Caller(make(url), "alice")
-    with ThreadPoolExecutor(THREADS) as pool:
-        with locked_tasks(url):
-            first = Counter(pool.map(lambda _: toggle(alice).status_code, range(THREADS)))
-        with locked_tasks(url):
-            (task,) = alice("GET").get_json()
-            second = Counter(pool.map(lambda _: alice("PATCH", f"/{task['id']}/complete").status_code, range(THREADS)))
-    assert first == {503: THREADS}
-    assert second == {503: SHARE, 429: THREADS - SHARE}
-
-
 def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     app: Flask, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,77 +282,14 @@ def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     assert alice("GET").status_code == bob("GET", query="?q=milk").status_code == 200
 
 
-@pytest.fixture
-def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
-    """A database that accepts connections and is silent, for which a request waits less long."""
-    monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield URL.create("postgresql+psycopg2", host="127.0.0.1", port=server.getsockname()[1], database="todo")
-
-
-@pytest.mark.usefixtures("hasty")
-def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, silent: URL) -> None:
-    alice = Caller(make(silent), "alice")
-    with ThreadPoolExecutor(THREADS) as pool:
-        assert Counter(pool.map(lambda _: alice("GET").status_code, range(2 * THREADS))) == {503: 2 * THREADS}
-
-
-READY, TASKS = "/health/ready", "/api/alice/tasks"
-
-
-def from_address(app: Flask, path: str, bearer: str = "", address: str = "192.0.2.1") -> int:
-    """The status of the answer to a request from that address."""
-    headers = {"Authorization": f"Bearer {bearer}"}
-    return app.test_client().get(path, environ_overrides={"REMOTE_ADDR": address}, headers=headers).status_code
-
-
-def at_once(app: Flask, path: str, bearer: str = "") -> Counter[int]:
-    """How often each status is the answer to as many requests as there are threads, from one address."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        return Counter(pool.map(lambda _: from_address(app, path, bearer), range(THREADS)))
-
-
-@pytest.mark.usefixtures("hasty")
-def test_who_asks_a_silent_database_whether_it_is_ready_holds_a_share(make: Make, silent: URL) -> None:
-    app = make(silent)
-    assert at_once(app, READY) == {503: THREADS}
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting: list[Future[int]] = [pool.submit(from_address, app, READY) for _ in range(THREADS)]
-        time.sleep(0.1)
-        assert from_address(app, READY) == 429
-        assert from_address(app, "/health/live") == from_address(app, "/openapi.json") == 200
-        assert from_address(app, READY, address="192.0.2.2") == 503
-    assert Counter(slow.result() for slow in waiting) == {503: SHARE, 429: THREADS - SHARE}
-    # One probe after the other is always answered.
-    assert [from_address(app, READY) for _ in range(3)] == [503] * 3
-
-
-@pytest.mark.usefixtures("hasty")
-def test_of_those_who_name_unknown_keys_one_waits_and_a_known_user_at_their_address_is_never_refused(
-    make: Make, url: URL
+def test_an_address_that_asks_whether_the_service_is_ready_has_a_share_too(
+    make: Make, url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known, unknown = (signed_by(key(), kid) for kid in ("known", "unknown"))
-    go, keys = Event(), key_set(jwk(key(), "known"))
-    with running_issuer() as issuer, ThreadPoolExecutor() as pool:
-        issuer.answer = keys
-        app = make(url, jwt=JwtSettings(jwks_url=issuer.url))
-        assert from_address(app, TASKS, known) == 200
-        issuer.answer = after(go, keys)
-        waiting = pool.submit(from_address, app, TASKS, unknown)
-        issuer.wait_for(2)
-        # Longer than a slow request may take.
-        time.sleep(0.7)
-        assert at_once(app, TASKS, unknown) == {503: THREADS}
-        assert at_once(app, TASKS, known) == {200: THREADS}
-        assert not waiting.done()
-        go.set()
-        assert waiting.result() == 401
-        assert at_once(app, TASKS, known) == {200: THREADS}
-
-
-@pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize(("provider", "status"), [("slow_nobody", 401), ("slow_somebody", 200)])
-def test_the_time_that_a_provider_takes_counts_for_nobody(make: Make, url: URL, provider: str, status: int) -> None:
-    app = make(url, identity_provider=f"tests.identity.providers:{provider}")
-    for _ in range(2):
-        assert at_once(app, TASKS) == {status: THREADS}
+    # Every request is slow, and hardly forgiven.
+    monkeypatch.setattr(places, "SLOW", 0.0)
+    monkeypatch.setattr(places, "FORGIVEN", 1e-6)
+    client = (app := make(url)).test_client()
+    assert client.get("/health/ready").status_code == 200
+    for _ in range(SHARE):
+        app.extensions["places_of_addresses"].take("127.0.0.1")
+    assert [client.get(f"/health/{name}").status_code for name in ("ready", "live")] == [429, 200]

@@ -35,13 +35,10 @@ OPTIONS = "PgBouncer refuses options of a session, as Neon's pooler does"
 RETRY = "PgBouncer holds everybody back for a while after PostgreSQL has refused it"
 OLDER = "PgBouncer's sessions are older than the new default for sessions"
 SETTINGS = "The settings of a role and of the environment are those of PgBouncer's own sessions"
-FEWER = "PgBouncer has four connections here, so that eight statements do not wait for a lock at once"
 #: What cannot pass by way of PgBouncer, and why.
 DIRECT_ALONE = {
-    "test_a_wave_of_slow_requests_is_let_in_once": FEWER,
+    "test_a_change_that_waited_for_another_is_503_under_a_setting_that_fails_some_calls": SETTINGS,
     "test_a_session_that_began_read_only_is_left_once_a_write_has_shown_it": OLDER,
-    "test_a_setting_of_the_environment_changes_no_answer": SETTINGS,
-    "test_a_setting_of_the_role_changes_no_answer": SETTINGS,
     "test_a_setting_that_breaks_calls_is_named": SETTINGS,
     "test_a_setting_that_fails_some_calls_is_named_in_the_log": SETTINGS,
     "test_any_user_id_reaches_the_policies_as_it_is": OPTIONS,

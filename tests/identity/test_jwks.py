@@ -3,21 +3,19 @@
 import json
 import re
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from itertools import count
 from threading import Event
 from typing import Any
 
-import jwt
 import pytest
 
 from config import ConfigurationError, JwtSettings, load_settings
+from tests.identity.conftest import Keys
 from tests.identity.issuer import (
     Answer,
     Issuer,
-    Jwk,
     after,
     body,
     broken_off,
@@ -32,7 +30,7 @@ from tests.identity.issuer import (
 )
 from tests.identity.tokens import FITTING, base64url, key, payload, pem, signed_by
 from tests.live import free_port
-from tests.support import SECRET, token
+from tests.support import token
 from todo.errors import InvalidCredentials, Unavailable
 from todo.identity import jwks
 from todo.identity.jwks import GRACE, LIFETIME, LONGEST_PAUSE, MOST_FETCHES, SIZE_LIMIT, TIMEOUT, KeySet
@@ -42,78 +40,6 @@ from todo.refusals import Refusal
 
 A, B, C, RSA = key(), key("P-256", "b"), key("P-256", "c"), key("RSA")
 SHORT_PAUSES = (1, 2, 4, 8, LONGEST_PAUSE, LONGEST_PAUSE)
-
-
-class Keys:
-    """The issuer's keys on a clock that the test moves, and what the issuer serves."""
-
-    def __init__(self, issuer: Issuer) -> None:
-        self.issuer, self.now, self.go = issuer, 0.0, Event()
-        self.set = KeySet(issuer.url, (), clock=lambda: self.now)
-
-    @property
-    def requests(self) -> int:
-        """How often the set was fetched."""
-        return self.issuer.requests
-
-    def serve(self, **keys: Any) -> None:
-        """Answer with these keys by their ids from now on."""
-        self.issuer.serve(*(jwk(private_key, kid) for kid, private_key in keys.items()))
-
-    def serve_slowly(self, **keys: Any) -> None:
-        """Answer with these keys once `go` is set."""
-        self.issuer.answer = after(self.go, key_set(*(jwk(private_key, kid) for kid, private_key in keys.items())))
-
-    def fail(self) -> None:
-        """Answer with 500 from now on."""
-        self.issuer.answer = body("", 500)
-
-    def find(self, kid: str | None) -> Any:
-        """The key of that id."""
-        return self.set.find(kid).key.public_numbers()
-
-    def assert_found(self, *kids: str | None, is_key: Any) -> None:
-        for kid in kids:
-            assert self.find(kid) == is_key.public_key().public_numbers()
-
-    def assert_unknown(self, *kids: str | None) -> None:
-        for kid in kids:
-            with pytest.raises(InvalidCredentials):
-                self.set.find(kid)
-
-    def assert_unavailable(self, *kids: str | None) -> None:
-        for kid in kids:
-            with pytest.raises(Unavailable):
-                self.set.find(kid)
-
-    def assert_all_wait_for_fetch(self, number: int) -> None:
-        """All callers wait for that fetch, which brings the key A as "a" once `go` is set."""
-        with ThreadPoolExecutor(20) as pool:
-            waiting = [pool.submit(self.set.find, "a") for _ in range(20)]
-            self.issuer.wait_for(number)
-            self.go.set()
-            self.assert_found_by(*waiting, is_key=A)
-        assert self.requests == number
-
-    def assert_found_by(self, *callers: Future[VerificationKey], is_key: Any) -> None:
-        for caller in callers:
-            assert caller.result().key.public_numbers() == is_key.public_key().public_numbers()
-
-
-@pytest.fixture
-def keys(issuer: Issuer) -> Keys:
-    """The issuer's keys, of which nothing is known yet."""
-    return Keys(issuer)
-
-
-@pytest.fixture
-def warm(keys: Keys) -> Keys:
-    """The issuer's keys, fetched at 0 with one key in them."""
-    keys.serve(a=A)
-    assert keys.requests == 0
-    keys.assert_found("a", is_key=A)
-    assert keys.requests == 1
-    return keys
 
 
 class TestFind:
@@ -215,147 +141,6 @@ class TestEdwards:
         settings = load_settings(environ | {"JWT_ALGORITHMS": "EdDSA,Ed25519,Ed448"}).jwt
         assert settings is not None
         assert settings.algorithms == ("EdDSA", "Ed25519", "Ed448")
-
-
-def without(found: Jwk, *names: str) -> Jwk:
-    """That JWK without those members."""
-    return {name: value for name, value in found.items() if name not in names}
-
-
-KIND, USE, OPERATIONS = "its kty is not RSA, EC or OKP", "its use is not sig", "its key_ops do not have verify"
-MALFORMED, ALGORITHM = "it is malformed, or its curve is not known", "its alg is not one for such a key"
-WEAK = "it is a private key, an RSA key below 2048 bits, or on a curve that is not accepted"
-
-
-def private_jwk(kind: str, algorithm: str) -> Jwk:
-    """The private key as a JWK."""
-    found = jwt.get_algorithm_by_name(algorithm).to_jwk(key(kind), as_dict=True)
-    assert "d" in found
-    return without(found, "key_ops") | {"kid": "bad"}
-
-
-#: Keys that must not verify anything, by the fault that the log names. Each is made of a good one; its id is "bad".
-UNUSABLE: dict[str, dict[str, Callable[[Jwk], object]]] = {
-    KIND: {
-        "symmetric": lambda _: {"kty": "oct", "kid": "bad", "k": base64url(SECRET), "alg": "HS256"},
-        "symmetric without alg": lambda _: {"kty": "oct", "kid": "bad", "k": base64url(SECRET)},
-        "of an unknown kind": lambda good: good | {"kty": "AKP"},
-        "of no kind": lambda good: without(good, "kty"),
-        "an empty object": lambda _: {},
-    },
-    USE: {
-        "for encryption": lambda good: good | {"use": "enc"},
-        "for an unknown use": lambda good: good | {"use": None},
-    },
-    OPERATIONS: {
-        "for signing alone": lambda good: good | {"key_ops": ["sign"]},
-        "for nothing": lambda good: good | {"key_ops": []},
-    },
-    MALFORMED: {
-        "for operations that are no list": lambda good: good | {"key_ops": 5},
-        "of a kind that is no string": lambda good: good | {"kty": ["EC"]},
-        "of another kind than its members": lambda good: good | {"kty": "RSA"},
-        "of an unknown curve": lambda good: good | {"crv": "P-192"},
-        "of another curve than its members": lambda good: good | {"crv": "P-384"},
-        "not on its curve": lambda good: good | {"x": good["y"]},
-        "half": lambda good: without(good, "y"),
-        "not base64url": lambda good: good | {"x": "!"},
-        "not of strings": lambda good: good | {"x": 5},
-        "an RSA key of nothing": lambda _: {"kty": "RSA", "kid": "bad", "n": "", "e": ""},
-        "null": lambda _: None,
-        "a string": lambda _: "bad",
-        "a number": lambda _: 5,
-        "a list": lambda good: [good],
-    },
-    ALGORITHM: {
-        f"for {algorithm}": lambda good, algorithm=algorithm: good | {"alg": algorithm}  # type: ignore[misc]
-        for algorithm in ("ES999", "RS256", "ES512", "none", "HS256", "ECDH-ES", ["ES256"])
-    },
-    WEAK: {
-        "weak": lambda _: jwk(key("RSA 1024"), "bad"),
-        "of a curve that is not accepted": lambda _: jwk(key("secp256k1"), "bad"),
-        "a private RSA key": lambda _: private_jwk("RSA", "RS256"),
-        "a private EC key": lambda _: private_jwk("P-256", "ES256"),
-        "a private Ed25519 key": lambda _: private_jwk("Ed25519", "EdDSA"),
-    },
-}
-
-
-class TestUnusableKeys:
-    """Keys in a set that are not used, do not keep the others from being used, and are named in the log once."""
-
-    @staticmethod
-    def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-        return [(record.levelname, record.getMessage()) for record in caplog.records]
-
-    @pytest.fixture(autouse=True)
-    def _talkative(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level("INFO")
-
-    @pytest.mark.parametrize(
-        ("fault", "make_unusable"),
-        [pytest.param(fault, make, id=name) for fault, kinds in UNUSABLE.items() for name, make in kinds.items()],
-    )
-    def test_it_is_left_out_and_named_once(
-        self, keys: Keys, caplog: pytest.LogCaptureFixture, fault: str, make_unusable: Callable[[Jwk], object]
-    ) -> None:
-        member = make_unusable(jwk(B, "bad"))
-        keys.issuer.serve(member, jwk(A, "a"))
-        keys.assert_unknown("bad")
-        keys.assert_found("a", None, is_key=A)
-        for _ in range(2):
-            keys.now += LIFETIME
-            keys.find("a")
-            join_fetches()
-        assert keys.requests == 3
-        name = '"bad"' if isinstance(member, dict) and member else "number 1, without an id"
-        assert self.messages(caplog) == [("INFO", f"JWT_JWKS_URL: the key {name} of the set is left out: {fault}")]
-
-    def test_one_that_the_settings_leave_out_is_named(self, issuer: Issuer, caplog: pytest.LogCaptureFixture) -> None:
-        issuer.serve(jwk(RSA, "rsa"), jwk(A, "ec"))
-        KeySet(issuer.url, ("ES256",)).find("ec")
-        line = 'JWT_JWKS_URL: the key "rsa" of the set is left out: JWT_ALGORITHMS does not name its algorithm'
-        assert self.messages(caplog) == [("INFO", line)]
-
-    def test_a_set_that_changes_is_logged_again(self, keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
-        for kid, private_key in (("a", A), ("b", B)):
-            keys.issuer.serve(jwk(private_key, kid), jwk(B, "x", use="enc"))
-            keys.find(kid)
-        join_fetches()
-        assert len(self.messages(caplog)) == 2
-
-    @pytest.mark.parametrize("jwks", [[], [{"kty": "oct", "kid": "x"}]], ids=["none", "none usable"])
-    def test_a_set_without_a_usable_key_is_a_warning(
-        self, keys: Keys, caplog: pytest.LogCaptureFixture, jwks: list[Jwk]
-    ) -> None:
-        keys.issuer.serve(*jwks)
-        for _ in range(3):
-            keys.assert_unknown("a")
-            keys.now += LONGEST_PAUSE
-        assert keys.requests == 3
-        line = "JWT_JWKS_URL: the key set has no usable key: every token is refused"
-        assert self.messages(caplog)[len(jwks) :] == [("WARNING", line)]
-
-    def test_an_id_is_quoted_and_cut_and_no_key_is_shown(self, keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
-        bad = jwk(A, use="enc")
-        odd_ids = [{"kid": 5}, {"kid": '\n\x1b[31m"\u2028'}, {"kid": "k" * 1000}]
-        keys.issuer.serve(jwk(A, "a"), bad, *(bad | odd for odd in odd_ids))
-        keys.find("a")
-        names = [line.split(" the key ")[1].split(" of the set ")[0] for _, line in self.messages(caplog)]
-        without_id = ["number 2, without an id", "number 3, without an id"]
-        assert names == [*without_id, '"\\n\\u001b[31m\\"\\u2028"', f'"{"k" * 100}"']
-        assert bad["x"] not in caplog.text
-
-    @pytest.mark.parametrize(("left_out", "lines"), [(20, 20), (1000, 21)])
-    def test_of_many_only_some_are_named(
-        self, keys: Keys, caplog: pytest.LogCaptureFixture, left_out: int, lines: int
-    ) -> None:
-        keys.issuer.serve(jwk(A, "a"), *(jwk(A, f"{number}", use="enc") for number in range(left_out)))
-        keys.find("a")
-        found = [line for _, line in self.messages(caplog)]
-        assert len(found) == lines
-        if lines == 21:
-            assert found[-1] == "JWT_JWKS_URL: 980 more keys of the set are left out"
 
 
 class TestUnknownKeys:

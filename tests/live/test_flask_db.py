@@ -16,16 +16,10 @@ from flask_migrate import upgrade
 from sqlalchemy import URL, Connection, create_engine, make_url
 
 from tests.conftest import url_of
-from tests.support import ROOT, Caller, Make, close, direct, empty_database, migrate, postgresql_database, session, sql
+from tests.live.test_surroundings import HARMLESS
+from tests.support import ROOT, Caller, Make, close, direct, migrate, postgresql_database, session, sql
 from tests.test_migrations import DDL, TABLES, flask_db, tables
-from tests.test_surroundings import HARMLESS, setting
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def fresh(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
-    """An empty database."""
-    with empty_database(request.param, server) as url:
-        yield url
+from tests.test_surroundings import setting
 
 
 @contextmanager

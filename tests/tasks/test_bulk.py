@@ -1,12 +1,11 @@
 """PATCH and DELETE of all tasks with a status."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import URL
 
-from tests.support import Call, Caller, session, sql
+from tests.support import Call, Caller, sql
 from todo.db import bulk
 
 pytestmark = pytest.mark.sql
@@ -116,39 +115,3 @@ def test_a_bad_deletion_is_400_and_deletes_nothing(alice: Caller, statements: li
     response = alice("DELETE", query=query)
     message = "Unknown query parameter: q" if "q=" in query else ONLY_COMPLETE
     assert (response.status_code, response.get_json(), statements) == (400, {"error": message}, [])
-
-
-@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
-class TestRace:
-    """Another change of the user comes first, while the call waits for the user's clock."""
-
-    def test_what_was_changed_meanwhile_is_not_changed_again(self, alice: Caller, url: URL) -> None:
-        tasks = [alice.create() for _ in range(3)]
-        with session(url) as connection, ThreadPoolExecutor(1) as pool:
-            connection.exec_driver_sql("UPDATE users SET changed_at = changed_at + interval '1 hour'")
-            changed = "UPDATE tasks SET status = 'complete', updated_at = changed_at FROM users"
-            connection.exec_driver_sql(f"{changed} WHERE tasks.id = {tasks[0]['id']}")
-            connection.exec_driver_sql("INSERT INTO tasks (user_id, title) VALUES ('alice', 'late')")
-            waiting = pool.submit(complete_all, alice)
-            with pytest.raises(TimeoutError):
-                waiting.result(timeout=0.3)
-            connection.commit()
-            assert waiting.result() == {"changed": 2, "more": False}
-        after = {task["id"]: task for task in alice("GET").get_json()}
-        assert sorted(task["status"] for task in after.values()) == ["complete"] * 3 + ["incomplete"]
-        # The change that came first is still the last one of its task.
-        assert after[tasks[0]["id"]]["updated_at"] < after[tasks[1]["id"]]["updated_at"]
-
-    def test_what_was_reopened_meanwhile_is_not_deleted(self, alice: Caller, url: URL) -> None:
-        tasks = [alice.create() for _ in range(2)]
-        complete_all(alice)
-        with session(url) as connection, ThreadPoolExecutor(1) as pool:
-            connection.exec_driver_sql("UPDATE users SET changed_at = changed_at + interval '1 hour'")
-            connection.exec_driver_sql(f"UPDATE tasks SET status = 'incomplete' WHERE id = {tasks[0]['id']}")
-            waiting = pool.submit(clear, alice)
-            with pytest.raises(TimeoutError):
-                waiting.result(timeout=0.3)
-            connection.commit()
-            assert waiting.result() == {"deleted": 1, "more": False}
-        assert [task["id"] for task in alice("GET").get_json()] == [tasks[0]["id"]]
-        assert sql(url, "SELECT row_id FROM deletions") == [(tasks[1]["id"],)]

@@ -1,7 +1,6 @@
 """POST /api/{user_id}/tasks."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import URL
@@ -105,23 +104,6 @@ def test_an_email_that_cannot_be_kept_is_none(call: Call, url: URL) -> None:
     for number, email in enumerate(bad):
         call(f"user{number}", email).create()
     assert sql(url, "SELECT count(*), count(email) FROM users") == [(len(bad), 0)]
-
-
-def test_fifty_first_tasks_at_once_make_one_user_and_fifty_tasks(call: Call, url: URL) -> None:
-    carol = call("carol", "carol@example.com")
-    with ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(lambda number: carol("POST", json={"title": f"{number}"}).status_code, range(50)))
-    assert statuses == [201] * 50
-    assert sql(url, "SELECT id, email FROM users") == [("carol", "carol@example.com")]
-    assert sorted(map(int, carol.titles())) == list(range(50))
-
-
-def test_first_tasks_of_many_users_with_one_email_are_all_kept(call: Call, url: URL) -> None:
-    callers = [call(f"user{number}", "shared@example.com") for number in range(24)]
-    with ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(lambda caller: caller("POST", json={"title": "x"}).status_code, callers))
-    assert statuses == [201] * 24
-    assert sql(url, "SELECT count(*), count(email) FROM users") == [(24, 1)]
 
 
 def test_ids_count_from_one_whatever_users_and_emails_there_are(own: URL, make: Make) -> None:

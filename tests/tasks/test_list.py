@@ -62,7 +62,8 @@ def test_the_status_narrows_the_list(alice: Caller) -> None:
 WORDS = (
     "ÄRGER=ärger ärger=ÄRG ПРИВЕТ=привет ΟΔΟΣΑ=οδος οδός=ΟΔΌΣ GROẞ=groß straße=STRASSE ǅungla=ǆ \u212aelvin=kelvin"
     " Cafe\u0301=CAFÉ café=cafe\u0301 a\u0323\u0308=Ä\u0323 ΐ=Ϊ\u0301 \u1fb3=\u0391\u0399 İzmir=i\u0307zmir"
-    " \u0131s\u0131=ISI ᲛᲗᲐ=მთა ꭰꮴ=ᎠᏤ ﬃ=FFI 한글=\u1112\u1161\u11ab 100%=% snake_case=_ back\\slash=\\ it's=' a+b=+"
+    " \u0131s\u0131=ISI ᲛᲗᲐ=მთა ꭰꮴ=ᎠᏤ ẞe\u0301=ßé \u1fb3\u0301=\u1fb4 ﬃ=FFI"
+    " 한글=\u1112\u1161\u11ab 100%=% snake_case=_ back\\slash=\\ it's=' a+b=+"
 )
 FOUND = [("Buy milk", "MILK"), ("Vie\u0323\u0302t Nam", "việt"), *(tuple(pair.split("=")) for pair in WORDS.split())]
 

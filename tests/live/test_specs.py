@@ -2,7 +2,6 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
@@ -65,9 +64,3 @@ def test_every_link_leads_to_a_test_that_is_run() -> None:
 def test_a_dead_link_is_seen(link: str) -> None:
     assert exists("tests/tasks/test_list.py")
     assert not exists(link)
-
-
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("**/*.md")), ids=lambda path: path.name)
-def test_every_other_link_leads_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
-        assert (path.parent / target).exists(), target

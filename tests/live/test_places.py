@@ -1,0 +1,111 @@
+"""How much of the service one caller may hold where the database, or a provider, makes everybody wait for seconds."""
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+from config import JwtSettings
+from tests.identity.issuer import after, jwk, key_set, running_issuer
+from tests.identity.tokens import key, signed_by
+from tests.support import Caller, Make
+from tests.test_places import SHARE, THREADS, hasty, locked_tasks, toggle  # noqa: F401 (a fixture)
+from todo.db import connections as database
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_wave_of_slow_requests_is_let_in_once(make: Make, postgresql: URL) -> None:
+    alice = Caller(make(postgresql), "alice")
+    alice.create()
+    with ThreadPoolExecutor(THREADS) as pool:
+        with locked_tasks(postgresql):
+            first = Counter(pool.map(lambda _: toggle(alice).status_code, range(THREADS)))
+        with locked_tasks(postgresql):
+            (task,) = alice("GET").get_json()
+            second = Counter(pool.map(lambda _: alice("PATCH", f"/{task['id']}/complete").status_code, range(THREADS)))
+    assert first == {503: THREADS}
+    assert second == {503: SHARE, 429: THREADS - SHARE}
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
+    """A database that accepts connections and is silent, for which a request waits less long."""
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield URL.create("postgresql+psycopg2", host="127.0.0.1", port=server.getsockname()[1], database="todo")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, silent: URL) -> None:
+    alice = Caller(make(silent), "alice")
+    with ThreadPoolExecutor(THREADS) as pool:
+        assert Counter(pool.map(lambda _: alice("GET").status_code, range(2 * THREADS))) == {503: 2 * THREADS}
+
+
+READY, TASKS = "/health/ready", "/api/alice/tasks"
+
+
+def from_address(app: Flask, path: str, bearer: str = "", address: str = "192.0.2.1") -> int:
+    """The status of the answer to a request from that address."""
+    headers = {"Authorization": f"Bearer {bearer}"}
+    return app.test_client().get(path, environ_overrides={"REMOTE_ADDR": address}, headers=headers).status_code
+
+
+def at_once(app: Flask, path: str, bearer: str = "") -> Counter[int]:
+    """How often each status is the answer to as many requests as there are threads, from one address."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return Counter(pool.map(lambda _: from_address(app, path, bearer), range(THREADS)))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_who_asks_a_silent_database_whether_it_is_ready_holds_a_share(make: Make, silent: URL) -> None:
+    app = make(silent)
+    assert at_once(app, READY) == {503: THREADS}
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: list[Future[int]] = [pool.submit(from_address, app, READY) for _ in range(THREADS)]
+        time.sleep(0.1)
+        assert from_address(app, READY) == 429
+        assert from_address(app, "/health/live") == from_address(app, "/openapi.json") == 200
+        assert from_address(app, READY, address="192.0.2.2") == 503
+    assert Counter(slow.result() for slow in waiting) == {503: SHARE, 429: THREADS - SHARE}
+    # One probe after the other is always answered.
+    assert [from_address(app, READY) for _ in range(3)] == [503] * 3
+
+
+@pytest.mark.usefixtures("hasty")
+def test_of_those_who_name_unknown_keys_one_waits_and_a_known_user_at_their_address_is_never_refused(
+    make: Make, postgresql: URL
+) -> None:
+    known, unknown = (signed_by(key(), kid) for kid in ("known", "unknown"))
+    go, keys = Event(), key_set(jwk(key(), "known"))
+    with running_issuer() as issuer, ThreadPoolExecutor() as pool:
+        issuer.answer = keys
+        app = make(postgresql, jwt=JwtSettings(jwks_url=issuer.url))
+        assert from_address(app, TASKS, known) == 200
+        issuer.answer = after(go, keys)
+        waiting = pool.submit(from_address, app, TASKS, unknown)
+        issuer.wait_for(2)
+        # Longer than a slow request may take.
+        time.sleep(0.7)
+        assert at_once(app, TASKS, unknown) == {503: THREADS}
+        assert at_once(app, TASKS, known) == {200: THREADS}
+        assert not waiting.done()
+        go.set()
+        assert waiting.result() == 401
+        assert at_once(app, TASKS, known) == {200: THREADS}
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(("provider", "status"), [("slow_nobody", 401), ("slow_somebody", 200)])
+def test_the_time_that_a_provider_takes_counts_for_nobody(
+    make: Make, postgresql: URL, provider: str, status: int
+) -> None:
+    app = make(postgresql, identity_provider=f"tests.identity.providers:{provider}")
+    for _ in range(2):
+        assert at_once(app, TASKS) == {status: THREADS}
