@@ -1,5 +1,6 @@
 """What the databases do not share, and what becomes of a request when they fail. All of it with real databases."""
 
+import re
 import socket
 import sqlite3
 import time
@@ -94,6 +95,23 @@ def test_a_statement_that_is_too_slow_is_503_and_stopped(
     assert 0.3 <= time.monotonic() - started < 4
     assert still_running(postgresql) == []
     assert alice.titles() == ["Buy milk"]
+
+
+def test_a_statement_has_the_id_of_its_request(make: Make, postgresql: URL) -> None:
+    app = make(postgresql, threads=1)
+    alice = Caller(app, "alice")
+    last = "SELECT query FROM pg_stat_activity WHERE application_name = 'todo' AND query LIKE '/*%'"
+    for request_id in ("from-nginx", "b" * 128):
+        assert not is_unavailable(alice, headers={"X-Request-ID": request_id})
+        ((query,),) = sql(postgresql, last)
+        assert query.startswith(f"/* {request_id} */ ")
+    # One that could end the comment is replaced.
+    assert not is_unavailable(alice, headers={"X-Request-ID": "*/ SELECT 1; /*"})
+    ((query,),) = sql(postgresql, last)
+    assert re.match(r"/\* [0-9a-f]{32} \*/ ", query)
+    with app.app_context():
+        assert db.session.execute(text("SELECT 1 AS outside")).scalar() == 1
+    assert sql(postgresql, "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT 1 AS outside%'") == [(1,)]
 
 
 def test_the_limits_end_with_their_statement(make: Make, postgresql: URL) -> None:

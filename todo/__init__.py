@@ -65,7 +65,7 @@ def _build(settings: Settings) -> Flask:
     health.init_app(app, check_database)
     db.init_app(app)
     with app.app_context():
-        connections.init_app(app, db.engine)
+        connections.init_app(app, db.engine, request_log.current_request_id)
         types.init_app(db.engine)
         search.init_app(db.engine)
         metrics.init_app(app, settings, partial(observation.observe, db.engine))

@@ -5,9 +5,10 @@ Must not know any table.
 
 import select
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -45,6 +46,9 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 _limit: ContextVar[tuple[float, float] | None] = ContextVar("limit", default=None)
 #: When a connection last broke, or stopped answering, during a statement (time.monotonic).
 _lost_at = 0.0
+#: A comment with the id of the current request, for PostgreSQL's log and pg_stat_activity. A comment costs the server
+#: nothing that can be measured, and passes every pooler.
+_comment: ContextVar[str] = ContextVar("comment", default="")
 #: The user of the current request.
 _acting_user: ContextVar[str | None] = ContextVar("acting_user", default=None)
 
@@ -63,6 +67,7 @@ class LimitedCursor(extensions.cursor):
             query = STATEMENT_LIMITS + query
         if vars and (user_id := _acting_user.get()) is not None:
             query, vars = ACTING_USER + query, {**vars, "app_user_id": user_id}
+        query = _comment.get() + query
         try:
             super().execute(query, vars)
         except errors.ReadOnlySqlTransaction:
@@ -155,9 +160,12 @@ def engine_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def init_app(app: Flask, engine: Engine) -> None:
-    """Set up each new connection, limit the time of each request, and replace lost connections."""
-    app.before_request(_start_budget)
+def init_app(app: Flask, engine: Engine, request_id: Callable[[], str | None]) -> None:
+    """Set up each new connection, limit the time of each request, and replace lost connections.
+
+    request_id: the id of the current request. It must not be able to end a comment.
+    """
+    app.before_request(partial(_start_budget, request_id))
     app.teardown_request(_end_budget)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
@@ -211,12 +219,14 @@ def _replace_if_lost(connection: Any, record: Any, _proxy: object) -> None:
         raise DisconnectionError
 
 
-def _start_budget() -> None:
+def _start_budget(request_id: Callable[[], str | None]) -> None:
     _deadline.set(monotonic() + REQUEST_BUDGET)
+    _comment.set(f"/* {request_id()} */ ")
 
 
 def _end_budget(_error: BaseException | None) -> None:
     _deadline.set(None)
+    _comment.set("")
     _acting_user.set(None)
 
 

@@ -52,6 +52,11 @@ def init_app(app: Flask) -> None:
     app.wsgi_app = with_id  # type: ignore[method-assign]  # as Flask's documentation does
 
 
+def current_request_id() -> str | None:
+    """Return the id of the current request: 1 to 128 of A-Z a-z 0-9 . _ : + / = -. None outside of a request."""
+    return _request_id.get()
+
+
 def on_answer(app: Flask, tell: Callable[[int, float], None]) -> None:
     """Call `tell` when an answer starts, within its request: with the status, and the seconds that it took."""
     answer = app.wsgi_app
