@@ -325,6 +325,17 @@ def test_the_six_calls_go_through_nginx_and_gunicorn_to_postgresql(nginx: Server
     assert nginx.request("GET", path, user_id="bob") == (403, {"error": "Forbidden"})
 
 
+def test_the_backup_has_every_row(postgres: int, secrets: dict[str, str], nginx: Server, tmp_path: Path) -> None:
+    nginx.request("POST", "/api/alice/tasks", json={"title": "To be kept"})
+    (command,) = re.findall("`docker compose exec -T postgres (pg_dump .*)`", (ROOT / "docs/containers.md").read_text())
+    environ = {"PATH": f"{PROGRAMS}:{SYSTEM_PATH}", "PGHOST": "127.0.0.1", "PGPORT": str(postgres)}
+    environ["PGPASSWORD"] = secrets["POSTGRES_PASSWORD"]
+    subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=environ, check=True)
+    show = ["pg_restore", "--data-only", "--table=tasks", "--file=-", "todo.dump"]
+    shown = subprocess.run(show, cwd=tmp_path, env=environ, check=True, capture_output=True, text=True).stdout
+    assert "\tTo be kept\t" in shown
+
+
 def test_the_health_check_of_nginx_reaches_the_service(services: dict[str, Any], nginx: Server) -> None:
     kind, *command = services["nginx"]["healthcheck"]["test"]
     assert kind == "CMD"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ProgrammingError
 
 from tests.faults.server import PostgreSql, postgresql
 from tests.live import PROGRAMS, gunicorn
@@ -120,6 +121,8 @@ def restored(own: PostgreSql, shell: Shell, options: str, role: str = "postgres"
 def test_the_commands_of_the_page_do_what_it_shows(fresh: PostgreSql, tmp_path: Path) -> None:
     shell = Shell(fresh, copy_project(tmp_path / "todo"))
     del shell.environ["SOURCE"]
+    for command in ("mkdir instance", ".venv/bin/flask db upgrade", ".venv/bin/flask seed alice --count 3"):
+        perform(command, shell.folder, shell.environ | {"DATABASE_URL": "sqlite:///todo.db"})
     for step in STEPS:
         printed = perform(step.command.replace("@db.example.com/", "@/"), shell.folder, shell.environ)
         assert printed == step.output, step.command
@@ -193,6 +196,7 @@ def test_the_counts_are_those_of_the_dump_while_users_write(
 #: How it is restored, and what becomes of it: ready?, security, all calls served?
 RESTORES: dict[str, tuple[str, str, int, str]] = {
     "by the owner": ("--no-owner", "todo", 200, "enforced"),
+    "by a superuser in several processes": ("--exit-on-error --jobs=4", "postgres", 200, "enforced"),
     "by a superuser": ("", "postgres", 200, "enforced"),
     "without rights": ("--no-privileges", "postgres", 200, "enforced"),
     "by a superuser who becomes the owner": ("--no-owner --role=todo", "postgres", 200, "enforced"),
@@ -217,6 +221,28 @@ def test_readiness_tells_a_good_restore_from_a_bad_one(fresh: PostgreSql, shell:
         else:
             assert 500 in statuses(app)
         close(app)
+
+
+def test_the_right_to_the_rows_does_not_bring_the_tables_back(fresh: PostgreSql, shell: Shell, make: Make) -> None:
+    shell(COMMANDS["backup"])
+    with restored(fresh, shell, "--no-owner") as url:
+        superuser = own_url(fresh, "todo_restored", "postgres")
+        sql(superuser, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO todo")
+        app = make(url)
+        assert app.test_client().get("/health/ready").status_code == 200
+        assert statuses(app) == {200, 201, 204}
+        with pytest.raises(ProgrammingError, match="must be owner of table tasks"):
+            sql(url, "ALTER TABLE tasks ADD COLUMN priority TEXT")
+        close(app)
+
+
+def test_the_owner_cannot_restore_in_several_processes(fresh: PostgreSql, shell: Shell) -> None:
+    """In one, the foreign keys come before row-level security."""
+    shell(COMMANDS["backup"])
+    fresh.sql_outside_transactions("CREATE DATABASE todo_restored OWNER todo TEMPLATE template0 ENCODING 'UTF8'")
+    status, said = shell.fails(COMMANDS["restore"].replace("--single-transaction", "--jobs=4"))
+    assert status == 1
+    assert re.search("row-level security policy.*ADD CONSTRAINT fk_", said, re.DOTALL)
 
 
 def test_rights_of_a_role_that_owns_nothing_are_lost_without_privileges(

@@ -1,6 +1,8 @@
 """Going back: what docs/upgrade.md says that it costs, with data."""
 
 import re
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ from flask import Flask
 from flask_migrate import downgrade
 from sqlalchemy import URL, create_engine, inspect
 
+from tests.live import gunicorn
+from tests.live.test_migrations import Load, ended, fill, flask_db
 from tests.support import ROOT, Caller, Make, migrate, sql
 from tests.test_health import statuses
 from tests.test_migrations import OLD_CHANGE, OLD_CREATE, OLD_DELETE
@@ -90,3 +94,15 @@ def test_the_release_before_works_after_the_way_back_and_so_does_this_one(own: U
         assert all(left[row["user_id"], row[key]] == row for row in before[table])
     assert statuses(served) == {200, 201, 204}
     assert Caller(served, "alice")("GET", "/changes").status_code == 200
+
+
+def test_on_postgresql_the_way_back_fails_no_request(postgresql: URL, tmp_path: Path) -> None:
+    fill(postgresql, 20_000)
+    with gunicorn(postgresql, tmp_path / "log") as server:
+        load = Load(server)
+        with load.going_on():
+            time.sleep(1)
+            status, said = ended(flask_db(postgresql, ROOT / "migrations", "downgrade", BACK_TO_1_1))
+            time.sleep(1)
+    assert status == 0, said
+    load.check()
