@@ -133,6 +133,16 @@ UNFIT_ON_POSTGRESQL: dict[str, State] = {
         LACKS_COLUMNS,
         "table tasks: lacks",
     ),
+    "a table has lost its key, as after a restore that ended early": (
+        "ALTER TABLE users DROP CONSTRAINT pk_users CASCADE",
+        "ALTER TABLE users ADD CONSTRAINT pk_users PRIMARY KEY (id)"
+        + "".join(
+            f"; ALTER TABLE {name} ADD CONSTRAINT fk_{name}_user_id FOREIGN KEY (user_id) REFERENCES users (id)"
+            for name in TABLES[1:]
+        ),
+        LACKS_COLUMNS,
+        "table users: lacks",
+    ),
     "a function is missing": (
         *renamed("ALTER FUNCTION {}(text) RENAME TO {}", "fold_case"),
         NO_FUNCTION,

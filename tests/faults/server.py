@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -20,6 +21,8 @@ class PostgreSql:
         self.url = make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
         #: Whom the server runs as; None for the user of the tests, which is not root.
         self.system_user: str | None = server.system_user
+        #: What it has logged.
+        self.log = Path(server.log)
         self._server, self._pg_ctl = server, pg_ctl
 
     def sql(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:

@@ -173,6 +173,37 @@ def test_what_a_client_says_of_its_protocol_does_not_reach_gunicorn(
     assert ask(proxy, *question)[0] == 200
 
 
+def test_the_figures_are_not_for_the_outside(tmp_path: Path) -> None:
+    """In whatever spelling; Prometheus gets them from gunicorn."""
+    secret = "a-token-for-prometheus"
+    with sqlite_database() as url, ExitStack() as stack:
+        live = stack.enter_context(gunicorn(url, tmp_path / "log", ready="/health/live", METRICS_TOKEN=secret))
+        proxy = stack.enter_context(nginx(live, tmp_path))
+        answers = {}
+        for server in (live, proxy):
+            for path in (
+                "/metrics",
+                "/metrics/",
+                "/metrics?x=1",
+                "/%6detrics",
+                "//metrics",
+                "/x/../metrics",
+                "/metrics%2F",
+                "http://localhost/metrics",
+            ):
+                answer = server.raw(
+                    f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n{BYE}\r\n\r\n".encode()
+                )
+                answers[server, path] = answer
+        assert b"todo_http_requests_total" in answers[live, "/metrics"]
+        assert b"todo_http_requests_total" in answers[live, "/%6detrics"]
+        for (server, path), answer in answers.items():
+            if server is proxy:
+                head, _, content = answer.partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 404 "), path
+                assert json.loads(content) == {"error": "Unknown route"}
+
+
 def test_connections_to_gunicorn_are_kept(live: Server, proxy: Server) -> None:
     ports = set()
     for _ in range(50):

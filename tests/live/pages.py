@@ -88,6 +88,31 @@ def _edit(before: str, text: str) -> Edit:
     return Edit(place[1], text, anchor=place[4], is_before=place[3] == "before", within=place["within"] or "")
 
 
+def perform(command: str, cwd: Path, environ: dict[str, str]) -> str:
+    """Run a command of a page; what it prints. A variable that it sets is there for the commands to come.
+
+    Raises AssertionError where its status is not 0.
+    """
+    assigned = re.fullmatch(r"(?:export )?([A-Z_]+)=(?:\$\((.*)\)|(\S+))", command)
+    if assigned and assigned[3]:
+        environ[assigned[1]] = assigned[3]
+        return ""
+    result = subprocess.run(
+        ["bash", "-c", assigned[2] if assigned else command],
+        cwd=cwd,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, (command, result)
+    if not assigned:
+        return result.stdout
+    environ[assigned[1]] = result.stdout.strip()
+    return ""
+
+
 def copy_project(copy: Path) -> Path:
     """The project as a fresh clone has it, except for the virtual environment, which is this one."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]

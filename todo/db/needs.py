@@ -30,6 +30,9 @@ NUMBERED = """
     (SELECT attidentity <> '' OR has_sequence_privilege(pg_get_serial_sequence('{table}', '{column}'), 'USAGE')
      FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attname = '{column}')
 """
+#: Whether the table has its primary key. After a restore that ended early there are rows, but no constraints: each
+#: create then fails, and idempotency keys are not unique.
+KEYED = "EXISTS (SELECT FROM pg_index WHERE indrelid = '{table}'::regclass AND indisprimary)"
 #: The policies of a table that let the current role see or change rows.
 POLICIES_OF_ROLE = """
     SELECT FROM pg_policy WHERE polpermissive AND polrelid = {table}::regclass
@@ -74,7 +77,7 @@ def needs(backend: str) -> list[Need]:
 
 
 def needs_of_table(model: Table, backend: str) -> Iterator[Need]:
-    """Yield the needs for a table: its columns, the rights on them, ids, and policies that show rows."""
+    """Yield the needs for a table: its columns, the rights on them, its key, ids, and policies that show rows."""
     subject = f"table {model.name}"
     # It reads no row, but fails if a column is missing or may not be read.
     yield Need(subject, not_(exists(select(*model.columns).where(false()))), SCHEMA)
@@ -88,6 +91,7 @@ def needs_of_table(model: Table, backend: str) -> Iterator[Need]:
         ]
     )
     yield Need(subject, literal_column(rights), RIGHTS)
+    yield Need(subject, literal_column(KEYED.format(table=model.name)), SCHEMA)
     for identity in (each.name for each in model.columns if each.identity is not None):
         yield Need(subject, literal_column(NUMBERED.format(table=model.name, column=identity)), SCHEMA)
     yield Need(subject, literal_column(LET_THROUGH.format(table=model.name)), POLICIES)
