@@ -1,7 +1,9 @@
 """deploy/nginx.conf: the proxy refuses in the words of the service, and changes nothing that the service says."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -213,6 +215,57 @@ def test_connections_to_gunicorn_are_kept(live: Server, proxy: Server) -> None:
         ports |= {line[1] for line in lines if line[2] == remote and line[3] == "01"}
     # Two workers, and whatever else was open.
     assert 1 <= len(ports) < 10
+
+
+def logged(folder: Path, request_id: str) -> str:
+    """The line of nginx's log about that request."""
+    deadline = time.monotonic() + 5
+    while True:
+        lines = [line for line in (folder / "access.log").read_text().splitlines() if line.endswith(f" {request_id}")]
+        if lines or time.monotonic() > deadline:
+            (line,) = lines
+            return line
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("sent", [None, "from-the-front-end", "b" * 128, "b" * 129, "a b", 'a"b', "ü"])
+def test_a_request_has_one_id_on_its_way_through_nginx_and_the_service(
+    live: Server, proxy: Server, folder: Path, sent: str | None
+) -> None:
+    given = [] if sent is None else [f"X-Request-ID: {sent}"]
+    answer = proxy.raw("\r\n".join(["GET /api/alice/tasks HTTP/1.1", "Host: x", BYE, *given, "", ""]).encode())
+    (request_id,) = re.findall(rb"(?mi)^x-request-id: (.*)\r$", answer)
+    if sent in ("from-the-front-end", "b" * 128):
+        assert request_id.decode() == sent
+    else:
+        assert re.fullmatch(rb"[0-9a-f]{32}", request_id)
+    assert f"[{request_id.decode()}] INFO todo.web.request_log: GET /api/<user_id>/tasks 401" in live.log.read_text()
+    assert re.search(
+        r'"GET /api/alice/tasks HTTP/1.1" 401 \d+ \S+ 401 [0-9.]+ [0-9.]+ \S+$', logged(folder, request_id.decode())
+    )
+
+
+@pytest.mark.parametrize("path", ["/%00", "/metrics", "/-/503"])
+def test_answers_of_nginx_itself_have_the_id_too(proxy: Server, folder: Path, path: str) -> None:
+    status, headers, _ = ask(proxy, f"GET {path} HTTP/1.1")
+    assert f" {status} " in logged(folder, headers["X-Request-ID"])
+
+
+def test_the_log_tells_a_service_that_is_away_from_one_that_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = CONFIGURATION.read_text()
+    (tmp_path / "quick.conf").write_text(text.replace("proxy_read_timeout 15s;", "proxy_read_timeout 300ms;"))
+    monkeypatch.setattr("tests.faults.proxy.CONFIGURATION", tmp_path / "quick.conf")
+    with sqlite_database() as url, ExitStack() as stack:
+        with gunicorn(url, tmp_path / "gunicorn", ready="/health/live") as live:
+            proxy = stack.enter_context(nginx(live, tmp_path))
+            os.killpg(live.process.pid, signal.SIGSTOP)
+            _, headers, _ = ask(proxy, "GET /api/alice/tasks HTTP/1.1")
+            os.killpg(live.process.pid, signal.SIGCONT)
+            assert re.search(r" 503 \d+ \S+ 504 [0-9.]+ ", logged(tmp_path, headers["X-Request-ID"]))
+        _, headers, _ = ask(proxy, "GET /api/alice/tasks HTTP/1.1")
+        assert re.search(r" 503 \d+ \S+ 502 - ", logged(tmp_path, headers["X-Request-ID"]))
 
 
 def test_the_logs_of_nginx_bear_no_query_and_no_header(proxy: Server, folder: Path) -> None:
