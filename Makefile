@@ -22,7 +22,7 @@ programs = for program in $(1); do \
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test live programs ecosystem screenshot faults fuzz mutants audit bench bench-scale bench-parts bench-sync openapi lock clean
+.PHONY: help run test live programs ecosystem screenshot faults fuzz mutants audit bench bench-scale bench-parts bench-sync bench-capacity openapi lock clean
 
 help: ## List all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ bench-parts: $(VENV)/installed-dev ## Measure the cost of log, metrics and rate 
 bench-sync: $(VENV)/installed-dev $(PEERS_VENV)/installed $(FASTIFY)/node_modules ## Measure polls, the change feed, and what the clock of a user costs (BEFORE=FOLDER: beside another version)
 	@$(call programs,wrk)
 	@$(BIN)/python -m benchmarks.sync
+
+bench-capacity: $(VENV)/installed-dev ## Measure what a day of 10,000 users needs (USERS=100: quick)
+	@$(BIN)/python -m benchmarks.capacity
 
 openapi: $(VENV)/installed-dev ## Write the OpenAPI document from the code, into docs/ and specs/
 	@$(BIN)/flask openapi write docs/openapi.json
