@@ -76,6 +76,11 @@ def test_a_name_of_several_that_is_never_resolved_is_left_out_within_the_budget(
     go.set()
 
 
+def test_without_a_host_the_socket_is_left_to_libpq() -> None:
+    hosts.resolve_hosts(parameters := {"dbname": "todo"}, 0.0)
+    assert parameters == {"dbname": "todo"}
+
+
 @pytest.mark.parametrize(
     "query", ["host=127.0.0.1:{closed}&host=127.0.0.1:{port}", "host=127.0.0.1,127.0.0.1&port={closed},{port}"]
 )

@@ -80,6 +80,7 @@ def test_the_defaults_are_quiet_and_closed() -> None:
     assert (settings.cors_origins, settings.log_level, settings.log_format, settings.threads) == ((), "INFO", "text", 8)
     assert (settings.rate_limits, settings.trusted_proxies, settings.max_tasks) == ((), 0, None)
     assert (settings.is_docs_on, settings.is_flask_command, settings.metrics_token) == (True, False, None)
+    assert load_settings(GOOD | {"CORS_ORIGINS": ""}).cors_origins == ()
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
@@ -100,7 +101,10 @@ def test_under_the_flask_command_the_database_may_be_left_out() -> None:
 
 #: Good values of a variable that become the setting as they are.
 TAKEN = {
-    "DATABASE_URL": ["sqlite:///todo.db", "sqlite:////var/lib/todo.db"],
+    "DATABASE_URL": [
+        *("sqlite:///todo.db", "sqlite:////var/lib/todo.db"),
+        *(f"postgresql+psycopg2://db/todo?sslmode={mode}" for mode in ("disable", "allow", "verify-ca", "verify-full")),
+    ],
     "RATE_LIMIT_STORAGE": ["redis://localhost", "redis://[::1]:6379/", "rediss://:secret@redis.example/0"],
     "IDENTITY_PROVIDER": ["package.module:callable", "module:object.method", "m:c"],
     "CORS_ORIGINS": [

@@ -50,7 +50,9 @@ def lost(make: Make) -> Flask:
     return make(URL.create("postgresql+psycopg2", host="127.0.0.1", port=9, database="todo"))
 
 
-def test_it_lives_and_says_its_version_and_is_ready_and_keeps_users_apart(app: Flask, url: URL) -> None:
+def test_it_lives_and_says_its_version_and_is_ready_and_keeps_users_apart(
+    app: Flask, url: URL, statements: list[str]
+) -> None:
     version = app.test_client().get("/openapi.json").get_json()["info"]["version"]
     security = "none" if url.get_backend_name() == "sqlite" else "enforced"
     for name, told in (("live", {"version": version}), ("ready", {"row_level_security": security})):
@@ -58,6 +60,9 @@ def test_it_lives_and_says_its_version_and_is_ready_and_keeps_users_apart(app: F
             response = app.test_client().get(path)
             assert (response.status_code, response.get_json()) == (200, {"status": "ok"} | told)
             assert app.test_client().head(path).status_code == 200
+    statements.clear()
+    app.test_client().get("/health/ready")
+    assert len([statement for statement in statements if "SELECT" in statement]) == 1
 
 
 def test_without_the_database_it_lives_and_is_not_ready(lost: Flask) -> None:

@@ -250,8 +250,9 @@ def test_the_service_alone_keeps_users_apart(
             # What inserts returns what it has just inserted.
             continue
         row = made_by(alice, resource)
-        with acting_for(app, "alice"), pytest.raises(OwnershipViolated):
+        with acting_for(app, "alice"), pytest.raises(OwnershipViolated) as raised:
             function("bob", **{name: row["id"] if name.endswith("_id") else arguments[name] for name in names})
+        assert "for 'bob'" in str(raised.value.detail)
 
 
 @pytest.mark.parametrize("path", QUERIES, ids=lambda path: path.parent.name)

@@ -15,8 +15,6 @@ from todo.db.failures import DATABASE_ERRORS, describe, is_denied, is_outage
 from todo.db.needs import ENCODING, FUNCTIONS, RIGHTS, SCHEMA, SETTING, Need, isolation, needs
 from todo.errors import DatabaseUnfit
 
-ROW_LEVEL_SECURITY = ("enforced", "bypassed", "none")
-
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 EMPTY = "has no tables yet"
@@ -57,7 +55,7 @@ REVISIONS = select(func.aggregate_strings(_version_number, ",")).select_from(tab
 class Readiness:
     """What is worth knowing about a database that has all that is needed."""
 
-    #: One of ROW_LEVEL_SECURITY.
+    #: enforced, bypassed or none.
     row_level_security: str
     #: Sentences for the operator.
     warnings: Sequence[str]
