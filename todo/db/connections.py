@@ -85,6 +85,16 @@ def limited_to(seconds: float) -> Iterator[None]:
         _limit.reset(token)
 
 
+@contextmanager
+def budget() -> Iterator[None]:
+    """Limit the time that the block may spend on the database, as that of a request is limited."""
+    _start_budget()
+    try:
+        yield
+    finally:
+        _end_budget(None)
+
+
 def was_lost_since(instant: float) -> bool:
     """Whether a connection broke, or stopped answering, after that instant (time.monotonic)."""
     return _lost_at >= instant
