@@ -7,7 +7,7 @@ from logging.config import dictConfig
 
 from flask import Flask
 
-from config import ConfigurationError, Settings, load_settings, logging_config
+from config import ConfigurationError, Settings, load_settings, logging_config, refusal
 from todo import identity
 from todo.db import connections, db, failures, migrate, observation, search
 from todo.db.commands import blp as database_blueprint
@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     try:
         return _build(load_settings(os.environ))
     except ConfigurationError as error:
-        print(f"todo: {error}", file=sys.stderr)
+        print(refusal(str(error), os.environ), file=sys.stderr)
         sys.exit(4)
 
 
