@@ -4,6 +4,7 @@ Opens nothing, logs nothing, and imports neither Flask nor `todo`: gunicorn.conf
 HUP, and needs the log's configuration before there is an app (docs/decisions/settings.md).
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -16,6 +17,7 @@ from marshmallow.fields import Raw
 from marshmallow.validate import OneOf, Regexp
 from psycopg2 import ProgrammingError
 from psycopg2.extensions import make_dsn
+from pythonjsonlogger.json import JsonFormatter
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -335,6 +337,23 @@ def _read(kind: type, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[
         return cast("dict[str, Any]", error.valid_data), faults
 
 
+#: The lines of LOG_FORMAT=json. docs/monitoring.md has their fields.
+JSON_LINES: Mapping[str, Any] = {
+    "fmt": "%(levelname)s %(name)s %(message)s",
+    # RFC 3339, in UTC.
+    "timestamp": "time",
+    "rename_fields": {"levelname": "level", "name": "logger"},
+}
+
+
+def refusal(message: str, environ: Mapping[str, str]) -> str:
+    """The line on stderr that says why the service does not start, in the format of the log."""
+    if environ.get("LOG_FORMAT") != "json":
+        return f"todo: {message}"
+    record = logging.makeLogRecord({"name": "todo", "levelname": "CRITICAL", "msg": message})
+    return JsonFormatter(**JSON_LINES).format(record)
+
+
 def logging_config(settings: Settings) -> dict[str, Any]:
     """The logging.config dictionary of the service and of gunicorn: everything goes to stderr."""
     formatters = {
@@ -344,13 +363,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             # Outside a request; within one, todo/web/request_log.py sets it.
             "defaults": {"request_id": "-"},
         },
-        "json": {
-            "()": "pythonjsonlogger.json.JsonFormatter",
-            "fmt": "%(levelname)s %(name)s %(message)s",
-            # RFC 3339, in UTC.
-            "timestamp": "time",
-            "rename_fields": {"levelname": "level", "name": "logger"},
-        },
+        "json": {"()": JsonFormatter, **JSON_LINES},
     }
     quiet = {"level": max("WARNING", settings.log_level, key=LOG_LEVELS.index)}
     return {

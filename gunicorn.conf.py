@@ -24,14 +24,14 @@ if (folder := str(Path(__file__).resolve().parent)) not in sys.path:
 os.environ["TODO_GUNICORN_CONF"] = folder
 # Not kept in this process: a HUP reads this file again, and its workers must load the new config.py.
 sys.modules.pop("config", None)
-from config import ConfigurationError, load_settings, logging_config  # noqa: E402
+from config import ConfigurationError, load_settings, logging_config, refusal  # noqa: E402
 
 del sys.modules["config"]
 
 try:
     settings = load_settings(os.environ)
 except ConfigurationError as error:
-    sys.exit(f"todo: {error}")
+    sys.exit(refusal(str(error), os.environ))
 
 worker_class = "gthread"
 # At most 4: a container may see far more cores than it may use.
@@ -80,7 +80,8 @@ def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
     server.handle_int = server.handle_term
     status, said = _trial(server, is_reload=False)
     if status:
-        sys.stderr.write(said)
+        is_text = settings.log_format == "text"
+        sys.stderr.write(said if is_text else refusal(said.strip().removeprefix("todo: "), os.environ) + "\n")
         sys.exit(status)
     reload = server.reload
 
@@ -127,6 +128,8 @@ def _load(server: Any, is_reload: bool, output: int) -> None:
     os.dup2(output, 2)
     # The workers log the warnings, and /metrics must not include this process.
     os.environ["LOG_LEVEL"] = "CRITICAL"
+    # What it says becomes a part of one line.
+    os.environ["LOG_FORMAT"] = "text"
     for name in ("PROMETHEUS_MULTIPROC_DIR", "TODO_METRICS_PROCESS"):
         os.environ.pop(name, None)
     for name in [name for name in sys.modules if name.startswith("prometheus_client")]:

@@ -55,10 +55,10 @@ def test_it_lives_and_says_its_version_and_is_ready_and_keeps_users_apart(
 ) -> None:
     version = app.test_client().get("/openapi.json").get_json()["info"]["version"]
     security = "none" if url.get_backend_name() == "sqlite" else "enforced"
-    for name, told in (("live", {"version": version}), ("ready", {"row_level_security": security})):
+    for name, told in (("live", {"status": "ok", "version": version}), ("ready", ready(security))):
         for path in (f"/health/{name}", f"/health/{name}/"):
             response = app.test_client().get(path)
-            assert (response.status_code, response.get_json()) == (200, {"status": "ok"} | told)
+            assert (response.status_code, response.get_json()) == (200, told)
             assert app.test_client().head(path).status_code == 200
     statements.clear()
     app.test_client().get("/health/ready")
@@ -83,6 +83,12 @@ def test_ready_says_that_the_tables_are_missing_and_calls_are_500(empty: Flask) 
     assert (response.status_code, response.get_json()) == (503, {"error": message})
     for call in (Caller(empty, "alice")("GET"), Caller(empty, "alice")("POST", json={"title": "x"})):
         assert (call.status_code, call.get_json()) == (500, {"error": "Internal server error"})
+
+
+def ready(security: str) -> dict[str, object]:
+    """The answer of an app on a database that has all migrations."""
+    head = readiness.revision_wanted()
+    return {"status": "ok", "row_level_security": security, "schema_revision": head, "schema_revision_wanted": head}
 
 
 TABLES = ["users", *(model.__tablename__ for model in Owned.__subclasses__())]
@@ -263,9 +269,13 @@ def test_the_service_is_ready_if_every_call_works(served: Flask, caplog: pytest.
         security = "none" if is_sqlite else security
         caplog.clear()
         with spoilt(served, spoil, mend):
+            stands_at = re.search("version_num = '(.+)'", spoil)
             for _ in range(2):
                 response = served.test_client().get("/health/ready")
                 assert (response.status_code, response.get_json()["row_level_security"]) == (200, security)
+                if stands_at:
+                    found = [response.get_json()[name] for name in ("schema_revision", "schema_revision_wanted")]
+                    assert found == [stands_at[1], head]
             assert statuses(served) == {200, 201, 204}
             assert logged.format(head=head) in "\n".join(caplog.messages)
             assert len(caplog.messages) == bool(logged)
@@ -275,12 +285,17 @@ def test_the_service_is_ready_if_every_call_works(served: Flask, caplog: pytest.
             assert logged.format(head=head) in result.stderr
 
 
-def test_what_is_missing_because_the_migrations_are_behind_takes_an_upgrade(postgresql: URL, make: Make) -> None:
+def test_what_is_missing_because_the_migrations_are_behind_takes_an_upgrade(
+    postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     app = make(postgresql)
     with app.app_context():
         downgrade(directory=str(ROOT / "migrations"), revision="0003")
     message = "The database lacks tables or columns: run flask db upgrade"
     assert app.test_client().get("/health/ready").get_json() == {"error": message}
+    assert (
+        f"the database is at migration 0003, this code at {readiness.revision_wanted()}; run" in capsys.readouterr().err
+    )
     migrate(app)
     assert app.test_client().get("/health/ready").status_code == 200
 
@@ -341,7 +356,7 @@ def test_restored_without_owner_it_names_the_command_that_brings_it_back(
     (command,) = re.findall("as the owner of the tables: (.*)", line)
     sql(postgresql, command)
     response = app.test_client().get("/health/ready")
-    assert response.get_json() == {"status": "ok", "row_level_security": "enforced"}
+    assert response.get_json() == ready("enforced")
     assert statuses(app) == {200, 201, 204}
 
 

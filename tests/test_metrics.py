@@ -1,6 +1,8 @@
 """The figures for Prometheus: who may see them, what they count, and that they are those of all workers."""
 
+import re
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,17 +12,30 @@ from typing import Any
 import prometheus_client
 import pytest
 from flask import Flask
+from limits import parse
 from prometheus_client import CollectorRegistry, values
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import URL, text
 from werkzeug.test import TestResponse
 
-from tests.support import Caller, Make, close, migrated_app, postgresql_database, sql, statements_of, token
-from todo.db import db
+from config import JwtSettings
+from tests.identity.issuer import Issuer, body, join_fetches, running_issuer
+from tests.live import free_port
+from tests.redis_protocol import StandIn
+from tests.support import ROOT, Caller, Make, close, migrated_app, postgresql_database, sql, statements_of, token
+from tests.tasks.test_sync import deleted_before
+from tests.test_idempotency import age, create
+from tests.wire import wire_to
+from todo.db import connections, db
+from todo.db.readiness import revision_wanted
+from todo.web import metrics, rate_limits
 from todo.web import metrics_files as figures_module
 
 TOKEN = "a-token-for-Prometheus"
+MONITORING = ROOT / "docs/monitoring.md"
 UNSEEN = "todo_metrics_unseen_workers"
+#: The files of a worker.
+KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_mostrecent")
 LIST, ONE = "/api/<user_id>/tasks", "/api/<user_id>/tasks/<task_id>"
 
 #: A figure by the name of its series, or by (method, route, status).
@@ -36,7 +51,21 @@ def counting(make: Make, database: URL) -> Flask:
 @pytest.fixture
 def timing(make: Make, url: URL) -> Flask:
     """An app with /metrics on one of the databases."""
-    return make(url, metrics_token=TOKEN)
+    return settled(make(url, metrics_token=TOKEN))
+
+
+def settled(app: Flask) -> Flask:
+    """The app, after its first scrape has made it ask the database."""
+    assert scrape(app).status_code == 200
+    wait_for_threads()
+    return app
+
+
+def wait_for_threads() -> None:
+    """Wait until the database has answered what is asked in the background."""
+    for thread in threading.enumerate():
+        if thread.name == "metrics":
+            thread.join(10)
 
 
 def scrape(app: Flask, authorization: str | None = f"Bearer {TOKEN}") -> TestResponse:
@@ -67,21 +96,21 @@ def now(app: Flask) -> Figures:
     return figures(scrape(app).get_data(as_text=True))
 
 
-def test_the_text_is_what_prometheus_reads(counting: Flask) -> None:
-    Caller(counting, "alice")("GET")
+def test_the_text_is_what_prometheus_reads_and_what_the_table_of_the_page_names(
+    make: Make, database: URL, folder: Path, issuer: Issuer
+) -> None:
+    """With each part of the service that has figures."""
+    parts = {"jwt": JwtSettings(jwks_url=issuer.url), "rate_limits": (parse("1000 per minute"),)}
+    files = {"metrics_folder": str(folder), "metrics_process": "1"}
+    away = f"redis://127.0.0.1:{free_port()}"
+    app = settled(make(database, metrics_token=TOKEN, rate_limit_storage=away, **parts, **files))
     # The name of the scheme has no case.
-    response = scrape(counting, f"bearer {TOKEN}")
+    response = scrape(app, f"bearer {TOKEN}")
     assert (response.status_code, response.content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
-    families = {family.name: family for family in text_string_to_metric_families(response.get_data(as_text=True))}
-    assert {name: family.type for name, family in families.items()} == {
-        "todo_http_requests": "counter",
-        "todo_http_request_duration_seconds": "histogram",
-        "todo_database_statements": "counter",
-        "todo_database_seconds": "counter",
-        "todo_database_connections_size": "gauge",
-        "todo_database_connections_in_use": "gauge",
-    }
-    assert all(family.documentation for family in families.values())
+    families = list(text_string_to_metric_families(response.get_data(as_text=True)))
+    assert all(family.documentation for family in families)
+    documented = re.findall(r"^\| `(todo_\w+?)(?:_total)?` \| (\w+) \|", MONITORING.read_text(), re.MULTILINE)
+    assert sorted((family.name, family.type) for family in families) == sorted(documented)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +209,7 @@ def test_no_number_of_paths_or_methods_makes_more_series(counting: Flask) -> Non
 
     # The first scrape is not in its own answer.
     series_after(0)
+    wait_for_threads()
     assert series_after(1) == series_after(2) == series_after(3)
 
 
@@ -251,6 +281,121 @@ def test_connections_are_in_use_while_somebody_has_them(timing: Flask) -> None:
         assert now(timing)["todo_database_connections_in_use"] == 2
     found = now(timing)
     assert (found["todo_database_connections_in_use"], found["todo_database_connections_size"]) == (0, 8)
+
+
+def test_a_wait_for_a_connection_is_counted(make: Make, database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "POOL_TIMEOUT", 1)
+    app = settled(make(database, metrics_token=TOKEN, threads=1))
+    before = now(app)["todo_database_connection_wait_seconds_total"]
+    alice = Caller(app, "alice")
+    assert alice("GET").status_code == 200
+    assert now(app)["todo_database_connection_wait_seconds_total"] == before
+    with app.app_context():
+        engine = db.engine
+    with engine.connect():
+        assert alice("GET").status_code == 503
+    assert 1 <= now(app)["todo_database_connection_wait_seconds_total"] - before < 5
+
+
+def test_requests_in_progress_are_counted(counting: Flask) -> None:
+    """A scrape is one itself."""
+
+    @counting.get("/health/asking")
+    def asking() -> str:
+        return str(now(counting)["todo_http_active_requests"])
+
+    assert Caller(counting, "alice").open("GET", "/health/asking").text == "2.0"
+    assert now(counting)["todo_http_active_requests"] == 1
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    """An issuer of keys."""
+    with running_issuer() as issuer:
+        yield issuer
+
+
+def test_each_fetch_of_the_key_set_is_counted(make: Make, database: URL, issuer: Issuer) -> None:
+    app = make(database, metrics_token=TOKEN, jwt=JwtSettings(jwks_url=issuer.url))
+
+    def after_a_fetch() -> list[float]:
+        app.extensions["fetch_keys"]()
+        join_fetches()
+        return fetches()
+
+    def fetches() -> list[float]:
+        names = ("fetches_total", "fetch_failures_total", "fetched_timestamp_seconds")
+        return [now(app)[f"todo_key_set_{name}"] for name in names]
+
+    assert fetches() == [0, 0, 0]
+    issuer.serve()
+    count, failures, fetched_at = after_a_fetch()
+    assert (count, failures) == (1, 0)
+    assert abs(time.time() - fetched_at) < 10
+    issuer.answer = body("no key set")
+    assert after_a_fetch() == [2, 1, fetched_at]
+
+
+def test_a_worker_that_counts_for_itself_is_counted(make: Make, database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limits, "PAUSE", 0.0)
+    port = free_port()
+    storage = f"redis://127.0.0.1:{port}"
+    app = make(database, metrics_token=TOKEN, rate_limits=(parse("99 per minute"),), rate_limit_storage=storage)
+    alice, name = Caller(app, "alice"), "todo_rate_limits_fallback_workers"
+    assert (now(app)[name], alice("GET").status_code, now(app)[name]) == (0, 200, 1)
+    stand_in = StandIn(port)
+    assert (alice("GET").status_code, now(app)[name]) == (200, 0)
+    stand_in.close()
+
+
+def from_the_database(app: Flask) -> list[float | None]:
+    """What the database says: its migration, that of the code, and rows to prune."""
+    settled(app)
+    families = text_string_to_metric_families(scrape(app).get_data(as_text=True))
+    found = {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
+    rows = [("todo_prunable_rows", table) for table in ("idempotency_keys", "deletions")]
+    return [found.get(key) for key in [("todo_schema_revision",), ("todo_schema_revision_wanted",), *rows]]
+
+
+def test_the_database_is_asked_now_and_then(
+    timing: Flask, url: URL, statements: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = int(revision_wanted() or 0)
+    assert from_the_database(timing) == [head, head, 0, 0]
+    alice = Caller(timing, "alice")
+    for key in ("new", "old", "older"):
+        alice("DELETE", f"/{create(alice, key).get_json()['id']}")
+    for key in ("old", "older"):
+        age(url, key, 25)
+    statements.clear()
+    # Not at each scrape.
+    assert from_the_database(timing) == [head, head, 0, 0]
+    assert not [statement for statement in statements if "prunable" in statement]
+    monkeypatch.setattr(metrics, "ASK_AGAIN", 0.0)
+    assert from_the_database(timing) == [head, head, 2, 0]
+    deleted_before(url, "alice", 31)
+    assert from_the_database(timing) == [head, head, 2, 3]
+    # What it does not answer stays as it was.
+    sql(url, "UPDATE alembic_version SET version_num = '0001'")
+    sql(url, "ALTER TABLE deletions RENAME TO elsewhere")
+    assert from_the_database(timing) == [1, head, 2, 3]
+    sql(url, f"UPDATE alembic_version SET version_num = '{revision_wanted()}'")
+    sql(url, "ALTER TABLE elsewhere RENAME TO deletions")
+
+
+def test_a_silent_database_delays_no_scrape(postgresql: URL, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with wire_to(postgresql) as (wire, url):
+        app = settled(make(url, metrics_token=TOKEN))
+        monkeypatch.setattr(metrics, "ASK_AGAIN", 0.0)
+        wire.forget()
+        started = time.monotonic()
+        assert now(app)["todo_schema_revision"] > 0
+        assert time.monotonic() - started < 2
+
+
+def test_a_database_that_is_away_leaves_its_figures_unknown(make: Make) -> None:
+    away = URL.create("postgresql+psycopg2", host="127.0.0.1", port=9, database="todo")
+    assert from_the_database(make(away, metrics_token=TOKEN)) == [0, int(revision_wanted() or 0), None, None]
 
 
 def test_lost_connections_are_not_in_use_nor_fewer_than_none(make: Make, server: URL) -> None:
@@ -362,4 +507,5 @@ def test_a_worker_keeps_its_figures_under_the_name_that_it_is_given(make: Make, 
         app = make(database, metrics_token=TOKEN, metrics_folder=str(folder), metrics_process="7")
         app.test_client().get("/nowhere")
         assert now(app)["GET", "unmatched", "404"] == times
-    assert {path.stem for path in folder.iterdir()} == {"counter_7", "histogram_7", "gauge_livesum_7"}
+    wait_for_threads()
+    assert {path.stem for path in folder.iterdir()} == {f"{kind}_7" for kind in KINDS}

@@ -15,7 +15,8 @@ from limits import parse
 from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
-from tests.support import Caller, Make, token
+from config import refusal
+from tests.support import ROOT, Caller, Make, token
 
 ID = re.compile("[0-9a-f]{32}")
 TEXT = re.compile(r"[\d-]+ [\d:,]+ \[(?P<request_id>\S+)\] (?P<level>\w+) (?P<logger>[\w.]+): (?P<message>.*)")
@@ -240,6 +241,29 @@ def test_every_line_written_meanwhile_has_the_id_and_no_other_does(
     else:
         found = [(match["logger"], match["request_id"]) for line in lines() if (match := TEXT.fullmatch(line))]
     assert found == [("todo.web.app", "mine"), ("todo.web.request_log", "mine"), ("elsewhere", "-")]
+
+
+def test_each_field_in_json_is_documented_and_no_other(make_talkative: Callable[..., Flask], lines: Lines) -> None:
+    """What writes a line: a request, any logger, with a traceback too, and a start that is refused."""
+    app = make_talkative(log_format="json")
+    Caller(app, "alice")("GET")
+    app.test_client().get("/api/alice/tasks")
+    try:
+        raise RuntimeError
+    except RuntimeError:
+        logging.getLogger("elsewhere").exception("of a program")
+    written = [json.loads(line) for line in [*lines(), refusal("PORT is bad", {"LOG_FORMAT": "json"})]]
+    kinds = {str: "string", int: "integer", float: "number"}
+    found = {(name, kinds[type(value)]) for line in written for name, value in line.items() if value is not None}
+    page = (ROOT / "docs/monitoring.md").read_text().partition("## Log in JSON")[2]
+    documented = re.findall(r"^\| `(\w+)` \| (\w+)(?: or null)? \| ([\w ]+) \|", page, re.MULTILINE)
+    assert found == {(name, kind) for name, kind, _ in documented}
+    always = {name for name, _, present in documented if present == "always"}
+    assert [line.keys() & always for line in written] == [always] * 4
+    assert written[-1].keys() == always
+    # Nothing else adds fields.
+    code = [*(ROOT / "todo").rglob("*.py"), ROOT / "config.py", ROOT / "gunicorn.conf.py"]
+    assert [path.name for path in code if "extra=" in path.read_text()] == ["request_log.py"]
 
 
 def test_a_request_within_a_request_takes_its_id_away_from_nobody(talkative: Flask, lines: Lines) -> None:

@@ -200,7 +200,7 @@ def test_the_service_says_that_its_role_bypasses_the_policies(
         app = make(bypassing)
         for _ in range(2):
             response = app.test_client().get("/health/ready")
-            assert response.get_json() == {"status": "ok", "row_level_security": "bypassed"}
+            assert response.get_json()["row_level_security"] == "bypassed"
         assert capsys.readouterr().err.count("row-level security is bypassed") == 1
         close(app)
     sql(postgresql, f"DROP ROLE {role}")

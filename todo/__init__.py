@@ -7,13 +7,15 @@ from logging.config import dictConfig
 
 from flask import Flask
 
-from config import ConfigurationError, Settings, load_settings, logging_config
+from config import ConfigurationError, Settings, load_settings, logging_config, refusal
 from todo import identity
 from todo.db import connections, db, failures, migrate, observation, search, types
 from todo.db.commands import blp as database_blueprint
-from todo.db.readiness import check_database
+from todo.db.figures import find_figures, number_of
+from todo.db.readiness import check_database, revision_wanted
 from todo.identity import commands as identity_commands
 from todo.pruning import blp as pruning_blueprint
+from todo.pruning import count_prunable
 from todo.tasks.commands import blp as seed_blueprint
 from todo.tasks.views import blp as tasks_blueprint
 from todo.users.commands import blp as users_blueprint
@@ -35,7 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     try:
         return _build(load_settings(os.environ))
     except ConfigurationError as error:
-        print(f"todo: {error}", file=sys.stderr)
+        print(refusal(str(error), os.environ), file=sys.stderr)
         sys.exit(4)
 
 
@@ -68,7 +70,6 @@ def _build(settings: Settings) -> Flask:
         connections.init_app(app, db.engine, request_log.current_request_id)
         types.init_app(db.engine)
         search.init_app(db.engine)
-        metrics.init_app(app, settings, partial(observation.observe, db.engine))
     request_log.init_app(app)
     migrate.init_app(app, db)
     cors.init_app(app, settings)
@@ -76,10 +77,18 @@ def _build(settings: Settings) -> Flask:
     if settings.metrics_token:
         # /metrics checks its own token, which belongs to no user.
         public |= {metrics.ENDPOINT}
-    identity.init_app(app, settings, public=public, on_identified=connections.act_for)
-    rate_limits.init_app(app, settings)
+    key_set = identity.init_app(app, settings, public=public, on_identified=connections.act_for)
+    limits = rate_limits.init_app(app, settings)
     with app.app_context():
         places.init_app(app, settings, db.engine, connections.was_lost_since)
+        sources = metrics.Sources(
+            observe_database=partial(observation.observe, db.engine),
+            key_set=key_set,
+            limits=limits,
+            revision_wanted=number_of(revision_wanted()),
+            ask=partial(find_figures, app, count_prunable),
+        )
+    metrics.init_app(app, settings, sources)
     addresses.init_app(app, settings)
     swagger.init_app(app, settings)
     api.init_app(app)

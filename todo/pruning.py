@@ -1,16 +1,20 @@
-"""`flask prune`: deletes what is kept only for some time, of all users. For operators; no request uses it."""
+"""`flask prune`: deletes what is kept only for some time, of all users. For operators; no request uses it.
 
+/metrics shows how many rows it would delete.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import click
 from flask import Blueprint
-from sqlalchemy import Integer, bindparam, case, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, case, delete, func, literal, select, tuple_, update
 
 from todo.db import db
 from todo.db.commands import BATCH, on_database, transaction
 from todo.db.deletions import KEPT_FOR as DELETIONS_KEPT_FOR
 from todo.db.deletions import Deletion
-from todo.db.ownership import evaluated_once
+from todo.db.ownership import Owned, evaluated_once, table_of
 from todo.db.types import UtcInstant, hours_ago
 from todo.idempotency.models import IdempotencyKey
 from todo.idempotency.queries import IS_OUTLIVED, PRIMARY_KEY
@@ -51,6 +55,21 @@ FORGET = (
     .values(forgotten_at=case((User.forgotten_at < UP_TO, UP_TO), else_=User.forgotten_at))
 )
 DELETE_DELETIONS = delete(Deletion).where(*IN_FEED, Deletion.deleted_at <= UP_TO)
+
+#: The most rows of a table that are counted.
+MOST_COUNTED = 10_000
+
+
+def _count(model: type[Owned], is_old: ColumnElement[bool]) -> Select[Any]:
+    old = select(literal(1)).select_from(model).where(is_old).limit(MOST_COUNTED)
+    return select(func.count().label("prunable")).select_from(old.subquery())
+
+
+#: For each table: how many rows are old, and for how many hours a row is kept.
+COUNTS = {
+    table_of(IdempotencyKey).name: (_count(IdempotencyKey, IS_OUTLIVED), KEYS_KEPT_FOR),
+    table_of(Deletion).name: (_count(Deletion, IS_FORGETTABLE), DELETIONS_KEPT_FOR * 24),
+}
 
 
 @blp.cli.command("prune")
@@ -101,3 +120,12 @@ def forget_deletions(hours: int) -> int:
                 forgotten += changing.execute(DELETE_DELETIONS, {**of_feed, "latest": latest}).rowcount
         parameters |= {"after_user": feed.user_id, "after_resource": feed.resource}
     return forgotten
+
+
+def count_prunable() -> Mapping[str, int]:
+    """Return for each table how many rows `flask prune` would delete, at most MOST_COUNTED.
+
+    No index has the ages of all users' rows, so this may read whole tables. Call it within limited_to().
+    """
+    connection = db.session.connection()
+    return {table: connection.scalar(count, {"hours": hours}) or 0 for table, (count, hours) in COUNTS.items()}

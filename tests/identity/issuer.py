@@ -62,9 +62,11 @@ class Issuer:
 def running_issuer() -> Iterator[Issuer]:
     """An issuer, stopped after the last fetch."""
     issuer = Issuer()
-    yield issuer
-    join_fetches()
-    issuer.close()
+    try:
+        yield issuer
+        join_fetches()
+    finally:
+        issuer.close()
 
 
 def body(text: str | bytes, status: int = 200, content_type: str = "application/json") -> Answer:

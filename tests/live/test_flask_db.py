@@ -273,7 +273,7 @@ def test_the_role_that_readme_makes_is_bound_by_the_policies(server: URL, make: 
             migrate(app)
             Caller(app, "alice").create()
             ready = app.test_client().get("/health/ready").get_json()
-            assert ready == {"status": "ok", "row_level_security": "enforced"}
+            assert ready["row_level_security"] == "enforced"
             close(app)
         finally:
             connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

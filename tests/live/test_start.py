@@ -1,5 +1,6 @@
 """How gunicorn starts and reloads the service: from which folder, with which arguments, onto which code."""
 
+import json
 import os
 import re
 import shutil
@@ -228,6 +229,28 @@ def refusal(url: URL, *arguments: str, cwd: Path, **environ: str) -> list[str]:
 
 UNREAD = "todo: gunicorn has not read gunicorn.conf.py: start it in the project folder, or name the file with --config"
 PRELOAD = "todo: --preload is not supported: a HUP would bring no new code, and /metrics would miss workers"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "says"),
+    [
+        ([], {"PORT": "65536"}, "PORT must be a number from 1 to 65535"),
+        ([], {"IDENTITY_PROVIDER": "nothing:x"}, "IDENTITY_PROVIDER=nothing:x cannot be loaded: "),
+        (["--preload"], {}, PRELOAD.removeprefix("todo: ")),
+    ],
+    ids=["a setting", "what the app needs", "an option"],
+)
+def test_a_refusal_is_one_line_of_json(
+    copy: Path, url: URL, arguments: list[str], environ: dict[str, str], says: str
+) -> None:
+    (line,) = refusal(url, *arguments, cwd=copy, LOG_FORMAT="json", **{"PORT": str(free_port())} | environ)
+    found = json.loads(line)
+    assert found["message"].startswith(says)
+    assert (found["level"], found["logger"], found.keys()) == (
+        "CRITICAL",
+        "todo",
+        {"time", "level", "logger", "message"},
+    )
 
 
 def test_it_refuses_to_be_preloaded(copy: Path, url: URL, tmp_path: Path) -> None:

@@ -91,6 +91,16 @@ def limited_to(seconds: float) -> Iterator[None]:
         _limit.reset(token)
 
 
+@contextmanager
+def budget() -> Iterator[None]:
+    """Limit the time that the block may spend on the database, as that of a request is limited."""
+    _start_budget()
+    try:
+        yield
+    finally:
+        _end_budget(None)
+
+
 def was_lost_since(instant: float) -> bool:
     """Whether a connection broke, or stopped answering, after that instant (time.monotonic)."""
     return _lost_at >= instant
@@ -165,7 +175,7 @@ def init_app(app: Flask, engine: Engine, request_id: Callable[[], str | None]) -
 
     request_id: the id of the current request. It must not be able to end a comment.
     """
-    app.before_request(partial(_start_budget, request_id))
+    app.before_request(partial(_start_request, request_id))
     app.teardown_request(_end_budget)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
@@ -219,9 +229,13 @@ def _replace_if_lost(connection: Any, record: Any, _proxy: object) -> None:
         raise DisconnectionError
 
 
-def _start_budget(request_id: Callable[[], str | None]) -> None:
-    _deadline.set(monotonic() + REQUEST_BUDGET)
+def _start_request(request_id: Callable[[], str | None]) -> None:
+    _start_budget()
     _comment.set(f"/* {request_id()} */ ")
+
+
+def _start_budget() -> None:
+    _deadline.set(monotonic() + REQUEST_BUDGET)
 
 
 def _end_budget(_error: BaseException | None) -> None:

@@ -1,4 +1,4 @@
-"""Reports statements and connections as they are used, for metrics. Knows no metric."""
+"""Reports statements and connections as they are used, and waits for them, for metrics. Knows no metric."""
 
 import sqlite3
 from collections.abc import Callable
@@ -9,6 +9,9 @@ from sqlalchemy import Engine, event
 
 from todo.db.connections import LimitedCursor
 
+#: Seconds that are no wait: a free connection is found much sooner.
+NO_WAIT = 0.001
+
 
 def observe(
     engine: Engine,
@@ -17,6 +20,7 @@ def observe(
     wait: Callable[[float], Any],
     take: Callable[[], Any],
     give_back: Callable[[], Any],
+    wait_to_take: Callable[[float], Any],
 ) -> None:
     """Call a function when something happens.
 
@@ -24,9 +28,11 @@ def observe(
     wait: after the driver has worked on a statement, with the seconds that this took.
     take: when a connection leaves the pool.
     give_back: when it is back, or lost.
+    wait_to_take: after a wait for a connection, a free one or a new one, with its seconds. Also if none was had.
     """
     _observe_statements(engine, begin, wait)
     _observe_connections(engine, take, give_back)
+    _observe_waits(engine, wait_to_take)
 
 
 def _observe_statements(engine: Engine, begin: Callable[[], Any], wait: Callable[[float], Any]) -> None:
@@ -80,3 +86,18 @@ def _observe_connections(engine: Engine, take: Callable[[], Any], give_back: Cal
 
     event.listen(engine, "checkout", checkout)
     event.listen(engine, "checkin", checkin)
+
+
+def _observe_waits(engine: Engine, wait_to_take: Callable[[float], Any]) -> None:
+    """Time Pool.connect(): the pool has no event for the moment when somebody begins to wait."""
+    connect = engine.pool.connect
+
+    def timed() -> Any:
+        started = perf_counter()
+        try:
+            return connect()
+        finally:
+            if (seconds := perf_counter() - started) > NO_WAIT:
+                wait_to_take(seconds)
+
+    engine.pool.connect = timed  # type: ignore[method-assign]  # a pool that replaces this one is not timed

@@ -59,6 +59,9 @@ class Readiness:
     row_level_security: str
     #: Sentences for the operator.
     warnings: Sequence[str]
+    #: The revision of the database, and that of the code. None if it is not known.
+    revision: str | None
+    revision_wanted: str | None
 
 
 def check_database() -> Readiness:
@@ -87,6 +90,8 @@ def check_database() -> Readiness:
     return Readiness(
         row_level_security="none" if backend == "sqlite" else "enforced" if is_isolated else "bypassed",
         warnings=list(warn(backend, revisions, unwise, is_isolated=is_isolated)),
+        revision=revisions,
+        revision_wanted=revision_wanted(),
     )
 
 
@@ -96,10 +101,14 @@ def warn(backend: str, revisions: str | None, unwise: str | None, *, is_isolated
         yield BYPASSED
     if unwise:
         yield UNWISE.format(settings=unwise)
-    where, (_, newest) = compare(revisions), known_revisions()
-    if where in ("behind", "ahead"):
+    if (where := compare(revisions)) in ("behind", "ahead"):
         repair = UPGRADE if where == "behind" else "it has all that this code needs"
-        yield f"the database is at migration {revisions}, this code at {','.join(sorted(newest))}: {repair}"
+        yield f"{apart(revisions)}: {repair}"
+
+
+def apart(revisions: str | None) -> str:
+    """Say at which migrations the database and the code are."""
+    return f"the database is at migration {revisions}, this code at {revision_wanted()}"
 
 
 def find_unmet(connection: Connection, wanted: Sequence[Need]) -> Iterator[tuple[str, str]]:
@@ -146,10 +155,11 @@ def unfit(connection: Connection, unmet: Sequence[tuple[str, str]], revisions: s
         repairs.append("move to a database made with ENCODING 'UTF8'")
     if RIGHTS in wrong:
         repairs.append(f"as the owner of the tables: {connection.scalar(GRANT)}")
+    where = [apart(revisions)] if compare(revisions) in ("behind", "ahead") else []
     says = f"The database {' and '.join(wrong)}"
     return DatabaseUnfit(
         f"{says}: {UPGRADE if repairs == [UPGRADE] else 'the log of the service says more'}",
-        f"{says}: {'; '.join([*(detail for _, detail in unmet), *repairs])}",
+        f"{says}: {'; '.join([*(detail for _, detail in unmet), *where, *repairs])}",
     )
 
 
@@ -172,3 +182,8 @@ def compare(revisions: str | None) -> str:
     if found == newest:
         return "current"
     return "behind" if found <= known else "ahead"
+
+
+def revision_wanted() -> str | None:
+    """Return the newest revision in migrations/, or several if they have branches; None if there is no such folder."""
+    return ",".join(sorted(known_revisions()[1])) or None

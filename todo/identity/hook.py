@@ -14,21 +14,25 @@ from config import DEVELOPMENT, JWT, ConfigurationError, Settings
 from todo.errors import InvalidCredentials, NotAuthenticated, NotOwner, Unavailable
 from todo.identity.development import identify_by_path
 from todo.identity.identity import Identity, InvalidIdentity, Provider
+from todo.identity.jwks import KeySet
 from todo.identity.jwt import JwtProvider
 from todo.refusals import Refusal
 
 logger = logging.getLogger(__name__)
 
 
-def init_app(app: Flask, settings: Settings, *, public: Collection[str], on_identified: Callable[[str], None]) -> None:
+def init_app(
+    app: Flask, settings: Settings, *, public: Collection[str], on_identified: Callable[[str], None]
+) -> KeySet | None:
     """Ask the configured provider before every request, except to the public endpoints (Flask's names of them).
 
-    on_identified is called with the user id, once the path is known to be that user's. Raises ConfigurationError if the
-    provider cannot be loaded, or its settings are not usable.
+    on_identified is called with the user id, once the path is known to be that user's. Returns the key set, if tokens
+    are verified with one. Raises ConfigurationError if the provider cannot be loaded, or its settings are not usable.
     """
     provider = _provider(settings)
+    key_set = provider.key_set if isinstance(provider, JwtProvider) else None
     # gunicorn.conf.py calls this in each new worker: a key set that cannot be fetched is logged before the first token.
-    app.extensions["fetch_keys"] = _key_fetcher(provider)
+    app.extensions["fetch_keys"] = key_set.fetch_early if key_set is not None else lambda: None
 
     def authenticate() -> None:
         # An unknown route has no endpoint, and a preflight has no credentials. Neither answer depends on a user.
@@ -42,6 +46,7 @@ def init_app(app: Flask, settings: Settings, *, public: Collection[str], on_iden
         on_identified(identity.user_id)
 
     app.before_request(authenticate)
+    return key_set
 
 
 def current_identity() -> Identity:
@@ -83,11 +88,6 @@ def _provider(settings: Settings) -> Provider:
             raise ConfigurationError("IDENTITY_PROVIDER=jwt without its settings")
         return JwtProvider(settings.jwt)
     return _imported_provider(settings.identity_provider)
-
-
-def _key_fetcher(provider: Provider) -> Callable[[], None]:
-    key_set = provider.key_set if isinstance(provider, JwtProvider) else None
-    return key_set.fetch_early if key_set is not None else lambda: None
 
 
 def _imported_provider(name: str) -> Provider:

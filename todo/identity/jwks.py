@@ -15,7 +15,7 @@ from socket import gaierror
 from ssl import SSLError
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -57,6 +57,11 @@ class KeySet:
         self._starts: deque[float] = deque(maxlen=MOST_FETCHES)
         self._fetch = _Fetch(started_at=0.0, is_for_unknown=False, is_retry=False)
         self._fetch.done.set()
+        self._tell: Callable[[bool], Any] = lambda _: None
+
+    def observe(self, tell: Callable[[bool], Any]) -> None:
+        """Call `tell` after each fetch, with whether its keys are now in use. It may be called in another thread."""
+        self._tell = tell
 
     def find(self, kid: str | None) -> VerificationKey:
         """The key with that id; without an id, the only key of a set of one.
@@ -128,19 +133,22 @@ class KeySet:
         return min(2.0 ** (self._fruitless - 1), LONGEST_PAUSE)
 
     def _run(self, fetch: "_Fetch") -> None:
+        is_kept = False
         try:
             found = self._download()
         except (OSError, HTTPException, ValueError, TypeError, KeyError, RecursionError) as error:
             logger.warning("JWT_JWKS_URL: the key set cannot be fetched: %s", _describe(error))
         else:
-            self._keep(fetch, found)
+            is_kept = self._keep(fetch, found)
         finally:
             fetch.done.set()
+            self._tell(is_kept)
 
-    def _keep(self, fetch: "_Fetch", found: "_Found") -> None:
+    def _keep(self, fetch: "_Fetch", found: "_Found") -> bool:
+        """Use these keys from now on. Returns False if the fetch took so long that another one has begun."""
         with self._lock:
             if fetch is not self._fetch:
-                return
+                return False
             before, self._found = self._found, found
             self._fetched_at, self._is_failing = self._clock(), False
             if fetch.is_for_unknown and before is not None and not found.contents - before.contents:
@@ -149,6 +157,7 @@ class KeySet:
                 self._fruitless, self._next_fetch_at = 0, self._fetched_at
         if before is None or (found.contents, found.left_out) != (before.contents, before.left_out):
             found.log()
+        return True
 
     def _download(self) -> "_Found":
         """Fetch the keys. Raises OSError, HTTPException, ValueError, TypeError, KeyError or RecursionError."""

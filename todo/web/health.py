@@ -30,6 +30,14 @@ class Readiness(Protocol):
     def warnings(self) -> Sequence[str]:
         """Sentences for the operator."""
 
+    @property
+    def revision(self) -> str | None:
+        """The revision of the database's tables, if it is known."""
+
+    @property
+    def revision_wanted(self) -> str | None:
+        """The revision that the code was written for, if it is known."""
+
 
 def init_app(app: Flask, check: Callable[[], Readiness]) -> None:
     """Let /health/ready call `check`, which raises a failure if the database cannot be used."""
@@ -66,6 +74,23 @@ class ReadinessSchema(HealthSchema):
             "examples": ["enforced"],
         },
     )
+    schema_revision = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "The last migration that the database has run. `null`: it is not known.",
+            "examples": ["0009"],
+        },
+    )
+    schema_revision_wanted = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "The newest migration that the service knows. Other than `schema_revision` for a while in "
+            "each deploy. `null`: the service has no migrations beside it.",
+            "examples": ["0009"],
+        },
+    )
 
 
 @blp.route("/live")
@@ -90,9 +115,18 @@ class Ready(MethodView):
 
     @blp.doc(operationId="checkReady", security=[])
     @blp.no_query
-    @blp.response(200, ReadinessSchema, example={"status": "ok", "row_level_security": "enforced"})
+    @blp.response(
+        200,
+        ReadinessSchema,
+        example={
+            "status": "ok",
+            "row_level_security": "enforced",
+            "schema_revision": "0009",
+            "schema_revision_wanted": "0009",
+        },
+    )
     @blp.fails_with(400, 429, 500, 503)
-    def get(self) -> dict[str, str]:
+    def get(self) -> dict[str, str | None]:
         """Check that the database answers and has what the service needs
 
         Tries tables, columns, rights, functions, policies and encoding. Send no requests to a process that fails this
@@ -102,7 +136,12 @@ class Ready(MethodView):
             readiness: Readiness = current_app.extensions["check_database"]()
         for warning in readiness.warnings:
             _warn(warning)
-        return {"status": "ok", "row_level_security": readiness.row_level_security}
+        return {
+            "status": "ok",
+            "row_level_security": readiness.row_level_security,
+            "schema_revision": readiness.revision,
+            "schema_revision_wanted": readiness.revision_wanted,
+        }
 
 
 @cache

@@ -5,7 +5,7 @@ them by RateLimit and RateLimit-Policy, and changed their syntax several times (
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from math import ceil
 from threading import Lock
@@ -62,10 +62,13 @@ class Window(NamedTuple):
         return response
 
 
-def init_app(app: Flask, settings: Settings) -> None:
-    """Limit identified and refused requests; call it after the identity hook. Does nothing if RATE_LIMIT is unset."""
+def init_app(app: Flask, settings: Settings) -> "Counter | None":
+    """Limit identified and refused requests; call it after the identity hook. Does nothing if RATE_LIMIT is unset.
+
+    Returns the counter if Redis counts.
+    """
     if not settings.rate_limits:
-        return
+        return None
     counter = Counter(settings.rate_limits, settings.rate_limit_storage)
 
     def count() -> None:
@@ -91,6 +94,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     app.before_request(count_identified)
     for kind in (NotAuthenticated, NotOwner):
         app.register_error_handler(kind, count_refused)
+    return counter if settings.rate_limit_storage else None
 
 
 class Counter:
@@ -108,6 +112,11 @@ class Counter:
         self._lock = Lock()
         self._is_unavailable = False
         self._next_try_at = 0.0
+        self._tell: Callable[[bool], Any] = lambda _: None
+
+    def observe(self, tell: Callable[[bool], Any]) -> None:
+        """Call `tell` when this process begins to count for itself (True), and when Redis is back (False)."""
+        self._tell = tell
 
     def hit(self, kind: str, name: str) -> Window:
         """Count a request. Return the shortest exceeded window, or else the one with the fewest requests left."""
@@ -134,6 +143,7 @@ class Counter:
             else:
                 if was_unavailable:
                     self._is_unavailable = False
+                    self._tell(False)
                     logger.info("rate limits: Redis is back")
                 return used
         return self._memory.incr(key, seconds)
@@ -155,6 +165,7 @@ class Counter:
         if is_first:
             # Not the message: Redis quotes the arguments of an unknown command, such as the password of AUTH.
             kind = type(error.__cause__ or error).__name__
+            self._tell(True)
             logger.warning("rate limits: each process counts for itself while Redis is unavailable (%s)", kind)
 
 
