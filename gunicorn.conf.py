@@ -24,7 +24,7 @@ if (folder := str(Path(__file__).resolve().parent)) not in sys.path:
 os.environ["TODO_GUNICORN_CONF"] = folder
 # Not kept in this process: a HUP reads this file again, and its workers must load the new config.py.
 sys.modules.pop("config", None)
-from config import ConfigurationError, load_settings, logging_config, refusal  # noqa: E402
+from config import SPARE_THREADS, ConfigurationError, load_settings, logging_config, refusal  # noqa: E402
 
 del sys.modules["config"]
 
@@ -36,9 +36,7 @@ except ConfigurationError as error:
 worker_class = "gthread"
 # At most 4: a container may see far more cores than it may use.
 workers = settings.workers or max(2, min(os.cpu_count() or 1, 4))
-# Two threads more than each worker has database connections (todo/db/connections.py). They answer what needs no
-# database, /health/live and /metrics, while all connections wait for a database that is silent.
-threads = settings.threads + 2
+threads = settings.threads + SPARE_THREADS
 # Each worker loads the code itself. Otherwise a HUP would not load new code, and /metrics would miss workers.
 preload_app = False
 

@@ -32,8 +32,8 @@ STATEMENT_LIMITS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout =
 #: SQL before these limits if the user is known. The policies of the tables (migration 0003) then show a statement only
 #: the rows of that user. It ends with the transaction, as the limits do.
 ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
-#: Seconds to wait for a connection of the pool. gunicorn has two threads more than there are connections, so that
-#: /health/live is answered while all connections wait for the database. Requests that wait here hold those two.
+#: Seconds to wait for a connection of the pool. gunicorn has SPARE_THREADS more than there are connections, so that
+#: /health/live is answered while all connections wait for the database. Requests that wait here hold those.
 POOL_TIMEOUT = 0.5
 #: Seconds to wait for SQLite's one writer. A change waits once, a first task at most twice.
 SQLITE_BUSY_TIMEOUT = 2.5

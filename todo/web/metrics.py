@@ -17,7 +17,7 @@ from flask import Flask, Response, request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from config import Settings
+from config import SPARE_THREADS, Settings
 from todo.errors import NotAuthenticated
 from todo.refusals import Refusal
 from todo.web.metrics_files import FiguresOfAll, keep
@@ -78,7 +78,7 @@ def init_app(app: Flask, settings: Settings, sources: Sources) -> None:
             keep(settings.metrics_process)
         shown = CollectorRegistry()
         shown.register(FiguresOfAll(Path(settings.metrics_folder)))
-    _describe_worker(own, settings.threads, app.config["API_VERSION"], sources.revision_wanted)
+    _describe_worker(own, settings.threads + SPARE_THREADS, app.config["API_VERSION"], sources.revision_wanted)
     _count_requests(app, own)
     _count_on_database(sources.observe_database, own, settings.threads)
     if sources.key_set is not None:
