@@ -36,8 +36,8 @@ OWN_PATHS = ("api", "docs", "health", "metrics", "openapi.json")
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LARGEST_PORT = 65535
-#: Threads of a gunicorn worker beside those with a database connection (WEB_THREADS). They answer what needs no database,
-#: /health/live and /metrics, while all connections wait for a database that is silent.
+#: Threads of a gunicorn worker beside its WEB_THREADS, each of which has a database connection. They answer what needs
+#: no database, /health/live and /metrics, while all connections wait for a database that is silent.
 SPARE_THREADS = 2
 LONGEST_WINDOW = 366 * 24 * 60 * 60
 #: Scheme, host and port of an origin (RFC 6454 section 6.2), as browsers and app shells send them.
