@@ -54,6 +54,13 @@ def timing(make: Make, url: URL) -> Flask:
     return settled(make(url, metrics_token=TOKEN))
 
 
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Ends with what a scrape has begun in the background: it would count into the files of the next test."""
+    yield
+    wait_for_threads()
+
+
 def settled(app: Flask) -> Flask:
     """The app, after its first scrape has made it ask the database."""
     assert scrape(app).status_code == 200
