@@ -8,8 +8,8 @@ fails kills a mutant; so does a run that does not end in time.
   for a mutant that survives those, and at most PATIENCE seconds long. `spread` has their order.
 - A value that is named at import is reached by the tests that reach a line with that name, in any file.
 - A line that runs at import, at the start of an app that many tests share, or once in a process (its file has a cache,
-  or compiles SQL) has few tests of its own. Where those are less than BATCH, all that reach its file follow. So do, in
-  any case, the tests of the OpenAPI document, which is made at import.
+  or compiles SQL) has few tests of its own. All that reach its file, or a line that names a function of it, follow.
+  With the first ones run those in the file of its name, and those of AT_IMPORT.
 - A test that fails the same way without the mutant, as some do that rely on an earlier one, is left out, and said so.
 - Where no test reaches a line in its own process, those of THROUGH_PROCESSES run.
 
@@ -42,8 +42,8 @@ from tests.support import ROOT, postgresql_server
 INTO = Path(os.environ.get("INTO") or ROOT / ".mutants").absolute()
 BATCH, QUICK, PATIENCE = 60, 8, 150
 THROUGH_PROCESSES = ("tests/live/test_start.py", "tests/live/test_commands.py", "tests/live/test_gunicorn.py")
-#: Its tests read what is made at import, and reach no line of it.
-DOCUMENT = "tests/test_openapi.py"
+#: Their tests read what is made at import, the OpenAPI document and the tables, and reach no line of it.
+AT_IMPORT = ("tests/test_openapi.py", "tests/test_migrations.py")
 ONCE = re.compile(r"@cache|cache\(|@compiles|_compiled")
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$", re.MULTILINE)
 #: Fields of the OpenAPI document, and variables that hold nothing else.
@@ -177,6 +177,8 @@ class Reach:
         coverage, log = INTO / "coverage", INTO / "tests.log"
         if not log.exists():
             command = ["pytest", "tests", "-vv", "-p", "no:cacheprovider", f"-n{workers if workers > 1 else 0}"]
+            # Also tests/live, which pyproject.toml leaves out of `make test`.
+            command += ["-o", "norecursedirs=.*", "-o", "faulthandler_timeout=300"]
             command += ["--cov", "--cov-context=test", "--cov-report=", "--cov-fail-under=0", "--durations=0"]
             command += ["--ignore=tests/ecosystem", "--ignore=tests/faults", f"--basetemp={copy.parent}/tmp"]
             with (unfinished := INTO / "tests.unfinished").open("w") as file:
@@ -222,9 +224,11 @@ class Reach:
             or any(not context or context.endswith("|setup") for context in contexts)
             or ONCE.search(ast.unparse(self.trees[mutant.path])) is not None
         )
-        rest = self.known(chain(*lines.values())) if is_shared and len(direct) < BATCH else set()
+        rest: set[str] = set()
         if is_shared:
-            direct |= {test for test in self.seconds if test.startswith(DOCUMENT)}
+            functions = [node for node in self.trees[mutant.path].body if isinstance(node, ast.FunctionDef)]
+            rest = self.known(chain(*lines.values(), *(self.users(function.name) for function in functions)))
+            direct |= {test for test in self.seconds if Path(test.partition("::")[0]).name in own_files(mutant.path)}
         if not direct | rest:
             direct = {test for test in self.seconds if test.startswith(THROUGH_PROCESSES)}
         return self.spread(direct, mutant.path) + self.spread(rest - direct, mutant.path)
@@ -247,16 +251,15 @@ class Reach:
     def spread(self, tests: set[str], path: str) -> list[str]:
         """The fastest of each test file, file after file, until none is left.
 
-        Near files have more in each turn: 20 tests where the file has the name of the module or tests the OpenAPI
-        document, 5 where its folder has the name of the module's, else 1.
+        Near files have more in each turn: 20 tests where the file has the name of the module or is one of AT_IMPORT, 5
+        where its folder has the name of the module's, else 1.
         """
         by_file: dict[str, list[str]] = defaultdict(list)
         for test in sorted(tests, key=self.haste, reverse=True):
             by_file[test.partition("::")[0]].append(test)
-        module = Path(path).parent if path.endswith("__init__.py") else Path(path)
 
         def portion(file: str) -> int:
-            if Path(file).name in {f"test_{module.stem}.py", Path(DOCUMENT).name}:
+            if Path(file).name in own_files(path):
                 return 20
             is_beside = "/" in path and Path(file).parent.name == Path(path).parent.name
             return 5 if is_beside else 1
@@ -266,6 +269,12 @@ class Reach:
         while any(by_file.values()):
             order += [by_file[file].pop() for file in files for _ in range(min(portion(file), len(by_file[file])))]
         return order
+
+
+def own_files(path: str) -> set[str]:
+    """The names of the test files that are first asked about a module."""
+    module = Path(path).parent if path.endswith("__init__.py") else Path(path)
+    return {f"test_{module.stem}.py", *(Path(file).name for file in AT_IMPORT)}
 
 
 def sources(folder: Path) -> list[str]:
