@@ -146,6 +146,7 @@ def gunicorn(
     app: str = "wsgi:app",
     arguments: Sequence[str] = (),
     cwd: Path = ROOT,
+    python: str | Path = sys.executable,
     **environ: str,
 ) -> Iterator[Server]:
     """`gunicorn wsgi:app` (or another app) in that folder, with those arguments, and with bearer tokens."""
@@ -158,6 +159,6 @@ def gunicorn(
         "PORT": str(port),
         "WEB_CONCURRENCY": "2",
     }
-    command = [sys.executable, "-m", "gunicorn", app, "--bind", f"127.0.0.1:{port}", *arguments]
+    command = [str(python), "-m", "gunicorn", app, "--bind", f"127.0.0.1:{port}", *arguments]
     with running(command, port, settings | environ, log, cwd, ready) as server:
         yield server
