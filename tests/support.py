@@ -24,7 +24,7 @@ from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
 from todo import create_app
-from todo.db import commands, db
+from todo.db import commands, db, types
 from todo.db import connections as database
 from todo.tasks.schemas import TaskSchema
 
@@ -204,8 +204,10 @@ def sql_as_role(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, 
 
 @cache
 def _engine(url: URL) -> Engine:
-    """An engine that connects each time, and asks the server only once what it is."""
-    return create_engine(url, poolclass=NullPool)
+    """An engine that connects each time, asks the server only once what it is, and reads instants as the app does."""
+    engine = create_engine(url, poolclass=NullPool)
+    types.init_app(engine)
+    return engine
 
 
 def run_alone(url: URL, statement: str) -> None:
