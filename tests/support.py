@@ -141,6 +141,13 @@ def sql(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
     return sql_as_role(as_superuser(url), statement, **parameters)
 
 
+def later(url: URL, column: str, seconds: float) -> str:
+    """SQL: the instant in that column, so many seconds later. Citus accepts it in an update."""
+    if url.get_backend_name() == "sqlite":
+        return f"{column} + {round(seconds * 1e6)}"
+    return f"({column} AT TIME ZONE 'UTC' + make_interval(secs => {seconds:f})) AT TIME ZONE 'UTC'"
+
+
 def empty_database(backend: str, server: URL) -> AbstractContextManager[URL]:
     """An empty database of that kind, gone afterwards."""
     return sqlite_database() if backend == "sqlite" else postgresql_database(server)

@@ -14,6 +14,7 @@ from flask import Flask
 from sqlalchemy import URL, make_url
 
 from config import JwtSettings
+from tests.conftest import on_postgresql
 from tests.support import SECRET, Call, Caller, Make, empty_database, session, sql
 from todo.db.commands import on_database
 from todo.db.ownership import Owned
@@ -204,7 +205,7 @@ class TestDelete:
             assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: There is no user Alice\n")
         assert len(alice.titles()) == 1
 
-    @pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+    @on_postgresql
     def test_a_task_that_is_made_at_the_same_moment_is_erased_too(self, app: Flask, alice: Caller, url: URL) -> None:
         alice.create()
         with session(url) as connection, ThreadPoolExecutor(1) as pool:

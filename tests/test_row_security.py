@@ -13,13 +13,14 @@ from flask import Flask
 from sqlalchemy import URL, text
 from werkzeug.test import TestResponse
 
-from tests.conftest import url_of
+from tests.conftest import on_postgresql, url_of
 from tests.support import (
     REQUESTS,
     Caller,
     Make,
     as_superuser,
     close,
+    later,
     plans_of_statements,
     session,
     sql,
@@ -33,7 +34,6 @@ from todo.web import health
 
 pytestmark = pytest.mark.sql
 
-on_postgresql = pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
 
 #: What narrows a statement to its owner, as it is sent.
 PREDICATES = [f"{model.__tablename__}.user_id = %(user_id)s" for model in Owned.__subclasses__()]
@@ -117,7 +117,7 @@ def test_without_the_owners_predicate_nobody_prunes_anothers_keys(
 ) -> None:
     for caller in (alice, bob):
         repeat(caller)
-    sql(url, "UPDATE idempotency_keys SET created_at = created_at - interval '25 hours'")
+    sql(url, f"UPDATE idempotency_keys SET created_at = {later(url, 'created_at', -25 * 3600)}")
     with without_the_owner():
         assert alice("POST", json={"title": "x"}, headers={"Idempotency-Key": "new"}).status_code == 201
     statements.clear()

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
-from tests.support import Call, Caller, session, sql
+from tests.conftest import on_postgresql
+from tests.support import Call, Caller, later, session, sql
 from todo.db import bulk
 
 pytestmark = pytest.mark.sql
@@ -118,16 +119,16 @@ def test_a_bad_deletion_is_400_and_deletes_nothing(alice: Caller, statements: li
     assert (response.status_code, response.get_json(), statements) == (400, {"error": message}, [])
 
 
-@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+@on_postgresql
 class TestRace:
     """Another change of the user comes first, while the call waits for the user's clock."""
 
     def test_what_was_changed_meanwhile_is_not_changed_again(self, alice: Caller, url: URL) -> None:
         tasks = [alice.create() for _ in range(3)]
         with session(url) as connection, ThreadPoolExecutor(1) as pool:
-            connection.exec_driver_sql("UPDATE users SET changed_at = changed_at + interval '1 hour'")
+            connection.exec_driver_sql(f"UPDATE users SET changed_at = {later(url, 'changed_at', 3600)}")
             changed = "UPDATE tasks SET status = 'complete', updated_at = changed_at FROM users"
-            connection.exec_driver_sql(f"{changed} WHERE tasks.id = {tasks[0]['id']}")
+            connection.exec_driver_sql(f"{changed} WHERE users.id = user_id AND tasks.id = {tasks[0]['id']}")
             connection.exec_driver_sql("INSERT INTO tasks (user_id, title) VALUES ('alice', 'late')")
             waiting = pool.submit(complete_all, alice)
             with pytest.raises(TimeoutError):
@@ -143,7 +144,7 @@ class TestRace:
         tasks = [alice.create() for _ in range(2)]
         complete_all(alice)
         with session(url) as connection, ThreadPoolExecutor(1) as pool:
-            connection.exec_driver_sql("UPDATE users SET changed_at = changed_at + interval '1 hour'")
+            connection.exec_driver_sql(f"UPDATE users SET changed_at = {later(url, 'changed_at', 3600)}")
             connection.exec_driver_sql(f"UPDATE tasks SET status = 'incomplete' WHERE id = {tasks[0]['id']}")
             waiting = pool.submit(clear, alice)
             with pytest.raises(TimeoutError):
