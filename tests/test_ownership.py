@@ -15,6 +15,7 @@ from flask import Flask
 from sqlalchemy import URL
 from werkzeug.routing import Rule
 
+from tests.conftest import on_postgresql
 from tests.support import ROOT, Call, Caller, Make, acting_for, session, sql
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import Owned
@@ -163,7 +164,7 @@ def test_the_checks_come_in_order(alice: Caller, app: Flask) -> None:
     assert alice("PUT", "/1", json={"title": "x"}).status_code == 404
 
 
-@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+@on_postgresql
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "x"}])
 def test_an_email_that_is_taken_at_the_same_moment_is_none(call: Call, url: URL, headers: dict[str, str]) -> None:
     with session(url) as connection, ThreadPoolExecutor(1) as pool:
@@ -177,7 +178,7 @@ def test_an_email_that_is_taken_at_the_same_moment_is_none(call: Call, url: URL,
     assert users == [("alice", None), ("bob", "shared@example.com")]
 
 
-@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+@on_postgresql
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "x"}])
 def test_a_task_of_a_user_who_is_deleted_at_the_same_moment_is_a_new_users_first(
     call: Call, url: URL, headers: dict[str, str]
