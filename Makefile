@@ -22,7 +22,7 @@ programs = for program in $(1); do \
 	{ echo "make $@ needs$$missing: the packages of those names in Debian"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run test live programs ecosystem screenshot faults fuzz mutants audit bench bench-scale bench-parts bench-sync bench-capacity openapi lock clean
+.PHONY: help run test live programs ecosystem citus screenshot faults fuzz mutants audit bench bench-scale bench-parts bench-sync bench-capacity openapi lock clean
 
 help: ## List all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Test wit
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300 -n 2 --dist loadfile
 	TEST_THROUGH=pgbouncer $(BIN)/pytest -n 3 --dist worksteal
 	TEST_THROUGH=pgbouncer $(BIN)/pytest tests/live/test_concurrent.py
+
+citus: $(VENV)/installed-dev ## Test on a cluster of Citus: TEST_CITUS_URL and TEST_CITUS_WORKERS name it (tests/citus)
+	$(if $(and $(TEST_CITUS_URL),$(TEST_CITUS_WORKERS)),,$(error NOT RUN: TEST_CITUS_URL and TEST_CITUS_WORKERS name no cluster of Citus))
+	TEST_ON=citus $(BIN)/pytest -m sql
+	$(BIN)/pytest tests/citus -m citus -o faulthandler_timeout=300
 
 screenshot: $(VENV)/installed-dev ## Take docs/swagger-ui.png again: Swagger UI in a browser
 	@$(call programs,chromium)

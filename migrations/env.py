@@ -177,7 +177,10 @@ def migrate_patiently(connection: Connection) -> None:
 def migrate(connection: Connection) -> None:
     """Run the migrations that are still to be run."""
     is_sqlite = connection.dialect.name == "sqlite"
-    configure(connection=connection, transaction_per_migration=not is_sqlite, include_name=is_compared)
+    # The tables may be distributed. Then the emails of users are not unique (deploy/citus).
+    is_citus = getattr(connection.connection.driver_connection, "is_citus", False)
+    options = {"include_object": is_not_unique} if is_citus else {}
+    configure(connection=connection, transaction_per_migration=not is_sqlite, include_name=is_compared, **options)
     with context.begin_transaction():
         context.run_migrations()
 
@@ -191,6 +194,11 @@ def configure(**options: Any) -> None:
 def is_compared(name: str | None, kind: str, _parents: object) -> bool:
     """Whether `check` and `migrate` compare it with the models: no table without a model, such as a partition."""
     return kind != "table" or name in current_app.extensions["migrate"].db.metadata.tables
+
+
+def is_not_unique(_item: object, _name: str | None, kind: str, _is_reflected: bool, _other: object) -> bool:
+    """Whether `check` and `migrate` compare it on Citus too: no unique constraint."""
+    return kind != "unique_constraint"
 
 
 def print_script() -> None:

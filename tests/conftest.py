@@ -1,7 +1,7 @@
 """The databases and the apps on them.
 
 Each test that takes `app` or `call` runs on SQLite and PostgreSQL. A test that is marked `sql` also runs on PostgreSQL
-with the tasks in partitions.
+with the tasks in partitions, and in a leg of its own on Citus (tests/citus).
 """
 
 import logging
@@ -16,6 +16,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL, text
 
+from tests.citus.cluster import IS_ON_CITUS, distributed_database, runs_on_citus
 from tests.ecosystem.pgbouncer import goes_through, pgbouncer
 from tests.support import (
     PASSWORD,
@@ -41,6 +42,10 @@ from todo.db.ownership import Owned
 from todo.web import places
 
 DATABASES = ("sqlite", "postgresql", "partitioned")
+#: For a test of PostgreSQL's own; in the leg of tests/citus, Citus.
+on_postgresql = pytest.mark.parametrize(
+    "watched", ["citus"] if IS_ON_CITUS else ["postgresql", "partitioned"], indirect=True
+)
 THROUGH_PGBOUNCER = os.environ.get("TEST_THROUGH") == "pgbouncer"
 
 
@@ -59,14 +64,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = {name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[:1]}
     if "watched" in metafunc.fixturenames and "watched" not in chosen:
         is_sql = metafunc.definition.get_closest_marker("sql") is not None
-        metafunc.parametrize("watched", DATABASES if is_sql else DATABASES[:2], indirect=True)
+        kinds = ("citus",) if IS_ON_CITUS and is_sql else DATABASES if is_sql else DATABASES[:2]
+        metafunc.parametrize("watched", kinds, indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With TEST_THROUGH=pgbouncer, leave out what has no app on PostgreSQL, and the few that cannot pass."""
-    if THROUGH_PGBOUNCER:
-        config.hook.pytest_deselected(items=[test for test in items if not goes_through(test)])
-        items[:] = filter(goes_through, items)
+    """With TEST_THROUGH=pgbouncer or TEST_ON=citus, leave out what has no app there, and the few that cannot pass."""
+    for is_on, can_pass in ((THROUGH_PGBOUNCER, goes_through), (IS_ON_CITUS, runs_on_citus)):
+        if is_on:
+            config.hook.pytest_deselected(items=[test for test in items if not can_pass(test)])
+            items[:] = filter(can_pass, items)
 
 
 @pytest.fixture(scope="session")
@@ -84,10 +91,15 @@ def server() -> Iterator[URL]:
 def apps(server: URL) -> Iterator[dict[str, Flask]]:
     """The app on each database. Nothing is slow to it, so that a busy machine makes nobody a 429."""
     with ExitStack() as stack:
-        urls = [stack.enter_context(migrated_database(kind, server)) for kind in ("sqlite", "postgresql", "postgresql")]
-        partition(urls[-1])
+        kinds = ("sqlite", "postgresql", "postgresql")
+        urls = dict(
+            zip(DATABASES, (stack.enter_context(migrated_database(kind, server)) for kind in kinds), strict=True)
+        )
+        partition(urls["partitioned"])
+        if IS_ON_CITUS:
+            urls["citus"] = stack.enter_context(distributed_database())
         with mock.patch.multiple(places, SLOW=60.0, SLOW_SEARCH=60.0):
-            apps = {name: create_app(settings(url)) for name, url in zip(DATABASES, urls, strict=True)}
+            apps = {name: create_app(settings(url)) for name, url in urls.items()}
         yield apps
         for app in apps.values():
             close(app)

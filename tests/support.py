@@ -24,7 +24,7 @@ from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
 from todo import create_app
-from todo.db import commands, db
+from todo.db import commands, db, types
 from todo.db import connections as database
 from todo.tasks.schemas import TaskSchema
 
@@ -141,6 +141,13 @@ def sql(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
     return sql_as_role(as_superuser(url), statement, **parameters)
 
 
+def later(url: URL, column: str, seconds: float) -> str:
+    """SQL: the instant in that column, so many seconds later. Citus accepts it in an update."""
+    if url.get_backend_name() == "sqlite":
+        return f"{column} + {round(seconds * 1e6)}"
+    return f"({column} AT TIME ZONE 'UTC' + make_interval(secs => {seconds:f})) AT TIME ZONE 'UTC'"
+
+
 def empty_database(backend: str, server: URL) -> AbstractContextManager[URL]:
     """An empty database of that kind, gone afterwards."""
     return sqlite_database() if backend == "sqlite" else postgresql_database(server)
@@ -204,8 +211,10 @@ def sql_as_role(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, 
 
 @cache
 def _engine(url: URL) -> Engine:
-    """An engine that connects each time, and asks the server only once what it is."""
-    return create_engine(url, poolclass=NullPool)
+    """An engine that connects each time, asks the server only once what it is, and reads instants as the app does."""
+    engine = create_engine(url, poolclass=NullPool)
+    types.init_app(engine)
+    return engine
 
 
 def run_alone(url: URL, statement: str) -> None:

@@ -70,6 +70,20 @@ def test_a_change_is_refused_like_a_create(alice: Caller) -> None:
     assert alice("PUT", path, json={"title": "Buy cheese"}).status_code == 200
 
 
+@pytest.mark.parametrize("watched", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("unique", ["columns"], indirect=True)
+@pytest.mark.usefixtures("told")
+def test_one_of_a_shard_is_that_of_the_table(alice: Caller, url: URL) -> None:
+    """Citus names it in its message alone, with the number of the shard."""
+    raising = "'BEGIN RAISE EXCEPTION USING ERRCODE = ''unique_violation'', MESSAGE = NEW.title; END'"
+    sql(url, f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS {raising}")
+    sql(url, "CREATE TRIGGER fail BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION fail()")
+    for name, status in (("uq_tasks_user_id_title_102136", 409), ("uq_102136", 500), ("uq_tasks_user_id_title", 500)):
+        title = f'duplicate key value violates unique constraint "{name}"'
+        assert alice("POST", json={"title": title}).status_code == status
+    sql(url, "DROP FUNCTION fail CASCADE")
+
+
 @WITH_AND_WITHOUT_KEY
 def test_a_sequence_behind_its_table_is_a_500_of_one_statement_and_a_line_in_the_log(
     postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str], headers: dict[str, str]

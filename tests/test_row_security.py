@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,19 +10,30 @@ from unittest import mock
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 from werkzeug.test import TestResponse
 
-from tests.conftest import url_of
-from tests.support import REQUESTS, Caller, Make, as_superuser, close, plans_of_statements, sql, sql_as_role
+from tests.conftest import on_postgresql, url_of
+from tests.support import (
+    REQUESTS,
+    Caller,
+    Make,
+    as_superuser,
+    close,
+    later,
+    plans_of_statements,
+    session,
+    sql,
+    sql_as_role,
+    statements_of,
+)
+from todo.db import acting_user, db
 from todo.db import connections as database
-from todo.db import db
 from todo.db.ownership import Owned
 from todo.web import health
 
 pytestmark = pytest.mark.sql
 
-on_postgresql = pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
 
 #: What narrows a statement to its owner, as it is sent.
 PREDICATES = [f"{model.__tablename__}.user_id = %(user_id)s" for model in Owned.__subclasses__()]
@@ -105,7 +117,7 @@ def test_without_the_owners_predicate_nobody_prunes_anothers_keys(
 ) -> None:
     for caller in (alice, bob):
         repeat(caller)
-    sql(url, "UPDATE idempotency_keys SET created_at = created_at - interval '25 hours'")
+    sql(url, f"UPDATE idempotency_keys SET created_at = {later(url, 'created_at', -25 * 3600)}")
     with without_the_owner():
         assert alice("POST", json={"title": "x"}, headers={"Idempotency-Key": "new"}).status_code == 201
     statements.clear()
@@ -188,6 +200,33 @@ def test_nothing_of_it_stays_in_the_session(postgresql: URL, make: Make) -> None
     query = "SELECT current_setting('app.user_id', true), current_setting('statement_timeout')"
     with app.app_context(), db.engine.connect() as connection:
         assert connection.exec_driver_sql(query).one() == ("", "0")
+
+
+def test_on_citus_a_query_says_who_acts_where_the_rows_are(
+    postgresql: URL, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It also works on PostgreSQL itself; tests/citus has the cluster. One connection asks, and tells the others."""
+    monkeypatch.setattr(acting_user, "IS_CITUS", "SELECT true")
+    app = make(postgresql, threads=2)
+    alice, bob = Caller(app, "alice"), Caller(app, "bob")
+    with statements_of(app) as statements:
+        task = alice.create()
+        with app.app_context(), db.engine.connect() as first, db.engine.connect() as second:
+            for connection in (first, second):
+                assert connection.connection.driver_connection.is_citus
+                assert not connection.exec_driver_sql("SELECT current_setting('app.user_id', true)").scalar()
+        assert statements.count("SELECT true") == 1
+    with without_the_owner() as stripped:
+        assert (alice("GET").get_json(), bob("GET").get_json()) == ([task], [])
+        assert len(stripped) == 2
+    with session(postgresql) as other:
+        other.execute(text("SELECT 1 FROM tasks FOR UPDATE"))
+        started = time.monotonic()
+        assert alice("DELETE", f"/{task['id']}").status_code == 503
+        assert time.monotonic() - started < 2.5
+    # A command has the time that it needs.
+    assert app.test_cli_runner().invoke(args=["users", "delete", "--yes", "alice"]).exit_code == 0
+    assert sql(postgresql, "SELECT * FROM tasks") == []
 
 
 def test_the_service_says_that_its_role_bypasses_the_policies(

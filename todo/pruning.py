@@ -17,22 +17,32 @@ from todo.db.deletions import Deletion
 from todo.db.ownership import Owned, evaluated_once, table_of
 from todo.db.types import UtcInstant, hours_ago
 from todo.idempotency.models import IdempotencyKey
-from todo.idempotency.queries import IS_OUTLIVED, PRIMARY_KEY
+from todo.idempotency.queries import IS_OUTLIVED
 from todo.idempotency.queries import KEPT_FOR as KEYS_KEPT_FOR
 from todo.users.models import User
 
 blp = Blueprint("prune", __name__, cli_group=None)
 
-# One pass through all keys, in short transactions, so that no create waits long for a lock. It skips keys that another
-# session is deleting, and so waits for none.
+# User by user, as Citus locks the rows of one machine only. In short transactions, so that no create waits long for a
+# lock. It skips keys that another session is deleting, and so waits for none.
+NEXT_USER = (
+    select(IdempotencyKey.user_id)
+    .where(IdempotencyKey.user_id > bindparam("after_user"), IS_OUTLIVED)
+    .order_by(IdempotencyKey.user_id)
+    .limit(1)
+)
 SOME_KEYS = (
-    select(*PRIMARY_KEY)
-    .where(tuple_(*PRIMARY_KEY) > tuple_(bindparam("after_user"), bindparam("after_key")), IS_OUTLIVED)
-    .order_by(*PRIMARY_KEY)
+    select(IdempotencyKey.key)
+    .where(IdempotencyKey.user_id == bindparam("of_user"), IS_OUTLIVED)
+    .order_by(IdempotencyKey.created_at)
     .limit(bindparam("batch", type_=Integer))
     .with_for_update(skip_locked=True)
 )
-DELETE_KEYS = delete(IdempotencyKey).where(tuple_(*PRIMARY_KEY).in_(evaluated_once(SOME_KEYS))).returning(*PRIMARY_KEY)
+DELETE_KEYS = (
+    delete(IdempotencyKey)
+    .where(IdempotencyKey.user_id == bindparam("of_user"), IdempotencyKey.key.in_(evaluated_once(SOME_KEYS)))
+    .returning(IdempotencyKey.key)
+)
 
 IS_FORGETTABLE = Deletion.deleted_at < hours_ago(bindparam("hours", type_=Integer))
 FEED = (Deletion.user_id, Deletion.resource)
@@ -99,11 +109,14 @@ def prune(keys: int, deletions: int) -> None:
 def prune_keys(hours: int) -> int:
     """Delete the idempotency keys that are older than this many hours, and return how many."""
     pruned = 0
-    parameters: dict[str, Any] = {"hours": hours, "batch": BATCH, "after_user": "", "after_key": ""}
     connection = db.session.connection()
-    while keys := connection.execute(DELETE_KEYS, parameters).all():
-        pruned += len(keys)
-        parameters |= dict(zip(("after_user", "after_key"), max(map(tuple, keys)), strict=True))
+    of_user = ""
+    while (of_user := connection.scalar(NEXT_USER, {"hours": hours, "after_user": of_user}) or "") != "":
+        deleted = BATCH
+        while deleted == BATCH:
+            parameters = {"of_user": of_user, "hours": hours, "batch": BATCH}
+            deleted = len(connection.execute(DELETE_KEYS, parameters).all())
+            pruned += deleted
     return pruned
 
 

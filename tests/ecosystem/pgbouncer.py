@@ -42,7 +42,7 @@ DIRECT_ALONE = {
     "test_a_setting_that_breaks_calls_is_named": SETTINGS,
     "test_a_setting_that_fails_some_calls_is_named_in_the_log": SETTINGS,
     "test_any_user_id_reaches_the_policies_as_it_is": OPTIONS,
-    "test_instants_are_in_utc_whatever_the_servers_time_zone": OPTIONS,
+    "test_instants_are_in_utc_whatever_the_servers_time_zone_and_style": OPTIONS,
     "test_lost_connections_are_not_in_use_nor_fewer_than_none": RETRY,
     "test_the_service_says_that_its_role_bypasses_the_policies": LIST,
 }

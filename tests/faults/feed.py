@@ -131,12 +131,14 @@ def keep_trail(url: URL) -> None:
         connection.commit()
 
 
-def read_trail(url: URL) -> dict[str, list[Version]]:
-    """Return the versions of each user's tasks, in the order in which they were made."""
+def read_trail(urls: Sequence[URL]) -> dict[str, list[Version]]:
+    """Return the versions of each user's tasks, in the order in which they were made. One of the databases has them."""
     versions = defaultdict(list)
-    for row in _read(url, select(TRAIL).order_by(TRAIL.c.number)):
-        task = {name: row[name] for name in FIELDS}
-        versions[task["user_id"]].append(Version(row["number"], row["at"], row["id"], None if row["is_gone"] else task))
+    for url in urls:
+        for row in _read(url, select(TRAIL).order_by(TRAIL.c.number)):
+            task = {name: row[name] for name in FIELDS}
+            version = Version(row["number"], row["at"], row["id"], None if row["is_gone"] else task)
+            versions[task["user_id"]].append(version)
     return versions
 
 
@@ -354,10 +356,11 @@ class Account:
 
 
 class Feed:
-    """USERS, each with WRITERS, and with a poller of each kind."""
+    """USERS, each with WRITERS, and with a poller of each kind. trails: the databases that keep the trail."""
 
-    def __init__(self, server: Server, url: URL) -> None:
+    def __init__(self, server: Server, url: URL, trails: Sequence[URL]) -> None:
         self.url = url
+        self._trails = trails
         self._server = server
         self._writers, self._pollers = list[Scribe](), list[Poller]()
         for user_id in USERS:
@@ -417,12 +420,12 @@ class Feed:
         """Compare all copies so far with the trail."""
         # First the copies: what they have must be in the trail.
         copies = [(poller.user_id, poller.copies[:]) for poller in self._pollers]
-        trail = read_trail(self.url)
+        trail = read_trail(self._trails)
         return [found for user_id, each in copies for found in compare(user_id, each, trail[user_id])]
 
     def account(self) -> Account:
         """Compare everything, once the load has stopped: the last copies with the table too."""
-        tasks, trail = read_tasks(self.url), read_trail(self.url)
+        tasks, trail = read_tasks(self.url), read_trail(self._trails)
         for user_id in USERS:
             # The trail itself is right.
             now = [*compare(user_id, [Copy("9999", tasks[user_id])], trail[user_id])]
@@ -453,9 +456,9 @@ class Feed:
 
 
 @contextmanager
-def feed(server: Server, url: URL) -> Iterator[Feed]:
-    """Keep the load up as long as the block."""
-    feed = Feed(server, url)
+def feed(server: Server, url: URL, trails: Sequence[URL] = ()) -> Iterator[Feed]:
+    """Keep the load up as long as the block. trails: the databases that keep the trail, if the url's does not."""
+    feed = Feed(server, url, trails or [url])
     feed.start()
     try:
         yield feed

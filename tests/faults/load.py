@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -246,9 +246,10 @@ class Account:
 class Load:
     """Writers, each in a thread."""
 
-    def __init__(self, server: Server, url: URL, users: int) -> None:
+    def __init__(self, server: Server, url: URL, users: int, journals: Sequence[URL]) -> None:
         name = uuid.uuid4().hex[:8]
         self.url = url
+        self._journals = journals
         self.writers = [Writer(server.port, f"{name}-{number}", number) for number in range(users)]
         self._server = server
         self._stop = threading.Event()
@@ -300,7 +301,7 @@ class Load:
 
     def account(self) -> Account:
         """Compare what the service told with what the database has, once the load has stopped."""
-        journal = read_journal(self.url)
+        journal = [entry for url in self._journals for entry in read_journal(url)]
         findings = Findings()
         for writer in self.writers:
             rows = read_tasks(self._server, writer.user_id)
@@ -340,9 +341,9 @@ def read_tasks(server: Server, user_id: str) -> list[Task]:
 
 
 @contextmanager
-def load(server: Server, url: URL, users: int = 8) -> Iterator[Load]:
-    """A load as long as the block."""
-    load = Load(server, url, users)
+def load(server: Server, url: URL, users: int = 8, journals: Sequence[URL] = ()) -> Iterator[Load]:
+    """A load as long as the block. journals: the databases that keep the journal, if the url's does not."""
+    load = Load(server, url, users, journals or [url])
     load.start()
     try:
         yield load

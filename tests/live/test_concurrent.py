@@ -14,10 +14,11 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL, Connection
 
+from tests.conftest import on_postgresql
 from tests.support import Call, Caller, Make, session, sql
 from tests.tasks.test_bulk import clear, complete_all
 from tests.test_commands import run
-from tests.test_idempotency import KEY, age, create, keys_of, on_postgresql, prune
+from tests.test_idempotency import KEY, age, create, keys_of, prune
 from tests.test_surroundings import FAILING, setting
 from todo.web import rate_limits
 

@@ -9,7 +9,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL
 
-from tests.support import ROOT, Caller, sql
+from tests.conftest import on_postgresql
+from tests.support import ROOT, Caller, later, sql
 from todo.users import commands
 from todo.web.sync import NOTHING, encode_token
 
@@ -141,14 +142,13 @@ def test_a_user_without_tasks_has_a_token_that_stays_good(alice: Caller, url: UR
 
 def deleted_before(url: URL, user_id: str, days: float) -> None:
     """Let all that has happened to the user have happened that many days earlier."""
-    is_sqlite = url.get_backend_name() == "sqlite"
-    earlier = f"- {int(days * 86400e6)}" if is_sqlite else f"- interval '{days} days'"
-    for statement in (
-        "UPDATE users SET changed_at = changed_at {0}, forgotten_at = forgotten_at {0} WHERE id = :user_id",
-        "UPDATE tasks SET created_at = created_at {0}, updated_at = updated_at {0} WHERE user_id = :user_id",
-        "UPDATE deletions SET deleted_at = deleted_at {0} WHERE user_id = :user_id",
+    for table, owner, *columns in (
+        ("users", "id", "changed_at", "forgotten_at"),
+        ("tasks", "user_id", "created_at", "updated_at"),
+        ("deletions", "user_id", "deleted_at"),
     ):
-        sql(url, statement.format(earlier), user_id=user_id)
+        values = ", ".join(f"{column} = {later(url, column, -days * 86400)}" for column in columns)
+        sql(url, f"UPDATE {table} SET {values} WHERE {owner} = :user_id", user_id=user_id)
 
 
 def prune(app: Flask, *arguments: str) -> str:
@@ -248,8 +248,7 @@ def earlier(token: str, days: float) -> str:
 def test_a_token_that_is_ahead_of_the_database_is_410(client: Client, url: URL) -> None:
     """A backup was restored."""
     client.sync()
-    back = "changed_at - 1" if url.get_backend_name() == "sqlite" else "changed_at - interval '1 microsecond'"
-    sql(url, f"UPDATE users SET changed_at = {back}")
+    sql(url, f"UPDATE users SET changed_at = {later(url, 'changed_at', -1e-6)}")
     assert answer(client) == (410, GONE)
 
 
@@ -343,7 +342,7 @@ def test_an_erasure_that_is_interrupted_leaves_no_gap(
     assert alice("GET", headers={"If-None-Match": tag}).status_code == 200
 
 
-@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
+@on_postgresql
 def test_a_statement_as_the_page_shows_it_is_a_change_like_any_other(alice: Caller, url: URL) -> None:
     task = alice.create()["id"]
     client = Client(alice)
@@ -361,8 +360,7 @@ def test_rows_that_are_written_without_the_clock_come_with_the_next_change(alice
     old = alice.create()["id"]
     for _ in range(5):
         sql(url, "INSERT INTO tasks (user_id, title) VALUES ('alice', 'by hand')")
-    later = "1000" if url.get_backend_name() == "sqlite" else "interval '1 ms'"
-    sql(url, f"UPDATE tasks SET updated_at = updated_at + {later} WHERE id > {old}")
+    sql(url, f"UPDATE tasks SET updated_at = {later(url, 'updated_at', 1e-3)} WHERE id > {old}")
     client = Client(alice, limit)
     for _ in range(2):
         while client.page():

@@ -3,6 +3,7 @@
 The message is in the constraint's `info` (docs/decisions/conflicts.md). Must not know any table.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterator
 
@@ -17,6 +18,9 @@ Unique = PrimaryKeyConstraint | UniqueConstraint | Index
 
 #: The key in `info` of a unique constraint or index whose violation is a 409. Its value is the message for the caller.
 CONFLICT = "conflict"
+
+#: How Citus names the constraint of a shard: in its message alone, with the number of the shard.
+OF_SHARD = re.compile(r'"([^"]+)_\d{6,}"')
 
 # PostgreSQL names the index of the partition. This finds the name of the whole index.
 WHOLE_INDEX = text(
@@ -38,11 +42,14 @@ def violated(error: Exception) -> Unique | None:
     if isinstance(cause, sqlite3.Error):
         message = str(cause)
         # SQLite names an index if it is on expressions, else its columns.
-        name = message.removeprefix(SQLITE_PREFIX).removeprefix("index ").strip("'")
-        return _named(name) if message.startswith(SQLITE_PREFIX) else None
+        named = message.removeprefix(SQLITE_PREFIX).removeprefix("index ").strip("'")
+        return _named(named) if message.startswith(SQLITE_PREFIX) else None
     if not isinstance(cause, UniqueViolation):
         return None
-    schema, name = cause.diag.schema_name, cause.diag.constraint_name or ""
+    schema, name = cause.diag.schema_name, cause.diag.constraint_name
+    if name is None:
+        of_shard = OF_SHARD.search(str(cause.diag.message_primary))
+        return _named(of_shard[1]) if of_shard else None
     found = _named(name)
     if found is None:
         with db.engine.connect() as connection:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from config import Settings
+from todo.db import acting_user
 from todo.db.hosts import resolve_hosts
 
 #: Seconds that one request may spend on the database, connecting included. A hosted database that sleeps needs most of
@@ -29,9 +30,6 @@ REQUEST_BUDGET = 9.0
 #: PostgreSQL then stops a statement that is too slow or waits for a lock, as nobody waits for its result any more. A
 #: plain SET does not work through a transaction pooler, and limits of the role would need a set-up.
 STATEMENT_LIMITS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '3s'; "
-#: SQL before these limits if the user is known. The policies of the tables (migration 0003) then show a statement only
-#: the rows of that user. It ends with the transaction, as the limits do.
-ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
 #: Seconds to wait for a connection of the pool. gunicorn has SPARE_THREADS more than there are connections, so that
 #: /health/live is answered while all connections wait for the database. Requests that wait here hold those.
 POOL_TIMEOUT = 0.5
@@ -56,17 +54,21 @@ _acting_user: ContextVar[str | None] = ContextVar("acting_user", default=None)
 class LimitedCursor(extensions.cursor):
     """A cursor that tells PostgreSQL the time limits of a request's statements, and the user."""
 
-    def execute(self, query: Any, vars: Any = None) -> None:
-        """Execute as psycopg2 does, after STATEMENT_LIMITS and ACTING_USER if there is a request.
+    connection: acting_user.Connection
 
-        Without parameters there is no ACTING_USER: a statement on owned rows has their owner as a parameter.
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """Execute as psycopg2 does, after STATEMENT_LIMITS and the acting user if there is a request.
+
+        Without parameters there is no acting user: a statement on owned rows has their owner as a parameter.
         """
         if (limit := _limit.get()) is not None:
             query = f"SET LOCAL statement_timeout = {round(limit[0] * 1000)}; {query}"
-        if _deadline.get() is not None:
-            query = STATEMENT_LIMITS + query
+        is_limited = _deadline.get() is not None
         if vars and (user_id := _acting_user.get()) is not None:
-            query, vars = ACTING_USER + query, {**vars, "app_user_id": user_id}
+            query = self.connection.acting_user(is_limited=is_limited) + query
+            vars = {**vars, "app_user_id": user_id}
+        if is_limited:
+            query = STATEMENT_LIMITS + query
         query = _comment.get() + query
         try:
             super().execute(query, vars)
@@ -155,6 +157,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
         # The kernel's probes find a peer that went away without a word. All of these are options of libpq itself, so
         # that a connection pooler does not see them.
         "connect_args": {
+            "connection_factory": acting_user.Connection,
             "cursor_factory": LimitedCursor,
             **address,
             "application_name": "todo",
@@ -181,6 +184,7 @@ def init_app(app: Flask, engine: Engine, request_id: Callable[[], str | None]) -
         event.listen(engine, "connect", _set_up_sqlite)
     else:
         event.listen(engine, "do_connect", _resolve_hosts)
+        event.listen(engine, "connect", acting_user.ask_once())
         event.listen(engine, "connect", _note_age)
         event.listen(engine, "checkout", _replace_if_lost)
         # psycopg2 has one callback for the whole process. Without it a server that stops answering blocks the thread.

@@ -11,8 +11,8 @@ from todo.errors import InternalError, TodoError, Unavailable
 #: SQLSTATEs (PostgreSQL documentation, appendix A): connection, resources, operator and time-outs, system, lock not
 #: available, read-only, rolled back in a conflict.
 _POSTGRESQL_OUTAGES = ("08", "53", "57", "58", "55P03", "25006", "40")
-#: How the message begins with which Citus ends a transaction that has lost a worker. The SQLSTATE, XX000, says nothing.
-_CITUS_OUTAGE = "failure on connection marked as essential"
+#: The SQLSTATE of an internal error. With Citus it means that a worker was lost: it passes on the words of libpq.
+_INTERNAL = "XX000"
 #: SQLSTATEs whose message is logged, because it quotes no value: users wrote those. Data exceptions (22) quote values.
 #: So do the errors of triggers (P0, or their own codes) and syntax errors (42601), as the driver writes values into the
 #: statement. Other errors quote values in their details, which are never logged.
@@ -58,7 +58,7 @@ def is_outage(error: Exception) -> bool:
         if cause.pgcode is None:
             # The server did not answer: the connection failed, or broke.
             return type(cause) in (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError)
-        return cause.pgcode.startswith(_POSTGRESQL_OUTAGES) or str(cause).startswith(_CITUS_OUTAGE)
+        return cause.pgcode.startswith(_POSTGRESQL_OUTAGES) or (cause.pgcode == _INTERNAL and _is_of_citus(cause))
     return False
 
 
@@ -80,7 +80,8 @@ def describe(error: Exception) -> str:
     kind = type(cause).__name__
     if isinstance(cause, psycopg2.Error) and cause.pgcode is not None:
         is_logged = cause.pgcode.startswith(_POSTGRESQL_LOGGED) and cause.pgcode != _POSTGRESQL_NOT_LOGGED
-        return f"{kind} {cause.pgcode}{f': {cause.diag.message_primary}' if is_logged else ''}"
+        message = f": {cause.diag.message_primary}" if is_logged else ""
+        return f"{kind} {cause.pgcode}{message}".partition("\n")[0]
     if isinstance(cause, (*DRIVER_ERRORS, PoolTimeout)):
         return f"{kind}: {cause}".partition("\n")[0]
     # SQLAlchemy's own messages quote parts of statements, and values.
@@ -95,6 +96,10 @@ def is_denied(error: Exception) -> bool:
 def cause_of(error: Exception) -> BaseException:
     """The driver's error, or the error itself if no driver raised it."""
     return (error.orig or error) if isinstance(error, DBAPIError) else error
+
+
+def _is_of_citus(error: psycopg2.Error) -> bool:
+    return getattr(getattr(error.cursor, "connection", None), "is_citus", False)
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:

@@ -23,7 +23,6 @@ class KeptAnswer(Struct, frozen=True):
     answer: str
 
 
-PRIMARY_KEY = (IdempotencyKey.user_id, IdempotencyKey.key)
 #: The key of the request.
 IS_THE_KEY = IdempotencyKey.key == bindparam("key")
 IS_OUTLIVED = IdempotencyKey.created_at < hours_ago(bindparam("hours", type_=Integer))
