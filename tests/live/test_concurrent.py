@@ -15,7 +15,7 @@ from flask import Flask
 from sqlalchemy import URL, Connection
 
 from tests.conftest import on_postgresql
-from tests.support import Call, Caller, Make, session, sql
+from tests.support import Call, Caller, Make, later, session, sql
 from tests.tasks.test_bulk import clear, complete_all
 from tests.test_commands import run
 from tests.test_idempotency import KEY, age, create, keys_of, prune
@@ -140,7 +140,9 @@ def test_old_keys_that_somebody_else_is_deleting_are_passed_over(
     assert keys_of(url) == ({"1"} if is_command else {"1", "new"})
 
 
-LATER = "UPDATE users SET changed_at = changed_at + interval '1 hour'"
+def an_hour_later(url: URL) -> str:
+    """SQL that takes the clock of every user forward."""
+    return f"UPDATE users SET changed_at = {later(url, 'changed_at', 3600)}"
 
 
 @on_postgresql
@@ -148,7 +150,7 @@ def test_what_was_completed_meanwhile_is_not_completed_again(alice: Caller, url:
     """Another change of the user comes first, while the call waits for the user's clock."""
     tasks = [alice.create() for _ in range(3)]
     with beside(url) as other:
-        other.execute(LATER)
+        other.execute(an_hour_later(url))
         changed = "UPDATE tasks SET status = 'complete', updated_at = changed_at FROM users"
         other.execute(f"{changed} WHERE tasks.id = {tasks[0]['id']}")
         other.execute("INSERT INTO tasks (user_id, title) VALUES ('alice', 'late')")
@@ -166,7 +168,7 @@ def test_what_was_reopened_meanwhile_is_not_deleted(alice: Caller, url: URL) -> 
     tasks = [alice.create() for _ in range(2)]
     complete_all(alice)
     with beside(url) as other:
-        other.execute(LATER)
+        other.execute(an_hour_later(url))
         other.execute(f"UPDATE tasks SET status = 'incomplete' WHERE id = {tasks[0]['id']}")
         waiting = other.waits(clear, alice)
         other.connection.commit()
