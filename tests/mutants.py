@@ -10,6 +10,7 @@ fails kills a mutant; so does a run that does not end in time.
 - A line that runs at import, at the start of an app that many tests share, or once in a process (its file has a cache,
   or compiles SQL) has few tests of its own. All that reach its file, or a line that names a function of it, follow.
   With the first ones run those in the file of its name, and those of AT_IMPORT.
+- Of any other line these come last: they may start a process that reaches it.
 - A test that fails the same way without the mutant, as some do that rely on an earlier one, is left out, and said so.
 - Where no test reaches a line in its own process, those of THROUGH_PROCESSES run.
 
@@ -224,12 +225,12 @@ class Reach:
             or any(not context or context.endswith("|setup") for context in contexts)
             or ONCE.search(ast.unparse(self.trees[mutant.path])) is not None
         )
-        rest: set[str] = set()
+        rest = own = {test for test in self.seconds if Path(test.partition("::")[0]).name in own_files(mutant.path)}
         if is_shared:
             functions = [node for node in self.trees[mutant.path].body if isinstance(node, ast.FunctionDef)]
             rest = self.known(chain(*lines.values(), *(self.users(function.name) for function in functions)))
-            direct |= {test for test in self.seconds if Path(test.partition("::")[0]).name in own_files(mutant.path)}
-        if not direct | rest:
+            direct |= own
+        if not direct:
             direct = {test for test in self.seconds if test.startswith(THROUGH_PROCESSES)}
         return self.spread(direct, mutant.path) + self.spread(rest - direct, mutant.path)
 
