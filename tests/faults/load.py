@@ -85,16 +85,17 @@ class Client:
     def call(self, method: str, path: str = "", body: object = None, **headers: str) -> tuple[int, Any]:
         """The status and the JSON of the answer; the connection is renewed where it broke. Raises Unanswered."""
         started = time.monotonic()
+        kind = f"{method} under a key" if "Idempotency-Key" in headers else method
         try:
             status, retry_after, text = self._send(method, path, body, headers)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            self._fail(started, method, "broken")
+            self._fail(started, kind, "broken")
             raise Unanswered from error
         duration = time.monotonic() - started
         self.answers.slowest = max(self.answers.slowest, duration)
         if status == 503 and retry_after:
-            self._fail(started, method, "503")
+            self._fail(started, kind, "503")
             raise Unanswered
         self.answers.statuses[str(status)] += 1
         if status >= 500:
