@@ -10,6 +10,7 @@ from functools import partial, wraps
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     Column,
     ColumnElement,
@@ -21,12 +22,14 @@ from sqlalchemy import (
     cast,
     delete,
     func,
+    literal,
     null,
     select,
 )
+from sqlalchemy.sql.dml import ReturningInsert
 
 from todo import create_app
-from todo.db import bulk, clock, deletions, inserts, pages, table, types
+from todo.db import bulk, clock, inserts, pages, table, types
 from todo.db.bulk import BulkStatements
 from todo.db.deletions import Deletion, note
 from todo.db.ownership import USER_ID, owned_by
@@ -74,15 +77,13 @@ def now_without_the_lock() -> None:
 
 def coarse_clock() -> None:
     """No fault: SQLite's clock has tenths of a second. A write takes so long there that no two share a millisecond."""
-    now = types.current_instant.sqlite
-    for function in (types.current_instant, types.later_instant):
-        function.sqlite = function.sqlite.replace(now, f"({now} / 100000 * 100000)")
+    types.current_instant.sqlite = f"({types.current_instant.sqlite} / 100000 * 100000)"
 
 
 def clock_without_its_microsecond() -> None:
     """Two changes may happen at the same instant."""
-    types.later_instant.postgresql = "greatest(now(), {0})"
-    types.later_instant.sqlite = types.later_instant.sqlite.replace("{0} + 1", "{0}")
+    types.later_instant.postgresql = "greatest({0}, {1})"
+    types.later_instant.sqlite = types.later_instant.sqlite.replace("{1} + 1", "{1}")
     coarse_clock()
 
 
@@ -123,8 +124,8 @@ def deletions_by_a_second_statement(*, at_another_instant: bool = False) -> None
 
         return run
 
-    for module in (deletions, table, bulk):
-        vars(module).update(note=_postponed)
+    for module in (table, bulk):
+        vars(module).update(note=_postponed, note_gone=_postponed_gone)
     for kind in (OwnedTable, BulkStatements):
         kind.delete = in_two_statements(kind.delete)  # type: ignore[method-assign]
 
@@ -135,6 +136,11 @@ def _now(*criteria: ColumnElement[bool]) -> Any:
 
 def _postponed(rows: Select[Any]) -> Insert:
     return LATER.insert().from_select([column.key for column in LATER.c], rows)
+
+
+def _postponed_gone(model: Any, gone: CTE, clock: CTE) -> ReturningInsert[int, str]:
+    rows = select(gone.c.user_id, literal(model.__tablename__).label("resource"), gone.c.id, clock.c.changed_at)
+    return _postponed(rows).returning(LATER.c.row_id, LATER.c.user_id)
 
 
 HARMLESS: dict[str, Plant] = {"a coarse clock": coarse_clock}
