@@ -19,7 +19,7 @@ from sqlalchemy import URL, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings
-from tests.identity.issuer import Issuer, body, join_fetches, running_issuer
+from tests.identity.issuer import Issuer, body, join_fetches
 from tests.live import free_port
 from tests.redis_protocol import StandIn
 from tests.support import ROOT, Caller, Make, close, migrated_app, postgresql_database, sql, statements_of, token
@@ -313,13 +313,6 @@ def test_requests_in_progress_are_counted(counting: Flask) -> None:
 
     assert Caller(counting, "alice").open("GET", "/health/asking").text == "2.0"
     assert now(counting)["todo_http_active_requests"] == 1
-
-
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    """An issuer of keys."""
-    with running_issuer() as issuer:
-        yield issuer
 
 
 def test_each_fetch_of_the_key_set_is_counted(make: Make, database: URL, issuer: Issuer) -> None:
