@@ -25,7 +25,6 @@ from tests.redis_protocol import StandIn
 from tests.support import ROOT, Caller, Make, close, migrated_app, postgresql_database, sql, statements_of, token
 from tests.tasks.test_sync import deleted_before
 from tests.test_idempotency import age, create
-from tests.wire import wire_to
 from todo.db import connections, db
 from todo.db.readiness import revision_wanted
 from todo.web import metrics, rate_limits
@@ -381,16 +380,6 @@ def test_the_database_is_asked_now_and_then(
     assert from_the_database(timing) == [1, head, 2, 3]
     sql(url, f"UPDATE alembic_version SET version_num = '{revision_wanted()}'")
     sql(url, "ALTER TABLE elsewhere RENAME TO deletions")
-
-
-def test_a_silent_database_delays_no_scrape(postgresql: URL, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    with wire_to(postgresql) as (wire, url):
-        app = settled(make(url, metrics_token=TOKEN))
-        monkeypatch.setattr(metrics, "ASK_AGAIN", 0.0)
-        wire.forget()
-        started = time.monotonic()
-        assert now(app)["todo_schema_revision"] > 0
-        assert time.monotonic() - started < 2
 
 
 def test_a_database_that_is_away_leaves_its_figures_unknown(make: Make) -> None:
