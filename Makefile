@@ -51,7 +51,7 @@ programs: ## Install the programs that make ecosystem needs (as root, on Debian)
 ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Test with a browser, typed clients, containers, systemd, Redis, Prometheus and PgBouncer
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300 -n 2 --dist loadfile
 	TEST_THROUGH=pgbouncer $(BIN)/pytest -n 3 --dist worksteal
-	TEST_THROUGH=pgbouncer $(BIN)/pytest tests/live/test_concurrent.py
+	TEST_THROUGH=pgbouncer $(BIN)/pytest tests/live/test_concurrent.py tests/live/test_database.py tests/live/test_round_trips.py
 
 citus: $(VENV)/installed-dev ## Test on a cluster of Citus: TEST_CITUS_URL and TEST_CITUS_WORKERS name it (tests/citus)
 	$(if $(and $(TEST_CITUS_URL),$(TEST_CITUS_WORKERS)),,$(error NOT RUN: TEST_CITUS_URL and TEST_CITUS_WORKERS name no cluster of Citus))

@@ -23,8 +23,8 @@ from benchmarks.report import CPU, WORKER_SIZES, Results, render
 from benchmarks.servers import SERVICE, started
 from benchmarks.workload import CALLS, Database, seeded_database
 from tests.live import Server
+from tests.live.wire import Wire, wire_to
 from tests.support import ROOT, postgresql_server
-from tests.wire import Wire, wire_to
 
 ROUNDS, SECONDS = 5, 3
 #: Seconds of load before a measurement, for servers that compile code while they run.

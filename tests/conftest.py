@@ -18,6 +18,7 @@ from sqlalchemy import URL, text
 
 from tests.citus.cluster import IS_ON_CITUS, distributed_database, runs_on_citus
 from tests.ecosystem.pgbouncer import goes_through, pgbouncer
+from tests.identity.issuer import Issuer, running_issuer
 from tests.support import (
     PASSWORD,
     ROLE,
@@ -216,6 +217,13 @@ def alice(call: Call) -> Caller:
 def bob(call: Call) -> Caller:
     """Another user."""
     return call("bob")
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    """An issuer without keys."""
+    with running_issuer() as issuer:
+        yield issuer
 
 
 def url_of(app: Flask) -> URL:

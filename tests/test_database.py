@@ -4,19 +4,16 @@ import re
 import socket
 import sqlite3
 import time
-from concurrent.futures import ThreadPoolExecutor
-from socket import AF_INET, SOCK_STREAM, gaierror
+from socket import gaierror
 from threading import Event
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from flask import Flask
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import InvalidRequestError, OperationalError, ProgrammingError
 
-from tests.support import Caller, Make, close, postgresql_database, session, sql
-from tests.wire import wire_to
+from tests.support import Caller, Make, close, session, sql
 from todo.db import acting_user, db, hosts
 from todo.db import connections as database
 from todo.db import failures as faults
@@ -110,14 +107,6 @@ def test_a_statement_has_the_id_of_its_request(make: Make, postgresql: URL) -> N
     assert re.match(r"/\* [0-9a-f]{32} \*/ ", query)
 
 
-def test_the_limits_end_with_their_statement(make: Make, postgresql: URL) -> None:
-    app = make(postgresql, threads=1)
-    assert not is_unavailable(Caller(app, "alice"))
-    with app.app_context():
-        assert db.session.execute(text("SHOW statement_timeout")).scalar() == "0"
-        assert db.session.execute(text("SHOW lock_timeout")).scalar() == "0"
-
-
 def test_a_server_that_never_answers_is_503_within_the_budget(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -127,68 +116,32 @@ def test_a_server_that_never_answers_is_503_within_the_budget(make: Make, monkey
         assert 0.4 <= time.monotonic() - started < 4
 
 
-def test_one_silent_connection_tells_of_the_others(
-    make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with wire_to(postgresql) as (wire, url):
-        app = make(url, threads=2)
-        alice = Caller(app, "alice")
-        with app.app_context(), db.engine.connect(), db.engine.connect():
-            wire.forget()
-        with monkeypatch.context() as patch:
-            patch.setattr(database, "REQUEST_BUDGET", 0.4)
-            assert is_unavailable(alice)
-        with app.app_context(), db.engine.connect():
-            assert not is_unavailable(alice)
-        assert wire.connections == 4
-
-
-def test_a_connection_that_was_just_made_is_not_replaced_once_more(
-    make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If many are lost at once, SQLAlchemy would give up with an error of its own."""
-    alice = Caller(make(postgresql), "alice")
-    assert not is_unavailable(alice)
-    monkeypatch.setattr(database, "_lost_at", time.monotonic() + 60)
-    assert not is_unavailable(alice)
-
-
-def test_a_name_that_is_never_resolved_is_503_within_the_budget(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
-    go = Event()
-    monkeypatch.setattr(hosts, "getaddrinfo", lambda *_args, **_kw: go.wait(20) and [])
-    url = URL.create("postgresql+psycopg2", host="db.example", database="todo")
-    started = time.monotonic()
-    assert is_unavailable(Caller(make(url), "alice"))
-    assert 0.4 <= time.monotonic() - started < 4
-    go.set()
-
-
-# The last is refused before any name server is asked.
 @pytest.mark.parametrize(
-    ("error", "reason"),
-    [(gaierror(-2, "Name or service not known"), "Name or service not known"), (None, "UnicodeError")],
-    ids=["unknown", "no name"],
+    ("host", "reason"),
+    [
+        ("unknown.example", "Name or service not known"),
+        ("slow.example", "TimeoutError"),
+        # It is refused before any name server is asked.
+        ("d" * 64, "UnicodeError"),
+    ],
 )
-def test_a_name_that_is_none_is_503(
-    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: OSError | None, reason: str
+def test_a_name_that_is_not_resolved_is_503_within_the_budget(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, host: str, reason: str
 ) -> None:
-    host = "db.example" if error else "d" * 64
-    if error:
-        monkeypatch.setattr(hosts, "getaddrinfo", Mock(side_effect=error))
+    go, ask = Event(), hosts.getaddrinfo
+
+    def look_up(host: str, *arguments: Any, **options: Any) -> Any:
+        if host == "unknown.example":
+            raise gaierror(-2, "Name or service not known")
+        return go.wait(20) and [] if host == "slow.example" else ask(host, *arguments, **options)
+
+    monkeypatch.setattr(hosts, "getaddrinfo", look_up)
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 1.0)
     started = time.monotonic()
     assert is_unavailable(Caller(make(URL.create("postgresql+psycopg2", host=host, database="todo")), "alice"))
     assert time.monotonic() - started < 4
+    go.set()
     assert f"could not find the address of {host}: {reason}" in capsys.readouterr().err
-
-
-def test_a_name_is_resolved_to_each_of_its_addresses(make: Make, server: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first address refuses; the second is that of a real server, by way of a proxy."""
-    addresses = [(AF_INET, SOCK_STREAM, 6, "", (host, 0)) for host in ("127.0.0.2", "127.0.0.1")]
-    monkeypatch.setattr(hosts, "getaddrinfo", lambda *_args, **_kw: addresses)
-    with postgresql_database(server) as url, wire_to(url) as (wire, wired):
-        assert make(wired.set(host="db.example")).test_client().get("/health/ready").status_code == 503
-        assert wire.connections == 1
 
 
 def test_the_bounds_add_up_to_less_than_ten_seconds() -> None:
@@ -252,33 +205,6 @@ def test_no_free_connection_is_503(make: Make, postgresql: URL, monkeypatch: pyt
         # The first waits, and after it nobody.
         assert time.monotonic() - started < 2
     assert not is_unavailable(alice)
-
-
-def test_who_waits_for_a_connection_gets_the_first_that_comes_back(make: Make, postgresql: URL) -> None:
-    app = make(postgresql, threads=1)
-    with ThreadPoolExecutor(1) as pool:
-        with app.app_context(), db.engine.connect():
-            waiting = pool.submit(is_unavailable, Caller(app, "alice"))
-            with pytest.raises(TimeoutError):
-                waiting.result(0.1)
-        assert not waiting.result()
-
-
-def test_nobody_waits_for_connections_that_are_being_made_in_vain(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "POOL_TIMEOUT", 0.1)
-    monkeypatch.setattr(database, "REQUEST_BUDGET", 1.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
-        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
-        alice = Caller(make(url, threads=1), "alice")
-        connecting = pool.submit(is_unavailable, alice)
-        connection, _ = silent.accept()
-        assert all(is_unavailable(alice) for _ in range(20))
-        assert not connecting.done()
-        connection.close()
-        assert connecting.result()
-        again = pool.submit(is_unavailable, alice)
-        silent.accept()[0].close()
-        assert again.result()
 
 
 def test_a_writer_that_stays_is_503_to_writes_alone(make: Make, sqlite: URL, monkeypatch: pytest.MonkeyPatch) -> None:

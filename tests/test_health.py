@@ -19,7 +19,6 @@ from tests.support import (
     Make,
     as_superuser,
     close,
-    empty_database,
     migrate,
     migrated_database,
     partition,
@@ -37,19 +36,6 @@ from todo.web import health
 pytestmark = pytest.mark.sql
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty(request: pytest.FixtureRequest, server: URL, make: Make) -> Iterator[Flask]:
-    """An app whose database has no tables."""
-    with empty_database(request.param, server) as url:
-        yield make(url)
-
-
-@pytest.fixture
-def lost(make: Make) -> Flask:
-    """An app whose database is away."""
-    return make(URL.create("postgresql+psycopg2", host="127.0.0.1", port=9, database="todo"))
-
-
 def test_it_lives_and_says_its_version_and_is_ready_and_keeps_users_apart(
     app: Flask, url: URL, statements: list[str]
 ) -> None:
@@ -65,8 +51,8 @@ def test_it_lives_and_says_its_version_and_is_ready_and_keeps_users_apart(
     assert len([statement for statement in statements if "SELECT" in statement]) == 1
 
 
-def test_without_the_database_it_lives_and_is_not_ready(lost: Flask) -> None:
-    client = lost.test_client()
+def test_without_the_database_it_lives_and_is_not_ready(make: Make) -> None:
+    client = make(URL.create("postgresql+psycopg2", host="127.0.0.1", port=9, database="todo")).test_client()
     assert client.get("/health/live").status_code == 200
     response = client.get("/health/ready")
     assert (response.status_code, response.get_json()) == (503, {"error": "Service unavailable"})
@@ -77,7 +63,8 @@ def test_without_the_database_it_lives_and_is_not_ready(lost: Flask) -> None:
         assert (response.status_code, response.get_json()) == (400, {"error": "Unknown query parameter: probe"})
 
 
-def test_ready_says_that_the_tables_are_missing_and_calls_are_500(empty: Flask) -> None:
+def test_ready_says_that_the_tables_are_missing_and_calls_are_500(fresh: URL, make: Make) -> None:
+    empty = make(fresh)
     response = empty.test_client().get("/health/ready")
     message = "The database has no tables yet: run flask db upgrade"
     assert (response.status_code, response.get_json()) == (503, {"error": message})

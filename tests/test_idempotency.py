@@ -165,20 +165,6 @@ def test_prune_forgets_old_keys_of_everybody_and_no_others(
     statements.clear()
 
 
-def test_prune_goes_on_in_short_transactions_until_all_are_gone(
-    app: Flask, alice: Caller, url: URL, statements: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("todo.pruning.BATCH", 2)
-    for number in range(7):
-        create(alice, str(number))
-    for number in range(5):
-        age(url, str(number), 25)
-    statements.clear()
-    assert prune(app).output == "Deleted 5 idempotency keys and 0 deletions\n"
-    assert len([statement for statement in statements if "DELETE FROM idempotency_keys" in statement]) == 3
-    statements.clear()
-
-
 def test_a_key_is_kept_for_a_day_at_least(app: Flask) -> None:
     result = prune(app, "--keys", "23")
     assert result.exit_code == 2

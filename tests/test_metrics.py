@@ -19,13 +19,12 @@ from sqlalchemy import URL, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings
-from tests.identity.issuer import Issuer, body, join_fetches, running_issuer
+from tests.identity.issuer import Issuer, body, join_fetches
 from tests.live import free_port
 from tests.redis_protocol import StandIn
 from tests.support import ROOT, Caller, Make, close, migrated_app, postgresql_database, sql, statements_of, token
 from tests.tasks.test_sync import deleted_before
 from tests.test_idempotency import age, create
-from tests.wire import wire_to
 from todo.db import connections, db
 from todo.db.readiness import revision_wanted
 from todo.web import metrics, rate_limits
@@ -315,13 +314,6 @@ def test_requests_in_progress_are_counted(counting: Flask) -> None:
     assert now(counting)["todo_http_active_requests"] == 1
 
 
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    """An issuer of keys."""
-    with running_issuer() as issuer:
-        yield issuer
-
-
 def test_each_fetch_of_the_key_set_is_counted(make: Make, database: URL, issuer: Issuer) -> None:
     app = make(database, metrics_token=TOKEN, jwt=JwtSettings(jwks_url=issuer.url))
 
@@ -388,16 +380,6 @@ def test_the_database_is_asked_now_and_then(
     assert from_the_database(timing) == [1, head, 2, 3]
     sql(url, f"UPDATE alembic_version SET version_num = '{revision_wanted()}'")
     sql(url, "ALTER TABLE elsewhere RENAME TO deletions")
-
-
-def test_a_silent_database_delays_no_scrape(postgresql: URL, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    with wire_to(postgresql) as (wire, url):
-        app = settled(make(url, metrics_token=TOKEN))
-        monkeypatch.setattr(metrics, "ASK_AGAIN", 0.0)
-        wire.forget()
-        started = time.monotonic()
-        assert now(app)["todo_schema_revision"] > 0
-        assert time.monotonic() - started < 2
 
 
 def test_a_database_that_is_away_leaves_its_figures_unknown(make: Make) -> None:

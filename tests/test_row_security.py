@@ -193,13 +193,14 @@ def test_any_user_id_reaches_the_policies_as_it_is(
         assert somebody("DELETE", f"/{task['id']}").status_code == 204
 
 
-def test_nothing_of_it_stays_in_the_session(postgresql: URL, make: Make) -> None:
+def test_nothing_of_it_nor_of_the_limits_stays_in_the_session(postgresql: URL, make: Make) -> None:
     """A transaction pooler would hand it to the next client."""
     app = make(postgresql, threads=1)
     Caller(app, "alice").create()
-    query = "SELECT current_setting('app.user_id', true), current_setting('statement_timeout')"
+    names = ("app.user_id", "statement_timeout", "lock_timeout")
+    query = "SELECT " + ", ".join(f"current_setting('{name}', true)" for name in names)
     with app.app_context(), db.engine.connect() as connection:
-        assert connection.exec_driver_sql(query).one() == ("", "0")
+        assert connection.exec_driver_sql(query).one() == ("", "0", "0")
 
 
 def test_on_citus_a_query_says_who_acts_where_the_rows_are(

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import URL
 
-from tests.support import ROLE, Caller, Make, migrated_database, sql
-from tests.wire import wire_to
+from tests.support import ROLE, Make, migrated_database, sql
 from todo.web import health
 
 pytestmark = pytest.mark.sql
@@ -33,17 +32,6 @@ def setting(url: URL, **values: str) -> Iterator[None]:
         yield
     finally:
         sql(url, f"{role} RESET ALL")
-
-
-def test_commands_and_requests_keep_to_the_host_of_the_url_and_to_utf_8(
-    url: URL, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Commands look no host up by themselves, and libpq would follow PGHOSTADDR."""
-    with wire_to(url) as (_, wired):
-        monkeypatch.setenv("PGHOSTADDR", "127.0.0.9")
-        monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
-        assert Caller(make(wired), "alice").create("日本 🥛")["title"] == "日本 🥛"
-        assert make(wired).test_cli_runner().invoke(args=["ready"]).exit_code == 0
 
 
 BREAKING = [

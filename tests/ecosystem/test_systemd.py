@@ -18,8 +18,8 @@ from tests.ecosystem.machine import Machine, booted
 from tests.faults.proxy import nginx
 from tests.live import Server, free_port
 from tests.live.pages import copy_project
+from tests.live.wire import wire_to
 from tests.support import ROOT, SECRET, empty_database, sql, token
-from tests.wire import wire_to
 
 pytestmark = pytest.mark.ecosystem
 

@@ -5,7 +5,7 @@ import socket
 import struct
 from contextlib import suppress
 
-from tests.wire import Wire
+from tests.live.wire import Wire
 
 # Of Linux; Python has no names for them.
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27

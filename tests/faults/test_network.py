@@ -13,7 +13,7 @@ from tests.faults.conftest import Judge
 from tests.faults.load import load
 from tests.faults.network import cut, heal, swallow
 from tests.live import Server, gunicorn
-from tests.wire import Wire, wire_to
+from tests.live.wire import Wire, wire_to
 from todo.db.connections import REQUEST_BUDGET
 
 pytestmark = pytest.mark.faults

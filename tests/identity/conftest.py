@@ -11,7 +11,7 @@ from flask import Flask, jsonify
 from flask.typing import ResponseReturnValue
 
 from config import JwtSettings
-from tests.identity.issuer import Issuer, after, body, jwk, key_set, running_issuer
+from tests.identity.issuer import Issuer, after, body, jwk, key_set
 from tests.identity.tokens import key
 from tests.support import close, settings
 from todo import create_app
@@ -102,13 +102,6 @@ def with_who(app: Flask) -> Flask:
         return jsonify(user_id=identity.user_id, email=identity.email, claims=dict(identity.claims))
 
     return app
-
-
-@pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    """An issuer without keys."""
-    with running_issuer() as issuer:
-        yield issuer
 
 
 @pytest.fixture

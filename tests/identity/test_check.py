@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy import URL
 
 from config import JwtSettings
-from tests.identity.issuer import Issuer, body, jwk, running_issuer
+from tests.identity.issuer import Issuer, body, jwk
 from tests.identity.tokens import ISSUER, STRICT, handmade, key, payload, pem, signed_by
 from tests.support import ROOT, SECRET, Make, token
 from todo.refusals import Refusal
@@ -35,11 +35,10 @@ KEYS = {"secret", "public_key", "jwks_url"}
 
 
 @pytest.fixture
-def issuer() -> Iterator[Issuer]:
+def issuer(issuer: Issuer) -> Issuer:
     """An issuer with two keys."""
-    with running_issuer() as issuer:
-        issuer.serve(jwk(key(), "a"), jwk(key("RSA"), "b", alg="RS256"))
-        yield issuer
+    issuer.serve(jwk(key(), "a"), jwk(key("RSA"), "b", alg="RS256"))
+    return issuer
 
 
 THREE_PARTS = "a token is three parts of base64url with dots between, in one line"

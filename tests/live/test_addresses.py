@@ -1,9 +1,10 @@
-"""Whether a PostgreSQL server proves over TLS that it is the one of the URL."""
+"""Where PostgreSQL is found, of several hosts and addresses; and whether it proves over TLS that it is the one."""
 
 import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -14,11 +15,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from flask import Flask
 from sqlalchemy import URL
 
-from tests.support import PASSWORD, ROLE, ROOT, Make, close, migrated_app, postgresql_database
-from tests.test_addresses import parsed, status
-from tests.wire import _connect
+from tests.live import free_port
+from tests.live.wire import Wire, _connect, wire_to
+from tests.support import PASSWORD, ROLE, ROOT, Caller, Make, close, migrated_app, postgresql_database
+from tests.test_addresses import parsed
+from todo.db import connections as database
+from todo.db import hosts as hosts_module
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,79 @@ def url(server: URL) -> Iterator[URL]:
     with postgresql_database(server) as url:
         close(migrated_app(url))
         yield url
+
+
+@pytest.fixture(scope="module")
+def wired(url: URL) -> Iterator[tuple[Wire, URL]]:
+    """The same on a port of 127.0.0.1."""
+    with wire_to(url) as wired:
+        yield wired
+
+
+def status(app: Flask) -> int:
+    """The status of a call."""
+    return Caller(app, "alice")("GET").status_code
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        *("127.0.0.1:{closed},127.0.0.1:{port}", "127.0.0.1:{closed},localhost:{port}", "127.0.0.1,127.0.0.1:{port}"),
+        *("nowhere.invalid:{closed},localhost:{port}", "localhost:{port},nowhere.invalid", "localhost:{port}"),
+        *("[::1]:{closed},127.0.0.1:{port}", "%2Fnowhere,127.0.0.1:{port}"),
+    ],
+)
+def test_the_first_of_several_hosts_that_answers_is_taken(wired: tuple[Wire, URL], make: Make, hosts: str) -> None:
+    """In libpq's own notation; by requests, which look names up within their time, and by commands."""
+    wire, url = wired
+    wire.reset()
+    address = f"postgresql://{ROLE}:{PASSWORD}@{hosts.format(closed=free_port(), port=url.port)}/{url.database}"
+    app = make(parsed(f"{address}?target_session_attrs=read-write&sslmode=disable"))
+    assert status(app) == 200
+    assert wire.connections == 1
+    close(app)
+    assert app.test_cli_runner().invoke(args=["seed", "alice", "--count", "1"]).exit_code == 0
+    assert wire.connections == 2
+
+
+def test_a_name_of_several_that_is_never_resolved_is_left_out_within_the_budget(
+    wired: tuple[Wire, URL], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = wired
+    go, ask = threading.Event(), socket.getaddrinfo
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 3.0)
+
+    def look_up(host: str, *rest: object, type: int) -> object:
+        return go.wait(20) and [] if host == "slow" else ask(host, None, type=type)
+
+    monkeypatch.setattr(hosts_module, "getaddrinfo", look_up)
+    names = f"localhost:{url.port},slow"
+    app = make(parsed(f"postgresql://{ROLE}:{PASSWORD}@{names}/{url.database}?sslmode=disable"))
+    started = time.monotonic()
+    assert status(app) == 200
+    assert 1.5 <= time.monotonic() - started < 6
+    go.set()
+
+
+@pytest.mark.parametrize(
+    "query", ["host=127.0.0.1:{closed}&host=127.0.0.1:{port}", "host=127.0.0.1,127.0.0.1&port={closed},{port}"]
+)
+def test_several_hosts_may_stand_in_the_query(wired: tuple[Wire, URL], make: Make, query: str) -> None:
+    _, url = wired
+    query = query.format(closed=free_port(), port=url.port)
+    assert status(make(parsed(f"postgresql://{ROLE}:{PASSWORD}@/{url.database}?{query}&sslmode=disable"))) == 200
+
+
+def test_a_name_is_resolved_to_each_of_its_addresses(
+    wired: tuple[Wire, URL], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first address refuses; the second is that of a real server, by way of a proxy."""
+    addresses = [((host, 0),) for host in ("127.0.0.2", "127.0.0.1")]
+    monkeypatch.setattr(hosts_module, "getaddrinfo", lambda *_args, **_kw: addresses)
+    wire, url = wired
+    wire.reset()
+    assert status(make(url.set(host="db.example"))) == 200
+    assert wire.connections == 1
 
 
 Sign = Callable[[str], Path]

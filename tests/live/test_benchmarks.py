@@ -15,7 +15,7 @@ from benchmarks.load import CONNECTIONS, LoadFailed, parse
 from benchmarks.measure import cpu_seconds, memory
 from benchmarks.report import BARS, CPU, Results, render
 from benchmarks.workload import CALLS, MIX
-from tests.wire import wire_to
+from tests.live.wire import wire_to
 
 TASK = {
     "id": 7,

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import URL
 
 from tests.live import Server, gunicorn
+from tests.live.wire import wire_to
 from tests.support import close, migrated_app, postgresql_database, sql
-from tests.wire import wire_to
 
 DISTANCE = 0.005
 ROUNDS = 20

@@ -17,8 +17,10 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 
 from tests.live import Server, gunicorn
-from tests.support import close, migrated_app, postgresql_database
-from tests.test_metrics import KINDS, LIST, ONE, TOKEN, UNSEEN, Figures, figures
+from tests.live.wire import wire_to
+from tests.support import Make, close, migrated_app, postgresql_database
+from tests.test_metrics import KINDS, LIST, ONE, TOKEN, UNSEEN, Figures, figures, now, settled
+from todo.web import metrics
 
 
 def live_figures(live: Server) -> Figures:
@@ -225,3 +227,13 @@ def test_two_services_on_one_machine_count_for_themselves(live: tuple[Server, UR
         assert live_figures(second)["GET", LIST, "200"] == 1
         assert ("GET", LIST, "200") not in live_figures(first)
     assert folder.exists()
+
+
+def test_a_silent_database_delays_no_scrape(postgresql: URL, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with wire_to(postgresql) as (wire, url):
+        app = settled(make(url, metrics_token=TOKEN))
+        monkeypatch.setattr(metrics, "ASK_AGAIN", 0.0)
+        wire.forget()
+        started = time.monotonic()
+        assert now(app)["todo_schema_revision"] > 0
+        assert time.monotonic() - started < 2

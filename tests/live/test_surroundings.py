@@ -9,14 +9,15 @@ from flask import Flask
 from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
+from tests.live.wire import wire_to
 from tests.support import Caller, close, migrated_database, settings, sql
 from tests.test_surroundings import setting
-from tests.wire import wire_to
 from todo import create_app
 
 ODD = ["a\\b", "it's", 'quo"te', "%s %(x)s", "ß Größe", "日本 🥛", "\\'; DROP TABLE tasks; --", "E'\\n'", ":q", "$$"]
 SEARCHED = ["\\", "GRÖSSE", "'", "%", "🥛", "$$"]
 COMMANDS = [
+    ["ready"],
     ["seed", "dave", "--count", "3"],
     ["users", "export", "carol"],
     ["prune"],
@@ -149,6 +150,7 @@ ENVIRONMENT = [
 def test_a_setting_of_the_environment_changes_no_answer(
     url: URL, plain: list[Answer], monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
 ) -> None:
+    """Nor of a command: these look no host up by themselves, and libpq would follow PGHOSTADDR."""
     empty(url)
     with wire_to(url) as (_, wired):
         for name, value in environ.items():

@@ -11,6 +11,7 @@ from sqlalchemy import URL
 
 from tests.conftest import on_postgresql
 from tests.support import ROOT, Caller, later, sql
+from tests.test_idempotency import age, create, prune
 from todo.users import commands
 from todo.web.sync import NOTHING, encode_token
 
@@ -151,13 +152,6 @@ def deleted_before(url: URL, user_id: str, days: float) -> None:
         sql(url, f"UPDATE {table} SET {values} WHERE {owner} = :user_id", user_id=user_id)
 
 
-def prune(app: Flask, *arguments: str) -> str:
-    """What `flask prune` prints."""
-    result = app.test_cli_runner().invoke(args=["prune", *arguments])
-    assert result.exit_code == 0, result.output
-    return str(result.output)
-
-
 @pytest.fixture
 def client(alice: Caller) -> Client:
     """A client that is in sync, after a deletion and a change."""
@@ -191,21 +185,21 @@ class TestOldDeletions:
         for each in (client, later):
             each.token = earlier(str(each.token), 31)
         assert answer(client)[0] == 200
-        assert prune(app) == "Deleted 0 idempotency keys and 1 deletions\n"
+        assert prune(app).output == "Deleted 0 idempotency keys and 1 deletions\n"
         assert answer(client) == (410, GONE)
         assert answer(later)[0] == answer(bobs)[0] == 200
-        assert prune(app) == "Deleted 0 idempotency keys and 0 deletions\n"
+        assert prune(app).output == "Deleted 0 idempotency keys and 0 deletions\n"
         statements.clear()
 
     def test_a_deletion_is_kept_for_30_days_and_longer_where_wanted(
         self, app: Flask, url: URL, client: Client, statements: list[str]
     ) -> None:
         deleted_before(url, "alice", 29.9)
-        assert prune(app) == "Deleted 0 idempotency keys and 0 deletions\n"
+        assert prune(app).output == "Deleted 0 idempotency keys and 0 deletions\n"
         deleted_before(url, "alice", 1)
-        assert prune(app, "--deletions", "40") == "Deleted 0 idempotency keys and 0 deletions\n"
+        assert prune(app, "--deletions", "40").output == "Deleted 0 idempotency keys and 0 deletions\n"
         assert app.test_cli_runner().invoke(args=["prune", "--deletions", "29"]).exit_code == 2
-        assert prune(app) == "Deleted 0 idempotency keys and 1 deletions\n"
+        assert prune(app).output == "Deleted 0 idempotency keys and 1 deletions\n"
         statements.clear()
 
     def test_an_old_token_is_good_where_nothing_was_lost(
@@ -224,16 +218,19 @@ class TestOldDeletions:
     def test_many_are_forgotten_in_short_transactions(
         self, app: Flask, url: URL, alice: Caller, bob: Caller, statements: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """So are keys."""
         monkeypatch.setattr("todo.pruning.BATCH", 2)
         for caller in (alice, bob):
-            for _ in range(5):
-                caller("DELETE", f"/{caller.create()['id']}")
+            for number in range(5):
+                caller("DELETE", f"/{create(caller, str(number)).get_json()['id']}")
             deleted_before(url, caller.user_id, 31)
+        age(url, "%", 25)
         statements.clear()
-        assert prune(app) == "Deleted 0 idempotency keys and 10 deletions\n"
-        assert len([statement for statement in statements if statement.startswith("DELETE FROM deletions")]) == 6
+        assert prune(app).output == "Deleted 10 idempotency keys and 10 deletions\n"
+        for table in ("idempotency_keys", "deletions"):
+            assert len([statement for statement in statements if f"DELETE FROM {table}" in statement]) == 6
+            assert sql(url, f"SELECT count(*) FROM {table}") == [(0,)]
         statements.clear()
-        assert sql(url, "SELECT count(*) FROM deletions") == [(0,)]
 
 
 def earlier(token: str, days: float) -> str:
@@ -309,7 +306,7 @@ def test_a_token_between_pages_knows_the_deletions_of_the_pages_before(
     client.token = earlier(str(client.token), 31)
     begun = client.token
     assert client.page()
-    assert prune(app) == "Deleted 0 idempotency keys and 1 deletions\n"
+    assert prune(app).output == "Deleted 0 idempotency keys and 1 deletions\n"
     statements.clear()
     assert not client.page()
     client.token = begun

@@ -1,0 +1,69 @@
+"""Connections that fall silent, and waits for a connection of the pool; tests/test_database.py has the rest."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import URL
+
+from tests.live.wire import wire_to
+from tests.support import Caller, Make
+from tests.test_database import _task, is_unavailable  # noqa: F401 (a fixture)
+from todo.db import connections as database
+from todo.db import db
+
+pytestmark = [pytest.mark.sql, pytest.mark.usefixtures("_task")]
+
+
+def test_one_silent_connection_tells_of_the_others(
+    make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with wire_to(postgresql) as (wire, url):
+        app = make(url, threads=2)
+        alice = Caller(app, "alice")
+        with app.app_context(), db.engine.connect(), db.engine.connect():
+            wire.forget()
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "REQUEST_BUDGET", 0.4)
+            assert is_unavailable(alice)
+        with app.app_context(), db.engine.connect():
+            assert not is_unavailable(alice)
+        assert wire.connections == 4
+
+
+def test_a_connection_that_was_just_made_is_not_replaced_once_more(
+    make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If many are lost at once, SQLAlchemy would give up with an error of its own."""
+    alice = Caller(make(postgresql), "alice")
+    assert not is_unavailable(alice)
+    monkeypatch.setattr(database, "_lost_at", time.monotonic() + 60)
+    assert not is_unavailable(alice)
+
+
+def test_who_waits_for_a_connection_gets_the_first_that_comes_back(make: Make, postgresql: URL) -> None:
+    app = make(postgresql, threads=1)
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context(), db.engine.connect():
+            waiting = pool.submit(is_unavailable, Caller(app, "alice"))
+            with pytest.raises(TimeoutError):
+                waiting.result(0.1)
+        assert not waiting.result()
+
+
+def test_nobody_waits_for_connections_that_are_being_made_in_vain(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "POOL_TIMEOUT", 0.1)
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
+        alice = Caller(make(url, threads=1), "alice")
+        connecting = pool.submit(is_unavailable, alice)
+        connection, _ = silent.accept()
+        assert all(is_unavailable(alice) for _ in range(20))
+        assert not connecting.done()
+        connection.close()
+        assert connecting.result()
+        again = pool.submit(is_unavailable, alice)
+        silent.accept()[0].close()
+        assert again.result()
