@@ -22,7 +22,7 @@ from config import JwtSettings
 from tests.identity.issuer import Issuer, body, join_fetches
 from tests.live import free_port
 from tests.redis_protocol import StandIn
-from tests.support import ROOT, Caller, Make, close, migrated_app, postgresql_database, sql, statements_of, token
+from tests.support import ROOT, Caller, Make, sql, statements_of, token
 from tests.tasks.test_sync import deleted_before
 from tests.test_idempotency import age, create
 from todo.db import connections, db
@@ -387,23 +387,21 @@ def test_a_database_that_is_away_leaves_its_figures_unknown(make: Make) -> None:
     assert from_the_database(make(away, metrics_token=TOKEN)) == [0, int(revision_wanted() or 0), None, None]
 
 
-def test_lost_connections_are_not_in_use_nor_fewer_than_none(make: Make, server: URL) -> None:
-    with postgresql_database(server) as url:
-        close(migrated_app(url))
-        app = make(url, metrics_token=TOKEN)
-        alice = Caller(app, "alice")
-        alice.create()
-        sql(server, f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
-        terminate = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name"
-        sql(server, terminate, name=url.database)
-        assert alice("GET").status_code == 503
-        assert now(app)["todo_database_connections_in_use"] == 0
-        sql(server, f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS true")
-        assert alice("GET").status_code == 200
-        sql(server, terminate, name=url.database)
-        # Lost and replaced.
-        assert alice("GET").status_code == 200
-        assert now(app)["todo_database_connections_in_use"] == 0
+def test_lost_connections_are_not_in_use_nor_fewer_than_none(make: Make, server: URL, postgresql: URL) -> None:
+    app = make(postgresql, metrics_token=TOKEN)
+    alice = Caller(app, "alice")
+    alice.create()
+    sql(server, f"ALTER DATABASE {postgresql.database} ALLOW_CONNECTIONS false")
+    terminate = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name"
+    sql(server, terminate, name=postgresql.database)
+    assert alice("GET").status_code == 503
+    assert now(app)["todo_database_connections_in_use"] == 0
+    sql(server, f"ALTER DATABASE {postgresql.database} ALLOW_CONNECTIONS true")
+    assert alice("GET").status_code == 200
+    sql(server, terminate, name=postgresql.database)
+    # Lost and replaced.
+    assert alice("GET").status_code == 200
+    assert now(app)["todo_database_connections_in_use"] == 0
 
 
 @pytest.fixture

@@ -1,17 +1,15 @@
-"""The migrations: up, down and up again, the same as the models, with every constraint of the contract."""
+"""The migrations: the same as the models, with every constraint of the contract."""
 
 import re
 
-import flask_migrate
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from click.testing import Result
 from flask import Flask
-from sqlalchemy import URL, create_engine, inspect
+from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 
-from tests.support import ROOT, Make, direct, migrate, migrated_database, sql
+from tests.support import ROOT, Make, direct, migrated_database, sql
 from todo.db import db
 from todo.db.ownership import Owned
 from todo.tasks.models import WHITE_SPACE
@@ -31,32 +29,6 @@ DDL = {
         ORDER BY 1, 2
     """,
 }
-
-
-def tables(url: URL) -> set[str]:
-    """The tables of the database, Alembic's own left out."""
-    engine = create_engine(url)
-    names = set(inspect(engine).get_table_names()) - {"alembic_version"}
-    engine.dispose()
-    return names
-
-
-def flask_db(app: Flask, command: str, *arguments: str) -> Result:
-    """`flask db …` in this process."""
-    directory = ["--directory", str(ROOT / "migrations")]
-    return app.test_cli_runner().invoke(flask_migrate.cli.db, [command, *directory, *arguments])
-
-
-def test_up_down_and_up_again(bare: Flask, fresh: URL) -> None:
-    migrate(bare)
-    assert tables(fresh) == TABLES
-    assert flask_db(bare, "downgrade", "base").exit_code == 0
-    assert tables(fresh) == set()
-    if fresh.get_backend_name() == "postgresql":
-        assert sql(fresh, "SELECT proname FROM pg_proc WHERE proname = 'fold_case'") == []
-    migrate(bare)
-    migrate(bare)
-    assert tables(fresh) == TABLES
 
 
 def test_the_migrated_schema_is_that_of_the_models(server: URL, bare: Flask, fresh: URL, make: Make) -> None:

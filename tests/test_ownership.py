@@ -36,28 +36,26 @@ GUARDED = {("GET", "/metrics")}
 #: Models whose rows no route names.
 WITHOUT_ROUTES = {"idempotency_keys", "deletions"}
 
-#: The body that each documented call of a user has as its example, by method and path.
-BODIES = {
-    (method.upper(), path): operation.get("requestBody", {})
-    .get("content", {})
-    .get("application/json", {})
-    .get("example")
+#: Each documented call of a user, by method and path.
+CALLS = {
+    (method.upper(), path): operation
     for path, methods in DOCUMENT["paths"].items()
     for method, operation in methods.items()
     if "{user_id}" in path
 }
-
-
+#: The body that it has as its example.
+BODIES = {
+    call: operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+    for call, operation in CALLS.items()
+}
 #: The query string of its required parameters.
 QUERIES_OF = {
-    (method.upper(), path): "&".join(
+    call: "&".join(
         f"{parameter['name']}={parameter['schema'].get('enum', ['incomplete'])[0]}"
         for parameter in operation["parameters"]
         if parameter["in"] == "query" and parameter["required"]
     )
-    for path, methods in DOCUMENT["paths"].items()
-    for method, operation in methods.items()
-    if "{user_id}" in path
+    for call, operation in CALLS.items()
 }
 
 

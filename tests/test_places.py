@@ -1,21 +1,17 @@
 """How much of the service one caller may hold: slow requests of a user, and a user's searches.
 
-tests/live/test_places.py has waves of requests, and waits without identity.
+tests/live/test_places.py has requests that wait: waves of them, and those without identity.
 """
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, NullPool, create_engine, text
-from werkzeug.test import TestResponse
+from sqlalchemy import URL
 
 from tests.conftest import url_of
-from tests.support import Caller, Make, as_superuser, close, migrated_app, postgresql_database, statements_of
-from todo.db import connections as database
+from tests.support import Caller, Make, statements_of
 from todo.errors import TooManyAtOnce
 from todo.web import places
 from todo.web.places import Places, Searches, turn_to_search
@@ -213,57 +209,6 @@ def test_what_searches_outside_of_a_request_has_no_turn_to_wait_for() -> None:
         pass
 
 
-@pytest.fixture(scope="module")
-def url(server: URL) -> Iterator[URL]:
-    """A PostgreSQL database with a task of alice and one of bob."""
-    with postgresql_database(server) as url:
-        app = migrated_app(url)
-        for user_id in ("alice", "bob"):
-            Caller(app, user_id).create()
-        close(app)
-        yield url
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that are slow sooner, and wait for a lock less long."""
-    monkeypatch.setattr(places, "SLOW", 0.3)
-    monkeypatch.setattr(database, "STATEMENT_LIMITS", database.STATEMENT_LIMITS.replace("'1s'", "'700ms'"))
-
-
-@contextmanager
-def locked_tasks(url: URL) -> Iterator[None]:
-    """While this holds, whoever changes a task of alice waits for a second."""
-    engine = create_engine(as_superuser(url), poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text("SELECT 1 FROM tasks WHERE user_id = 'alice' FOR UPDATE"))
-        yield
-
-
-def toggle(caller: Caller) -> TestResponse:
-    (task,) = caller("GET").get_json()
-    return caller("PATCH", f"/{task['id']}/complete")
-
-
-@pytest.mark.usefixtures("hasty")
-def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, url: URL) -> None:
-    app = make(url)
-    alice, bob = Caller(app, "alice"), Caller(app, "bob")
-    with locked_tasks(url), ThreadPoolExecutor(SHARE) as pool:
-        waiting = [pool.submit(toggle, alice) for _ in range(SHARE)]
-        time.sleep(0.5)
-        with statements_of(app) as statements:
-            started = time.monotonic()
-            refused = alice("GET")
-            assert time.monotonic() - started < 0.2
-            assert statements == []
-        assert toggle(bob).status_code == 200
-        assert [slow.result().status_code for slow in waiting] == [503, 503]
-    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
-    assert refused.get_json() == {"error": "Too many slow requests at once: wait for those that are running"}
-    assert alice("GET").status_code == 200
-
-
 def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     app: Flask, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,12 +228,12 @@ def test_who_searches_too_much_is_refused_searches_and_nothing_else(
 
 
 def test_an_address_that_asks_whether_the_service_is_ready_has_a_share_too(
-    make: Make, url: URL, monkeypatch: pytest.MonkeyPatch
+    make: Make, database: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every request is slow, and hardly forgiven.
     monkeypatch.setattr(places, "SLOW", 0.0)
     monkeypatch.setattr(places, "FORGIVEN", 1e-6)
-    client = (app := make(url)).test_client()
+    client = (app := make(database)).test_client()
     assert client.get("/health/ready").status_code == 200
     for _ in range(SHARE):
         app.extensions["places_of_addresses"].take("127.0.0.1")

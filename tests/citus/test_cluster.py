@@ -21,9 +21,10 @@ from tests.faults.ledger import Findings
 from tests.faults.load import LIMIT, load
 from tests.faults.test_feed import WRITES
 from tests.live import gunicorn
+from tests.live.test_flask_db import flask_db
 from tests.live.test_migrations import EXAMPLES
 from tests.support import REQUESTS, ROOT, Caller, close, migrated_app, settings, sql, status_of
-from tests.test_migrations import DDL, flask_db
+from tests.test_migrations import DDL
 from todo import create_app
 
 pytestmark = pytest.mark.citus

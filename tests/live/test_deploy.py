@@ -10,9 +10,9 @@ from flask import Flask
 from sqlalchemy import URL
 
 from tests.live import gunicorn
+from tests.live.test_flask_db import flask_db
 from tests.support import ROOT, Caller, Make, sql
 from tests.test_idempotency import MILK, create
-from tests.test_migrations import flask_db
 
 #: What docs/migrations.md asks of the code when a field is added, and two columns more: one of numbers, one of nulls.
 NEW_FIELDS = {

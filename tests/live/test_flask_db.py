@@ -1,4 +1,4 @@
-"""`flask db` and its scripts: other processes, other programs' tables, settings and rights that are missing."""
+"""`flask db` and its scripts: up and down, other processes, other programs' tables, missing settings and rights."""
 
 import os
 import re
@@ -10,16 +10,44 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import flask_migrate
 import pytest
+from click.testing import Result
 from flask import Flask
 from flask_migrate import upgrade
-from sqlalchemy import URL, Connection, create_engine, make_url
+from sqlalchemy import URL, Connection, create_engine, inspect, make_url
 
 from tests.conftest import url_of
 from tests.live.test_surroundings import HARMLESS
 from tests.support import ROOT, Caller, Make, close, direct, migrate, postgresql_database, session, sql
-from tests.test_migrations import DDL, TABLES, flask_db, tables
+from tests.test_migrations import DDL, TABLES
 from tests.test_surroundings import setting
+
+
+def tables(url: URL) -> set[str]:
+    """The tables of the database, Alembic's own left out."""
+    engine = create_engine(url)
+    names = set(inspect(engine).get_table_names()) - {"alembic_version"}
+    engine.dispose()
+    return names
+
+
+def flask_db(app: Flask, command: str, *arguments: str) -> Result:
+    """`flask db …` in this process."""
+    directory = ["--directory", str(ROOT / "migrations")]
+    return app.test_cli_runner().invoke(flask_migrate.cli.db, [command, *directory, *arguments])
+
+
+def test_up_down_and_up_again(bare: Flask, fresh: URL) -> None:
+    migrate(bare)
+    assert tables(fresh) == TABLES
+    assert flask_db(bare, "downgrade", "base").exit_code == 0
+    assert tables(fresh) == set()
+    if fresh.get_backend_name() == "postgresql":
+        assert sql(fresh, "SELECT proname FROM pg_proc WHERE proname = 'fold_case'") == []
+    migrate(bare)
+    migrate(bare)
+    assert tables(fresh) == TABLES
 
 
 @contextmanager

@@ -5,18 +5,62 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Event
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, text
+from werkzeug.test import TestResponse
 
 from config import JwtSettings
 from tests.identity.issuer import after, jwk, key_set, running_issuer
 from tests.identity.tokens import key, signed_by
-from tests.support import Caller, Make
-from tests.test_places import SHARE, THREADS, hasty, locked_tasks, toggle  # noqa: F401 (a fixture)
+from tests.support import Caller, Make, session, statements_of
+from tests.test_places import SHARE, THREADS
 from todo.db import connections as database
+from todo.web import places
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that are slow sooner, and wait for a lock less long."""
+    monkeypatch.setattr(places, "SLOW", 0.3)
+    monkeypatch.setattr(database, "STATEMENT_LIMITS", database.STATEMENT_LIMITS.replace("'1s'", "'700ms'"))
+
+
+@contextmanager
+def locked_tasks(url: URL) -> Iterator[None]:
+    """While this holds, whoever changes a task of alice waits for a second."""
+    with session(url) as connection:
+        connection.execute(text("SELECT 1 FROM tasks WHERE user_id = 'alice' FOR UPDATE"))
+        yield
+
+
+def toggle(caller: Caller) -> TestResponse:
+    (task,) = caller("GET").get_json()
+    return caller("PATCH", f"/{task['id']}/complete")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, postgresql: URL) -> None:
+    for user_id in ("alice", "bob"):
+        Caller(make(postgresql), user_id).create()
+    app = make(postgresql)
+    alice, bob = Caller(app, "alice"), Caller(app, "bob")
+    with locked_tasks(postgresql), ThreadPoolExecutor(SHARE) as pool:
+        waiting = [pool.submit(toggle, alice) for _ in range(SHARE)]
+        time.sleep(0.5)
+        with statements_of(app) as statements:
+            started = time.monotonic()
+            refused = alice("GET")
+            assert time.monotonic() - started < 0.2
+            assert statements == []
+        assert toggle(bob).status_code == 200
+        assert [slow.result().status_code for slow in waiting] == [503, 503]
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert refused.get_json() == {"error": "Too many slow requests at once: wait for those that are running"}
+    assert alice("GET").status_code == 200
 
 
 @pytest.mark.usefixtures("hasty")

@@ -12,10 +12,10 @@ from flask_migrate import downgrade
 from sqlalchemy import URL, create_engine, inspect
 
 from tests.live import gunicorn
+from tests.live.test_deploy import OLD_CHANGE, OLD_CREATE, OLD_DELETE
 from tests.live.test_migrations import Load, ended, fill, flask_db
 from tests.support import ROOT, Caller, Make, migrate, sql
 from tests.test_health import statuses
-from tests.test_migrations import OLD_CHANGE, OLD_CREATE, OLD_DELETE
 
 PAGE = (ROOT / "docs/upgrade.md").read_text()
 #: What the page says that each step down deletes, by its target.

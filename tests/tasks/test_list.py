@@ -138,11 +138,6 @@ def test_a_page_has_a_mebibyte_at_most_and_no_task_is_lost(alice: Caller, url: U
             assert len(sizes) == 1 if character == "x" else max(sizes) > 1024 * 1024 - 32 * 1024
 
 
-def test_an_empty_q_is_none(alice: Caller) -> None:
-    alice.create("Milk")
-    assert alice.titles("?q=") == ["Milk"]
-
-
 def test_pages_follow_each_other_without_gap_or_repetition(alice: Caller) -> None:
     for number in range(5):
         alice.create(str(number))
