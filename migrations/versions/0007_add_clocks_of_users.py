@@ -20,6 +20,11 @@ def upgrade() -> None:
     """Add what the code after 0006 needs. The code before it goes on, but does not use the clocks."""
     is_sqlite = op.get_context().dialect.name == "sqlite"
     instant: sa.types.TypeEngine[Any] = sa.BigInteger() if is_sqlite else sa.TIMESTAMP(timezone=True)
+    if not is_sqlite:
+        # In the order in which a create locks them: the task, then its foreign key. In the other order each of the two
+        # waits for the other, and with a few writers no attempt succeeds.
+        op.execute("LOCK TABLE tasks IN SHARE ROW EXCLUSIVE MODE")
+        op.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
     op.add_column("users", sa.Column("incarnation", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
     for name in ("changed_at", "forgotten_at"):
         # PostgreSQL evaluates now() once, and writes no row. SQLite accepts only a constant.

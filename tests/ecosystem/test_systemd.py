@@ -59,7 +59,7 @@ def machine(project: Path, database: URL, port: int) -> Iterator[Machine]:
             script = commands.replace("$(openssl rand -hex 32)", SECRET).replace("8000", f"{port}")
             script = script.replace("postgresql://todo:secret@127.0.0.1/todo", reached.render_as_string(False))
             printed = machine.do("/bin/bash", "-euc", script)
-        assert printed.endswith('{"status":"ok","row_level_security":"enforced"}\n')
+        assert '"row_level_security":"enforced"' in printed.splitlines()[-1]
         yield machine
 
 

@@ -58,7 +58,7 @@ def test_older_code_serves_while_the_database_is_migrated_and_beside_the_new_cod
     assert sql(url, "SELECT version_num FROM alembic_version") == [(NEWEST[release],)]
     keep_journal(url)
     with gunicorn(url, tmp_path / "old", cwd=old) as older, ExitStack() as stack:
-        writers = stack.enter_context(load(older, url, 4))
+        writers = stack.enter_context(load(older, url))
         time.sleep(0.5)
         flask(ROOT, url, "db", "upgrade", EXPANDED)
         time.sleep(0.5)
