@@ -14,7 +14,7 @@ from sqlalchemy import URL, event, text
 from sqlalchemy.exc import InvalidRequestError, OperationalError, ProgrammingError
 
 from tests.support import Caller, Make, close, session, sql
-from todo.db import acting_user, db, hosts
+from todo.db import acting_user, db, hosts, pool
 from todo.db import connections as database
 from todo.db import failures as faults
 
@@ -147,7 +147,7 @@ def test_a_name_that_is_not_resolved_is_503_within_the_budget(
 def test_the_bounds_add_up_to_less_than_ten_seconds() -> None:
     assert database.REQUEST_BUDGET < 10
     # A first task waits for SQLite's writer up to three times.
-    assert database.POOL_TIMEOUT + 3 * database.SQLITE_BUSY_TIMEOUT < 10
+    assert pool.TIMEOUT + 3 * database.SQLITE_BUSY_TIMEOUT < 10
 
 
 def test_what_the_server_cannot_do_now_is_503(make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_a_session_that_began_read_only_is_left_once_a_write_has_shown_it(
 
 
 def test_no_free_connection_is_503(make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "POOL_TIMEOUT", 0.1)
+    monkeypatch.setattr(pool, "TIMEOUT", 0.1)
     app = make(postgresql, threads=1)
     alice = Caller(app, "alice")
     with app.app_context(), db.engine.connect():

@@ -25,7 +25,7 @@ from tests.redis_protocol import StandIn
 from tests.support import ROOT, Caller, Make, sql, statements_of, token
 from tests.tasks.test_sync import deleted_before
 from tests.test_idempotency import age, create
-from todo.db import connections, db
+from todo.db import db, pool
 from todo.db.readiness import revision_wanted
 from todo.web import metrics, rate_limits
 from todo.web import metrics_files as figures_module
@@ -290,7 +290,7 @@ def test_connections_are_in_use_while_somebody_has_them(timing: Flask) -> None:
 
 
 def test_a_wait_for_a_connection_is_counted(make: Make, database: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "POOL_TIMEOUT", 1)
+    monkeypatch.setattr(pool, "TIMEOUT", 1)
     app = settled(make(database, metrics_token=TOKEN, threads=1))
     before = now(app)["todo_database_connection_wait_seconds_total"]
     alice = Caller(app, "alice")

@@ -11,7 +11,7 @@ from tests.live.wire import wire_to
 from tests.support import Caller, Make
 from tests.test_database import _task, is_unavailable  # noqa: F401 (a fixture)
 from todo.db import connections as database
-from todo.db import db
+from todo.db import db, pool
 
 pytestmark = [pytest.mark.sql, pytest.mark.usefixtures("_task")]
 
@@ -44,26 +44,26 @@ def test_a_connection_that_was_just_made_is_not_replaced_once_more(
 
 def test_who_waits_for_a_connection_gets_the_first_that_comes_back(make: Make, postgresql: URL) -> None:
     app = make(postgresql, threads=1)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as threads:
         with app.app_context(), db.engine.connect():
-            waiting = pool.submit(is_unavailable, Caller(app, "alice"))
+            waiting = threads.submit(is_unavailable, Caller(app, "alice"))
             with pytest.raises(TimeoutError):
                 waiting.result(0.1)
         assert not waiting.result()
 
 
 def test_nobody_waits_for_connections_that_are_being_made_in_vain(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "POOL_TIMEOUT", 0.1)
+    monkeypatch.setattr(pool, "TIMEOUT", 0.1)
     monkeypatch.setattr(database, "REQUEST_BUDGET", 1.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as threads:
         url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
         alice = Caller(make(url, threads=1), "alice")
-        connecting = pool.submit(is_unavailable, alice)
+        connecting = threads.submit(is_unavailable, alice)
         connection, _ = silent.accept()
         assert all(is_unavailable(alice) for _ in range(20))
         assert not connecting.done()
         connection.close()
         assert connecting.result()
-        again = pool.submit(is_unavailable, alice)
+        again = threads.submit(is_unavailable, alice)
         silent.accept()[0].close()
         assert again.result()

@@ -1,4 +1,4 @@
-"""The pool of connections, the time that a request may spend on the database, and lost connections.
+"""The set-up of connections, the time that a request may spend on the database, and lost connections.
 
 Must not know any table.
 """
@@ -15,13 +15,13 @@ from typing import Any
 import psycopg2
 from flask import Flask
 from psycopg2 import errors, extensions
-from sqlalchemy import Engine, PoolProxiedConnection, QueuePool, event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from config import Settings
 from todo.db import acting_user
 from todo.db.hosts import resolve_hosts
+from todo.db.pool import Pool
 
 #: Seconds that one request may spend on the database, connecting included. A hosted database that sleeps needs most of
 #: this to wake.
@@ -30,9 +30,6 @@ REQUEST_BUDGET = 9.0
 #: PostgreSQL then stops a statement that is too slow or waits for a lock, as nobody waits for its result any more. A
 #: plain SET does not work through a transaction pooler, and limits of the role would need a set-up.
 STATEMENT_LIMITS = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '3s'; "
-#: Seconds to wait for a connection of the pool. gunicorn has SPARE_THREADS more than there are connections, so that
-#: /health/live is answered while all connections wait for the database. Requests that wait here hold those.
-POOL_TIMEOUT = 0.5
 #: Seconds to wait for SQLite's one writer. A change waits once, a first task at most twice.
 SQLITE_BUSY_TIMEOUT = 2.5
 #: How many instructions SQLite runs between two checks of the time. A search of ten rows takes about as many.
@@ -106,29 +103,6 @@ def budget() -> Iterator[None]:
 def was_lost_since(instant: float) -> bool:
     """Whether a connection broke, or stopped answering, after that instant (time.monotonic)."""
     return _lost_at >= instant
-
-
-class Pool(QueuePool):
-    """A pool that, once a request has waited for a connection in vain, refuses others at once until one comes back."""
-
-    def __init__(self, creator: Any, **options: Any) -> None:
-        """Create the pool. The option pool_timeout would do, but Flask-SQLAlchemy makes an integer of it."""
-        super().__init__(creator, **options | {"timeout": POOL_TIMEOUT})
-        self._is_stuck = False
-        event.listen(self, "checkin", self._note_return)
-
-    def connect(self) -> PoolProxiedConnection:
-        """Return a connection. Raises TimeoutError, SQLAlchemy's, if all are in use and none comes back in time."""
-        if self._is_stuck and self.checkedout() >= self.size():
-            raise PoolTimeout("All connections are in use, and another request has waited for one in vain")
-        try:
-            return super().connect()
-        except PoolTimeout:
-            self._is_stuck = True
-            raise
-
-    def _note_return(self, *_: object) -> None:
-        self._is_stuck = False
 
 
 def engine_options(settings: Settings) -> dict[str, Any]:
