@@ -38,6 +38,7 @@ SOME_KEYS = (
     .limit(bindparam("batch", type_=Integer))
     .with_for_update(skip_locked=True)
 )
+# The driver of SQLite does not count what a statement with WITH deletes, so it returns the keys.
 DELETE_KEYS = (
     delete(IdempotencyKey)
     .where(IdempotencyKey.user_id == bindparam("of_user"), IdempotencyKey.key.in_(evaluated_once(SOME_KEYS)))
@@ -110,11 +111,11 @@ def prune_keys(hours: int) -> int:
     """Delete the idempotency keys that are older than this many hours, and return how many."""
     pruned = 0
     connection = db.session.connection()
-    of_user = ""
-    while (of_user := connection.scalar(NEXT_USER, {"hours": hours, "after_user": of_user}) or "") != "":
+    user_id: str | None = ""
+    while (user_id := connection.scalar(NEXT_USER, {"hours": hours, "after_user": user_id})) is not None:
         deleted = BATCH
         while deleted == BATCH:
-            parameters = {"of_user": of_user, "hours": hours, "batch": BATCH}
+            parameters = {"of_user": user_id, "hours": hours, "batch": BATCH}
             deleted = len(connection.execute(DELETE_KEYS, parameters).all())
             pruned += deleted
     return pruned

@@ -3,14 +3,12 @@
 import sqlite3
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Engine, event
 
 from todo.db.connections import LimitedCursor
-
-#: Seconds that are no wait: a free connection is found much sooner.
-NO_WAIT = 0.001
+from todo.db.pool import Pool
 
 
 def observe(
@@ -32,7 +30,8 @@ def observe(
     """
     _observe_statements(engine, begin, wait)
     _observe_connections(engine, take, give_back)
-    _observe_waits(engine, wait_to_take)
+    # The pool of every engine: see connections.engine_options().
+    cast(Pool, engine.pool).observe(wait_to_take)
 
 
 def _observe_statements(engine: Engine, begin: Callable[[], Any], wait: Callable[[float], Any]) -> None:
@@ -86,18 +85,3 @@ def _observe_connections(engine: Engine, take: Callable[[], Any], give_back: Cal
 
     event.listen(engine, "checkout", checkout)
     event.listen(engine, "checkin", checkin)
-
-
-def _observe_waits(engine: Engine, wait_to_take: Callable[[float], Any]) -> None:
-    """Time Pool.connect(): the pool has no event for the moment when somebody begins to wait."""
-    connect = engine.pool.connect
-
-    def timed() -> Any:
-        started = perf_counter()
-        try:
-            return connect()
-        finally:
-            if (seconds := perf_counter() - started) > NO_WAIT:
-                wait_to_take(seconds)
-
-    engine.pool.connect = timed  # type: ignore[method-assign]  # a pool that replaces this one is not timed

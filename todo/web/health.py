@@ -12,7 +12,7 @@ from marshmallow.validate import OneOf
 
 from todo.web.blueprint import Blueprint
 from todo.web.places import place_of_address
-from todo.web.schemas import Output
+from todo.web.schemas import Output, example_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Live(MethodView):
 
     @blp.doc(operationId="checkLive", security=[])
     @blp.no_query
-    @blp.response(200, LivenessSchema, example={"status": "ok", "version": "1.2.0"})
+    @blp.response(200, LivenessSchema, example=example_of(LivenessSchema))
     @blp.fails_with(400)
     def get(self) -> dict[str, str]:
         """Check that the process runs
@@ -115,16 +115,7 @@ class Ready(MethodView):
 
     @blp.doc(operationId="checkReady", security=[])
     @blp.no_query
-    @blp.response(
-        200,
-        ReadinessSchema,
-        example={
-            "status": "ok",
-            "row_level_security": "enforced",
-            "schema_revision": "0009",
-            "schema_revision_wanted": "0009",
-        },
-    )
+    @blp.response(200, ReadinessSchema, example=example_of(ReadinessSchema))
     @blp.fails_with(400, 429, 500, 503)
     def get(self) -> dict[str, str | None]:
         """Check that the database answers and has what the service needs
