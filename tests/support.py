@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import tempfile
 import time
@@ -134,6 +135,25 @@ def status_of(method: str, path: str) -> int:
 
 Call = Callable[..., Caller]
 Make = Callable[..., Flask]
+
+
+def wait_until(holds: Callable[[], Any], seconds: float = 5.0, pause: float = 0.001) -> Any:
+    """Return what the function returns, once it is true. Raises AssertionError if that takes longer."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline
+        time.sleep(pause)
+    return found
+
+
+@contextmanager
+def silent_database() -> Iterator[tuple[socket.socket, URL]]:
+    """A port that accepts connections and never answers, and the URL of a database there."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as silent:
+        yield (
+            silent,
+            URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo"),
+        )
 
 
 def sql(url: URL, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:

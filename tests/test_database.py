@@ -1,7 +1,6 @@
 """What the databases do not share, and what becomes of a request when they fail. All of it with real databases."""
 
 import re
-import socket
 import sqlite3
 import time
 from socket import gaierror
@@ -13,7 +12,7 @@ from flask import Flask
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import InvalidRequestError, OperationalError, ProgrammingError
 
-from tests.support import Caller, Make, close, session, sql
+from tests.support import Caller, Make, close, session, silent_database, sql
 from todo.db import acting_user, db, hosts, pool
 from todo.db import connections as database
 from todo.db import failures as faults
@@ -109,8 +108,7 @@ def test_a_statement_has_the_id_of_its_request(make: Make, postgresql: URL) -> N
 
 def test_a_server_that_never_answers_is_503_within_the_budget(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
+    with silent_database() as (_, url):
         started = time.monotonic()
         assert is_unavailable(Caller(make(url), "alice"))
         assert 0.4 <= time.monotonic() - started < 4

@@ -86,7 +86,7 @@ class Worker:
     def start(self) -> float:
         """Start, and recover; the instant (time.monotonic) at which it serves."""
         environ = dict(part.split("=", 1) for part in self._environ)
-        # By a shell that ends at once: so it is nobody's child, as before.
+        # A shell starts it and ends at once, so that it is no child of this process.
         command = ["sh", "-c", 'exec "$0" "$@" < /dev/null > /dev/null 2>&1 &', *self._command]
         subprocess.run(command, env=environ, cwd="/", start_new_session=True, check=True, **self._as_before())
         deadline = time.monotonic() + RECOVERS
@@ -100,7 +100,7 @@ class Worker:
                 return time.monotonic()
 
     def _as_before(self) -> dict[str, Any]:
-        """As whom it ran, if the tests may choose."""
+        """Return the options that start it as the user of before. Only root can choose one."""
         return {"user": self._owner[0], "group": self._owner[1], "extra_groups": []} if os.geteuid() == 0 else {}
 
     def silence(self) -> None:

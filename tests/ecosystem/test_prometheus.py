@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -28,7 +28,7 @@ from tests.ecosystem.programs import program
 from tests.identity.issuer import body, jwk, running_issuer
 from tests.live import Server, free_port, gunicorn, running
 from tests.redis_protocol import StandIn
-from tests.support import ROOT, close, migrated_app, postgresql_database, sql, sqlite_database, token
+from tests.support import ROOT, close, migrated_app, postgresql_database, sql, sqlite_database, token, wait_until
 
 pytestmark = pytest.mark.ecosystem
 
@@ -130,13 +130,7 @@ def ask(prometheus: str, query: str) -> list[Any]:
     return list(found["result"]) if found else []
 
 
-def wait_for(found: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """What is found, once it is something. Raises AssertionError if that takes too long."""
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return value
+wait_for = partial(wait_until, seconds=30, pause=0.2)
 
 
 def test_prometheus_knows_what_was_asked(prometheus: str) -> None:
@@ -156,13 +150,7 @@ def test_prometheus_knows_what_was_asked(prometheus: str) -> None:
 
 def wait_until_up_is(prometheus: str, value: str) -> None:
     """Return once Prometheus has scraped, or has been refused."""
-    deadline = time.monotonic() + 30
-    while True:
-        assert time.monotonic() < deadline
-        with suppress(OSError):
-            if [series["value"][1] for series in ask(prometheus, "up{job='todo'}")] == [value]:
-                return
-        time.sleep(0.2)
+    wait_for(lambda: [series["value"][1] for series in ask(prometheus, "up{job='todo'}")] == [value])
 
 
 def test_prometheus_reads_a_new_token_without_a_restart(prometheus: str, tmp_path: Path) -> None:

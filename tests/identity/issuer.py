@@ -4,7 +4,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,8 @@ from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from tests.support import wait_until
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 Jwk = dict[str, Any]
@@ -153,14 +154,6 @@ def jwk(private_key: Any, kid: object = None, **members: object) -> Jwk:
     name = next((name for kind, name in algorithm.items() if isinstance(private_key, kind)), "EdDSA")
     found = jwt.get_algorithm_by_name(name).to_jwk(private_key.public_key(), as_dict=True)
     return found | ({} if kid is None else {"kid": kid}) | members
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for what happens soon in another thread."""
-    deadline = time.monotonic() + 5
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def join_fetches() -> None:

@@ -26,11 +26,10 @@ from tests.identity.issuer import (
     redirect_to,
     reset,
     sending,
-    wait_until,
 )
 from tests.identity.tokens import FITTING, base64url, key, payload, pem, signed_by
 from tests.live import free_port
-from tests.support import token
+from tests.support import token, wait_until
 from todo.errors import InvalidCredentials, Unavailable
 from todo.identity import jwks
 from todo.identity.jwks import GRACE, LIFETIME, LONGEST_PAUSE, MOST_FETCHES, SIZE_LIMIT, TIMEOUT, KeySet

@@ -1,4 +1,4 @@
-"""Keys of an issuer's set that are not used, and what the log says of them."""
+"""The service ignores some keys of an issuer's set, and the log names them."""
 
 from collections.abc import Callable
 

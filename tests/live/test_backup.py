@@ -193,7 +193,7 @@ def test_the_counts_are_those_of_the_dump_while_users_write(
     assert shell.fails(COMMANDS["compare"])[0] == 1
 
 
-#: How it is restored, and what becomes of it: ready?, security, all calls served?
+#: For each way to restore: its options, the role, the status of /health/ready, and its row-level security.
 RESTORES: dict[str, tuple[str, str, int, str]] = {
     "by the owner": ("--no-owner", "todo", 200, "enforced"),
     "by a superuser in several processes": ("--exit-on-error --jobs=4", "postgres", 200, "enforced"),

@@ -1,6 +1,5 @@
 """Connections that fall silent, and waits for a connection of the pool; tests/test_database.py has the rest."""
 
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +7,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.live.wire import wire_to
-from tests.support import Caller, Make
+from tests.support import Caller, Make, silent_database
 from tests.test_database import _task, is_unavailable  # noqa: F401 (a fixture)
 from todo.db import connections as database
 from todo.db import db, pool
@@ -55,8 +54,7 @@ def test_who_waits_for_a_connection_gets_the_first_that_comes_back(make: Make, p
 def test_nobody_waits_for_connections_that_are_being_made_in_vain(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "TIMEOUT", 0.1)
     monkeypatch.setattr(database, "REQUEST_BUDGET", 1.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as threads:
-        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
+    with silent_database() as (silent, url), ThreadPoolExecutor(1) as threads:
         alice = Caller(make(url, threads=1), "alice")
         connecting = threads.submit(is_unavailable, alice)
         connection, _ = silent.accept()

@@ -24,6 +24,7 @@ from tests.support import (
     migrated_database,
     session,
     settings,
+    silent_database,
     sql,
     sqlite_database,
     token,
@@ -187,8 +188,7 @@ def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_p
 
 def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_path: Path) -> None:
     """All connections wait for it, and 32 clients ask for more."""
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as silent, ExitStack() as stack:
-        url = URL.create("postgresql+psycopg2", host="127.0.0.1", port=silent.getsockname()[1], database="todo")
+    with silent_database() as (_, url), ExitStack() as stack:
         environ = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "8", "METRICS_TOKEN": "a-token-for-prometheus"}
         live = stack.enter_context(gunicorn(url, tmp_path / "log", ready="/health/live", **environ))
         scraper = f"Authorization: Bearer {environ['METRICS_TOKEN']}"

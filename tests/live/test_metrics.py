@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,7 +19,7 @@ from sqlalchemy import URL, create_engine, text
 
 from tests.live import Server, gunicorn
 from tests.live.wire import wire_to
-from tests.support import Make, close, migrated_app, postgresql_database
+from tests.support import Make, close, migrated_app, postgresql_database, wait_until
 from tests.test_metrics import KINDS, LIST, ONE, TOKEN, UNSEEN, Figures, figures, now, settled
 from todo.web import metrics
 
@@ -34,12 +35,7 @@ def live_figures(live: Server) -> Figures:
     return figures(body)
 
 
-def wait_for(holds: Callable[[], bool]) -> None:
-    """Return once it holds. Raises AssertionError where that takes too long."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+wait_for = partial(wait_until, seconds=30, pause=0.05)
 
 
 def counters(found: Figures) -> Figures:

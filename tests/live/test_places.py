@@ -1,6 +1,5 @@
 """How much of the service one caller may hold where the database, or a provider, makes everybody wait for seconds."""
 
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from werkzeug.test import TestResponse
 from config import JwtSettings
 from tests.identity.issuer import after, jwk, key_set, running_issuer
 from tests.identity.tokens import key, signed_by
-from tests.support import Caller, Make, session, statements_of
+from tests.support import Caller, Make, session, silent_database, statements_of
 from tests.test_places import SHARE, THREADS
 from todo.db import connections as database
 from todo.web import places
@@ -31,7 +30,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def locked_tasks(url: URL) -> Iterator[None]:
-    """While this holds, whoever changes a task of alice waits for a second."""
+    """Lock the tasks of alice for the block. A change of one of them waits for a second."""
     with session(url) as connection:
         connection.execute(text("SELECT 1 FROM tasks WHERE user_id = 'alice' FOR UPDATE"))
         yield
@@ -81,8 +80,8 @@ def test_a_wave_of_slow_requests_is_let_in_once(make: Make, postgresql: URL) -> 
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[URL]:
     """A database that accepts connections and is silent, for which a request waits less long."""
     monkeypatch.setattr(database, "REQUEST_BUDGET", 0.4)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield URL.create("postgresql+psycopg2", host="127.0.0.1", port=server.getsockname()[1], database="todo")
+    with silent_database() as (_, url):
+        yield url
 
 
 @pytest.mark.usefixtures("hasty")

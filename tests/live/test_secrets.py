@@ -2,9 +2,8 @@
 
 import re
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -14,7 +13,19 @@ from sqlalchemy import URL
 
 from tests.faults.server import PostgreSql, postgresql
 from tests.live import PROGRAMS, gunicorn
-from tests.support import ROOT, SECRET, Caller, Make, close, migrated_app, session, sql, sqlite_database, token
+from tests.support import (
+    ROOT,
+    SECRET,
+    Caller,
+    Make,
+    close,
+    migrated_app,
+    session,
+    sql,
+    sqlite_database,
+    token,
+    wait_until,
+)
 
 PAGE = (ROOT / "docs/secrets.md").read_text()
 (CHANGE,) = re.findall("```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -68,7 +79,7 @@ def test_a_new_password_of_the_database_needs_no_restart(asked: PostgreSql, tmp_
             connection.close()
 
         callers = pool.map(call, "abcd")
-        wait_until(lambda: len(answers) > 100)
+        wait_until(lambda: len(answers) > 100, 30, 0.01)
         assert set(answers) == {200}
         change = CHANGE.replace("/etc/todo/", f"{tmp_path}/").replace("@db.example.com/", "@/")
         environ = {"PATH": f"{PROGRAMS}:/usr/bin:/bin", "PGHOST": str(asked.url.query["host"]), "NEW_PASSWORD": "new"}
@@ -76,7 +87,7 @@ def test_a_new_password_of_the_database_needs_no_restart(asked: PostgreSql, tmp_
         assert passfile.stat().st_mode & 0o777 == 0o600
         until_then = len(answers)
         assert asked.terminate_backends(todo_at(asked)) > 0
-        wait_until(lambda: len(answers) > until_then + 1000)
+        wait_until(lambda: len(answers) > until_then + 1000, 30, 0.01)
         is_over.set()
         list(callers)
     counts = Counter(answers[until_then:])
@@ -84,14 +95,6 @@ def test_a_new_password_of_the_database_needs_no_restart(asked: PostgreSql, tmp_
     assert counts.keys() <= {200, 503}
     # What was under way when its connection was closed.
     assert counts[503] <= 4 if is_in_file else counts[503] > 900
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Return once it holds."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_new_secret_of_tokens_signs_nobody_out(tmp_path: Path) -> None:
