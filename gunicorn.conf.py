@@ -46,9 +46,10 @@ timeout = 30
 # For the heartbeat files of the workers, and their metrics: in memory if possible. gunicorn ends if it cannot create
 # a heartbeat file.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 (with unguessable names)
-# Longer than any request is allowed to take for the database, and less than the 10 s that some platforms grant. After
-# it gunicorn closes what is left, for example the connection of a client that has sent half a body.
-graceful_timeout = 9
+# Some platforms grant 10 s. After this time gunicorn closes what is left, for example the connection of a client that
+# has sent half a body, and a busy machine needs the rest to end. Longer than a request takes, unless the database is
+# silent: then it would be a 503 after 9 s.
+graceful_timeout = 8
 keepalive = 5
 # Enough for a cursor and a long ?q= . gunicorn answers 414 to a longer line.
 limit_request_line = 8190
