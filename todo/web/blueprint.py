@@ -69,7 +69,7 @@ class Blueprint(flask_smorest.Blueprint):
         not_modified = self.alt_response(
             304, description="Not modified: the caller has the current state.", headers=etag
         )
-        return cast(View, not_modified(documented))
+        return not_modified(cast(View, documented))
 
     def conditional_change(self, row_id: str) -> Callable[[View], View]:
         """Pass `expected` to the view: what the request expects of the row. row_id: its path argument."""
@@ -92,5 +92,24 @@ class Blueprint(flask_smorest.Blueprint):
                 responses[failure] = by_status()[failure].component
             else:
                 responses[failure.status] = document_error(failure)
-        # One wrapper around the view for all of them; alt_response() would add one for each.
-        return cast(Callable[[View], View], self.doc(responses=responses))
+        return self.doc(responses=responses)
+
+    def doc(self, **description: Any) -> Callable[[View], View]:
+        """Document the view, as flask-smorest does."""
+        return _on_the_view(super().doc(**description))
+
+    def alt_response(self, *arguments: Any, **options: Any) -> Callable[[View], View]:
+        """Document another response of the view, as flask-smorest does."""
+        return _on_the_view(super().alt_response(*arguments, **options))
+
+
+def _on_the_view(decorate: Callable[[Any], Any]) -> Callable[[View], View]:
+    """Return a decorator that documents the view itself. flask-smorest's puts a function around it for that."""
+
+    def document(view: View) -> View:
+        around = vars(decorate(view))
+        del around["__wrapped__"]
+        vars(view).update(around)
+        return view
+
+    return document

@@ -4,13 +4,14 @@ Each decorator is for one kind of call. It checks the query, then headers and bo
 the response. All of them combine flask-smorest's own decorators.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import wraps
 from typing import Any, Protocol, cast
 
 from flask.views import MethodView
 from marshmallow import Schema
+from msgspec import Raw
 
 from todo.errors import SearchTooSlow
 from todo.identity import Identity, current_identity
@@ -88,7 +89,8 @@ class Collection(Blueprint):
         is a filter. A cursor is valid only for the same filters.
         """
         names = [name for name in query().fields if name not in ("limit", "cursor")]
-        representation = representation_of([*schema().fields])
+        rows = schema(many=True)
+        representation = representation_of([*rows.fields])
         link = header(
             f"The path of the next page, if more {self.name} follow (RFC 8288).",
             f'</api/alice/{self.name}?cursor=...>; rel="next"',
@@ -97,7 +99,7 @@ class Collection(Blueprint):
 
         def decorate(view: View) -> View:
             @wraps(view)
-            def list_rows(owned: OwnedView, parameters: Mapping[str, Any]) -> tuple[Sequence[Any], dict[str, str]]:
+            def list_rows(owned: OwnedView, parameters: Mapping[str, Any]) -> tuple[Raw, dict[str, str]]:
                 values = [parameters.get(name) or None for name in names]
                 filters = {name: value for name, value in zip(names, values, strict=True) if value is not None}
                 cursor, limit = parameters.get("cursor"), parameters.get("limit", PAGE_LIMIT)
@@ -105,16 +107,15 @@ class Collection(Blueprint):
                 wanted = PageWanted(limit, PAGE_BYTES, known_clock(representation), after)
                 with turn_to_search() if SEARCH in filters else nullcontext():
                     page: Page[Any] = view(owned, filters, wanted)
-                shown, tag = fit(page.rows, limit), page_tag(page.clock, representation)
-                if len(shown) == len(page.rows):
+                (count, shown), tag = fit(rows.dump(page.rows), limit), page_tag(page.clock, representation)
+                if count == len(page.rows):
                     return shown, tag
-                next_cursor = encode_cursor(owned.user_id, values, shown[-1].created_at, shown[-1].id)
+                last = page.rows[count - 1]
+                next_cursor = encode_cursor(owned.user_id, values, last.created_at, last.id)
                 return shown, tag | next_link(".collection", owned.user_id, parameters, next_cursor)
 
             listed = self.fails_with(*([SearchTooSlow] if SEARCH in names else []), *FAILURES)(cast(View, list_rows))
-            listed = self.response(200, schema(many=True), example=[example], headers={"Link": link} | PAGE_ETAG)(
-                listed
-            )
+            listed = self.response(200, rows, example=[example], headers={"Link": link} | PAGE_ETAG)(listed)
             listed = self.conditional_get(listed, PAGE_ETAG)
             listed = self.arguments(query(), location="query")(listed)
             return self._named("list", self.name, listed)
@@ -186,4 +187,4 @@ class Collection(Blueprint):
 
     def _named(self, verb: str, noun: str, view: View) -> View:
         name = verb + "".join(word.capitalize() for word in noun.split())
-        return cast(View, self.doc(operationId=name)(view))
+        return self.doc(operationId=name)(view)

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
 from flask import url_for
+from msgspec import Raw, json
 
 from todo.instants import from_microseconds, to_microseconds
 from todo.web.opaque import Opaque
-
-Row = TypeVar("Row")
 
 #: The most bytes of JSON on a page. A single row may exceed it.
 PAGE_BYTES = 1024 * 1024
@@ -41,11 +39,13 @@ def next_link(endpoint: str, user_id: str, query: Mapping[str, Any], cursor: str
     return {"Link": f'<{url_for(endpoint, **{**query, "user_id": user_id, "cursor": cursor})}>; rel="next"'}
 
 
-def fit(rows: Sequence[Row], limit: int) -> Sequence[Row]:
-    """Return the first rows, at most `limit`, whose JSON fits on a page; at least one."""
+def fit(rows: Sequence[Any], limit: int) -> tuple[int, Raw]:
+    """Return how many of the first rows fit on a page, at most `limit` and at least one, and their JSON."""
     rows = rows[:limit]
-    if len(msgspec.json.encode(rows)) < PAGE_BYTES:
-        return rows
-    sizes = accumulate(len(msgspec.json.encode(row)) + 1 for row in rows)
-    # Two more bytes for the brackets. The last row has no comma, but the page ends with a line feed.
-    return rows[: max(1, sum(size + 2 <= PAGE_BYTES for size in sizes))]
+    encoded = json.encode(rows)
+    if len(encoded) >= PAGE_BYTES:
+        sizes = accumulate(len(json.encode(row)) + 1 for row in rows)
+        # Two more bytes for the brackets. The last row has no comma, but the page ends with a line feed.
+        rows = rows[: max(1, sum(size + 2 <= PAGE_BYTES for size in sizes))]
+        encoded = json.encode(rows)
+    return len(rows), Raw(encoded)

@@ -24,6 +24,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 #: Matches UUIDs, base64 and the ids of tracers. Does not match two headers, which arrive joined by a comma.
 _WELL_FORMED_ID = re.compile("[A-Za-z0-9._:+/=-]{1,128}")
 
+Listener = Callable[[int, float], None]
+
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
@@ -31,16 +33,22 @@ def init_app(app: Flask) -> None:
     """Give each request an id, return it in X-Request-ID, and log each request at INFO."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_add_request_id)
-    on_answer(app, _log)
+    listeners: list[Listener] = [_log]
+    app.extensions["answer_listeners"] = listeners
     answer = app.wsgi_app
 
-    def with_id(environ: Any, start_response: Any) -> Any:
+    # Wraps the whole application: the answer to every request, however it ends, starts here.
+    def observed(environ: Any, start_response: Any) -> Any:
+        started = perf_counter()
         request_id = environ.get("HTTP_X_REQUEST_ID")
         if request_id is None or not _WELL_FORMED_ID.fullmatch(request_id):
             request_id = token_hex(16)
         outer = _request_id.set(request_id)
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            seconds = perf_counter() - started
+            for tell in listeners:
+                tell(int(status[:3]), seconds)
             headers.append(("X-Request-ID", request_id))
             return start_response(status, headers, *rest)
 
@@ -49,7 +57,7 @@ def init_app(app: Flask) -> None:
         finally:
             _request_id.reset(outer)
 
-    app.wsgi_app = with_id  # type: ignore[method-assign]  # as Flask's documentation does
+    app.wsgi_app = observed  # type: ignore[method-assign]  # as Flask's documentation does
 
 
 def current_request_id() -> str | None:
@@ -57,21 +65,10 @@ def current_request_id() -> str | None:
     return _request_id.get()
 
 
-def on_answer(app: Flask, tell: Callable[[int, float], None]) -> None:
+def on_answer(app: Flask, tell: Listener) -> None:
     """Call `tell` when an answer starts, within its request: with the status, and the seconds that it took."""
-    answer = app.wsgi_app
-
-    # Wraps the whole application: the answer to every request, however it ends, starts here.
-    def observed(environ: Any, start_response: Any) -> Any:
-        started = perf_counter()
-
-        def start(status: str, *rest: Any) -> Any:
-            tell(int(status[:3]), perf_counter() - started)
-            return start_response(status, *rest)
-
-        return answer(environ, start)
-
-    app.wsgi_app = observed  # type: ignore[method-assign]  # as Flask's documentation does
+    listeners: list[Listener] = app.extensions["answer_listeners"]
+    listeners.append(tell)
 
 
 def method_and_route() -> tuple[str, str | None]:

@@ -1,10 +1,11 @@
-"""What the schemas of all features share. Like them, it imports only marshmallow: knows no database and no HTTP."""
+"""What the schemas of all features share. It imports only marshmallow and msgspec: knows no database and no HTTP."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, ClassVar, cast
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, pre_load, validate
+from msgspec import Raw
 
 # Patterns in the OpenAPI document use \x00, not \u0000. Some code generators decode \uXXXX. Code with a NUL or a line
 # separator in it does not compile.
@@ -58,10 +59,14 @@ class NoQuerySchema(Input):
 
 
 class HeaderSchema(Schema):
-    """A schema for headers of a request. It ignores all other headers."""
+    """A schema for headers of a request, all of them optional. It ignores all other headers."""
 
     class Meta:
         unknown = EXCLUDE
+
+    def is_in(self, headers: Container[str]) -> bool:
+        """Whether there is one of its headers. If not, there is nothing to load."""
+        return any(field.data_key in headers for field in self.fields.values())
 
     def handle_error(self, error: ValidationError, data: Mapping[str, Any], **_: Any) -> None:
         """Turn the messages into a list, in the order of the fields."""
@@ -100,7 +105,12 @@ class RowSchema(Output):
                 raise TypeError(f"{name} is not a plain field")
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
-        """Return the row or rows unchanged. Raises TypeError if they have other fields than the schema."""
+        """Return the row or rows unchanged. Raises TypeError if they have other fields than the schema.
+
+        They may be JSON already, of rows that were dumped before.
+        """
+        if isinstance(obj, Raw):
+            return obj
         for row in obj[:1] if (self.many if many is None else many) else [obj]:
             if row.__struct_fields__ != tuple(self.dump_fields):
                 raise TypeError(f"{type(row).__name__} does not have the fields of {type(self).__name__}")

@@ -75,11 +75,11 @@ def answer_since(since: Since, page: Page[Any], limit: int, noun: str) -> tuple[
     # A row beyond the clock was written by hand, without the clock. It comes when the clock has passed it.
     rows = [row for row in page.rows if row.updated_at <= clock.changed_at]
     changes = [{"id": row.id, noun: None if row.created_at is None else row} for row in rows]
-    shown = fit(changes, limit)
-    has_more = len(shown) < len(changes)
+    count, shown = fit(changes, limit)
+    has_more = count < len(changes)
     if has_more:
         known_at = clock.changed_at if is_first else since.known_at
-        then = Since(rows[len(shown) - 1].updated_at, rows[len(shown) - 1].id, known_at, clock.incarnation)
+        then = Since(rows[count - 1].updated_at, rows[count - 1].id, known_at, clock.incarnation)
     else:
         then = Since(clock.changed_at, LARGEST_ID, clock.changed_at, clock.incarnation)
     return {"changes": shown, "more": has_more}, then
