@@ -16,16 +16,31 @@ class Parser(FlaskParser):
     """webargs' parser for this service. Each schema decides which unknown names it refuses."""
 
     DEFAULT_VALIDATION_STATUS = 400
-    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {}  # noqa: RUF012
 
-    def parse(self, argmap: Any, req: Request | None = None, *, location: str | None = None, **options: Any) -> Any:
-        """Parse as webargs does, but return {} if there is no body and the schema allows that, or no such header."""
-        if location == "json" and getattr(argmap, "is_body_optional", False) and not _read_body(req or request):
+    def parse(self, argmap: Any, req: Request | None = None, *, location: str | None = None, **_: Any) -> Any:
+        """Return what the schema loads from the body ("json"), or from query, path or headers. Raises InvalidInput.
+
+        Returns {} if there is no body and the schema allows that, and if there is none of its headers. Replaces the
+        method of webargs, which takes twice as long: it is made for more kinds of schemas and locations.
+        """
+        sender: Request = request._get_current_object() if req is None else req  # type: ignore[attr-defined]
+        sent: Any
+        if location == "headers":
+            if not argmap.is_in(sender.headers):
+                return {}
+            sent = self.load_headers(sender, argmap)
+        elif location == "path":
+            sent = sender.view_args
+        elif location == "query":
+            sent = self.load_querystring(sender, argmap)
+        elif getattr(argmap, "is_body_optional", False) and not _read_body(sender):
             return {}
-        # Most requests have none. To find that out with webargs takes ten times as long.
-        if location == "headers" and not argmap.is_in((req or request).headers):
-            return {}
-        return super().parse(argmap, req, location=location, **options)
+        else:
+            sent = self.load_json(sender, argmap)
+        try:
+            return argmap.load(sent)
+        except ValidationError as error:
+            raise InvalidInput("; ".join(cast("list[str]", error.messages))) from error
 
     def load_json(self, req: Request, schema: Schema) -> dict[str, Any]:
         """Return the body, a JSON object in UTF-8 (RFC 8259).
@@ -49,12 +64,6 @@ class Parser(FlaskParser):
         except UnicodeDecodeError as error:
             raise InvalidInput("Query string must be UTF-8") from error
         return _unique(pairs, "Query parameter given twice: {}")
-
-    def handle_error(self, error: ValidationError, req: Request, schema: Schema, **_: Any) -> NoReturn:
-        """Raise InvalidInput with the schema's messages. The schema is an Input (todo/web/schemas.py)."""
-        # webargs nests them under the location, such as json or query.
-        (messages,) = cast("dict[str, list[str]]", error.messages).values()
-        raise InvalidInput("; ".join(messages)) from error
 
 
 def _read_body(req: Request) -> bytes:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from threading import Condition
 from time import monotonic
 
-from flask import Flask, current_app, g
+from flask import Flask, current_app
 from sqlalchemy import Engine, event
 
 from config import Settings
 from todo.errors import TooManyAtOnce
-from todo.identity import current_identity
+from todo.identity import known_identity
 from todo.web.addresses import network
 
 #: The share of the threads that a caller with too many slow requests may still hold.
@@ -219,8 +219,8 @@ class _Hooks:
 
     def take(self) -> None:
         """Hold a place of the identified user. A public endpoint has none."""
-        if "identity" in g:
-            _held.set(_Held(self, self._users.take(current_identity().user_id)))
+        if (identity := known_identity()) is not None:
+            _held.set(_Held(self, self._users.take(identity.user_id)))
 
     def start(self, *_: object) -> None:
         """Count a user's time from the moment when there is a connection: a sleeping database takes seconds to wake.
