@@ -19,9 +19,10 @@ from benchmarks import servers
 from benchmarks.agreement import Disagreement, answers, compare
 from benchmarks.load import LoadFailed, load, send
 from benchmarks.measure import idle_cpu_seconds, memory, parent, resident_memory
-from benchmarks.report import CPU, WORKER_SIZES, Results, render
+from benchmarks.report import CPU, MANY, WORKER_SIZES, Results, render
 from benchmarks.servers import SERVICE, started
-from benchmarks.workload import CALLS, Database, seeded_database
+from benchmarks.sync import POLLERS, SEED, SIZES, polls
+from benchmarks.workload import CALLS, Database, seeded_database, write_requests
 from tests.live import Server
 from tests.live.wire import Wire, wire_to
 from tests.support import ROOT, postgresql_server
@@ -29,11 +30,20 @@ from tests.support import ROOT, postgresql_server
 ROUNDS, SECONDS = 5, 3
 #: Seconds of load before a measurement, for servers that compile code while they run.
 WARM_UP = 2
+#: Polls and a sync: what the service is asked, and what its peers are (names of polls()).
+REFRESHES = {
+    "poll of 100, nothing changed": ("list of 100, unchanged (304)", "list of 100"),
+    "poll of 1,000, nothing changed": ("list of 1000, unchanged (304)", "list of 1000"),
+    "sync of 1,000, one change": ("feed of 1000, one change", "list of 1000"),
+}
+#: At least so many seconds of each: the slowest peer needs a good part of one for an answer to each caller.
+REFRESH_SECONDS = 3
+CROWD = 256
 #: The network delay to a hosted database, in seconds each way.
 DISTANCE = 0.005
 DISTANT_REQUESTS = 50
-#: A worker's memory after MANY requests may be at most GROWTH_LIMIT times that after FEW.
-FEW, MANY, GROWTH_LIMIT = 1_000, 100_000, 1.10
+#: A worker's memory after SERVED requests may be at most GROWTH_LIMIT times that after FEW.
+FEW, SERVED, GROWTH_LIMIT = 1_000, 100_000, 1.10
 
 
 class Bench:
@@ -61,23 +71,49 @@ class Bench:
             load(server.port, self.files["mix"], WARM_UP)
             for call in CALLS:
                 self.measure_call(name, server, call)
+            for section, requests in self.refreshes(name, server.port).items():
+                self.measure_load(section, name, server, requests, max(self.seconds, REFRESH_SECONDS))
             self.results.add("memory", name, {"proportional set size, MiB": memory(server.process.pid)})
 
     def measure_call(self, name: str, server: Server, call: str) -> None:
         """Measure one call under load, after one second of the same load."""
-        pids = (server.process.pid, self.postmaster)
         load(server.port, self.files[call], 1)
         idle_cpu_seconds(server.process.pid)
         self.database.forget_writes()
+        self.measure_load(call, name, server, self.files[call], self.seconds)
+        if name == SERVICE:
+            self.measure_crowd(call, server, self.files[call])
+
+    def refreshes(self, name: str, port: int) -> dict[str, Path]:
+        """Return the files of requests that ask the server for news, by the section of the results."""
+        kinds = dict(polls(self.database, port, is_service=name == SERVICE))
+        asked = {section: kinds[of[0 if name == SERVICE else 1]] for section, of in REFRESHES.items()}
+        return {
+            section: write_requests(requests, self.folder / f"refresh{number}.tsv")
+            for number, (section, requests) in enumerate(asked.items())
+        }
+
+    def measure_crowd(self, call: str, server: Server, requests: Path) -> None:
+        """Measure many connections, none of which may be cut off."""
+        result = load(server.port, requests, self.seconds, connections=CROWD)
+        rate = result.requests / result.seconds
+        quantities = {"requests/s": rate, "p50, ms": result.p50, "p99, ms": result.p99, "slowest, ms": result.slowest}
+        self.results.add(MANY, call, quantities)
+
+    def measure_load(self, section: str, name: str, server: Server, requests: Path, seconds: int) -> None:
+        """Measure the requests under load."""
+        pids = (server.process.pid, self.postmaster)
         before = [idle_cpu_seconds(pid) for pid in pids]
-        result = load(server.port, self.files[call], self.seconds)
+        result = load(server.port, requests, seconds)
         own, postgresql = (
             (idle_cpu_seconds(pid) - start) / result.asked * 1e6 for pid, start in zip(pids, before, strict=True)
         )
         rate = result.requests / result.seconds
         quantities = {CPU: own, "PostgreSQL's CPU, µs": postgresql, "requests/s": rate}
-        self.results.add(call, name, quantities | {"p50, ms": result.p50, "p99, ms": result.p99})
-        print(f"{name:17} {call:9} {own:6.0f} µs of CPU  {rate:6.0f} requests/s  p50 {result.p50:6.1f} ms", flush=True)
+        self.results.add(section, name, quantities | {"p50, ms": result.p50, "p99, ms": result.p99})
+        print(
+            f"{name:17} {section:9} {own:6.0f} µs of CPU  {rate:6.0f} requests/s  p50 {result.p50:6.1f} ms", flush=True
+        )
 
     def measure_distance(self, name: str) -> None:
         """Measure the round trips of each call, and its duration with a distant database."""
@@ -110,7 +146,7 @@ class Bench:
             load(server.port, self.files["mix"], 5, limit=FEW)
             few = [resident_memory(pid) for pid in server.workers()]
             served = FEW
-            while served < MANY:
+            while served < SERVED:
                 served += load(server.port, self.files["mix"], 10).asked
             many = [resident_memory(pid) for pid in server.workers()]
         for number, (before, after) in enumerate(zip(few, many, strict=True), start=1):
@@ -159,6 +195,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = servers.available()
     with postgresql_server() as url, seeded_database(url) as database, tempfile.TemporaryDirectory() as logs:
+        for size in SIZES:
+            database.execute(SEED.format(size=size, pollers=POLLERS))
         bench = Bench(database, Path(logs), seconds)
         bench.check(names)
         for number in range(rounds):

@@ -20,7 +20,8 @@ class LoadFailed(Exception):
 class Load:
     """The result of a load. Percentiles are in milliseconds.
 
-    requests: the number answered in time. asked: the number sent; every server carries out all of them. bytes: of an
+    requests: the number answered in time. slowest: of those. asked: the number sent; every server carries out all of
+    them. bytes: of an
     answer, with its headers.
     """
 
@@ -29,6 +30,7 @@ class Load:
     seconds: float
     p50: float
     p99: float
+    slowest: float
     bytes: float
 
 
@@ -51,9 +53,8 @@ def parse(output: str, connections: int = CONNECTIONS) -> Load:
     if result["refused"] or result["broken"] or not result["requests"]:
         raise LoadFailed(f"{result['refused']} answers were errors, {result['broken']} connections broke:\n{output}")
     asked = result["requests"] + connections
-    return Load(
-        result["requests"], asked, result["seconds"], result["p50"], result["p99"], result["bytes"] / result["requests"]
-    )
+    size = result["bytes"] / result["requests"]
+    return Load(result["requests"], asked, result["seconds"], result["p50"], result["p99"], result["slowest"], size)
 
 
 def send(connection: HTTPConnection, request: Request) -> tuple[int, bytes]:

@@ -1,4 +1,4 @@
-"""The parts of `make bench` that decide whether a run is to be believed; the run itself takes a quarter of an hour."""
+"""The parts of `make bench` that decide whether a run is to be believed; the run itself takes half an hour."""
 
 import socket
 import subprocess
@@ -76,13 +76,13 @@ def test_only_a_400_has_a_wording_of_its_own() -> None:
 def printed(requests: int = 900, refused: int = 0, broken: int = 0) -> str:
     """What wrk prints, and what load.lua adds to it."""
     counts = f'"requests": {requests}, "refused": {refused}, "broken": {broken}'
-    counts += ', "seconds": 3.0, "p50": 1.5, "p99": 9.25, "bytes": 90000'
+    counts += ', "seconds": 3.0, "p50": 1.5, "p99": 9.25, "slowest": 20.5, "bytes": 90000'
     return f"Running 3s test\n  1 threads and 32 connections\n\n{{{counts}}}\n"
 
 
 def test_a_load_is_read_from_what_is_printed() -> None:
     load = parse(printed())
-    assert (load.requests, load.seconds, load.p50, load.p99) == (900, 3.0, 1.5, 9.25)
+    assert (load.requests, load.seconds, load.p50, load.p99, load.slowest) == (900, 3.0, 1.5, 9.25, 20.5)
     # Time was up with one request on each connection still on its way.
     assert load.asked == 900 + CONNECTIONS
 
@@ -102,22 +102,22 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 def test_the_page_says_which_bars_are_met() -> None:
     page = render(results(SERVERS), "make bench", {})
     assert "| fastapi-sqlmodel / service, list | ≥ 6 | 6 | yes |" in page
-    assert "| service / bare, mix | ≤ 1.5 | 1 | yes |" in page
+    assert "| service / bare, mix | ≤ 2 | 1 | yes |" in page
+    assert "| service / fastapi-asyncpg, mix | ≤ 1.25 | 1 | yes |" in page
     assert "NO" not in page.replace("FASTIFY IS MISSING", "")
 
 
 def test_the_page_says_which_bars_are_missed() -> None:
-    page = render(results(SERVERS | {"fastapi-sqlmodel": [500.0], "bare": [50.0]}), "make bench", {})
+    page = render(results(SERVERS | {"fastapi-sqlmodel": [500.0], "bare": [40.0]}), "make bench", {})
     for call, bar in BARS.items():
         assert f"| fastapi-sqlmodel / service, {call} | ≥ {bar:g} | 5 | {'yes' if bar <= 5 else '**NO**'} |" in page
-        assert f"| service / bare, {call} | ≤ 1.5 | 2 | **NO** |" in page
+        assert f"| service / bare, {call} | ≤ 2 | 2.5 | **NO** |" in page
 
 
 def test_the_page_says_that_fastify_is_missing() -> None:
     assert "**FASTIFY IS MISSING" in render(results(SERVERS), "make bench", {})
     page = render(results(SERVERS | {"fastify": [200.0]}), "make bench", {})
     assert "MISSING" not in page
-    assert "| service / fastify, list | ≤ 1 | 0.5 | yes |" in page
 
 
 def test_the_mix_is_what_it_is_said_to_be() -> None:
