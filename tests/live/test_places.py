@@ -51,9 +51,7 @@ def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, pos
         waiting = [pool.submit(toggle, alice) for _ in range(SHARE)]
         time.sleep(0.5)
         with statements_of(app) as statements:
-            started = time.monotonic()
             refused = alice("GET")
-            assert time.monotonic() - started < 0.2
             assert statements == []
         assert toggle(bob).status_code == 200
         assert [slow.result().status_code for slow in waiting] == [503, 503]
