@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import jwt
@@ -27,6 +27,7 @@ from config import JwtSettings, Settings
 from todo import create_app
 from todo.db import commands, db, types
 from todo.db import connections as database
+from todo.db.pool import Pool
 from todo.tasks.schemas import TaskSchema
 
 ROOT = Path(__file__).parent.parent
@@ -368,6 +369,13 @@ def partition(url: URL) -> None:
     """Run the statements by which docs/scaling.md puts the tasks into partitions."""
     (block,) = re.findall("```sql\n(.*?)```", (ROOT / "docs/scaling.md").read_text(), re.DOTALL)
     sql_as_role(url, block)
+
+
+def pretend(app: Flask) -> Flask:
+    """Let the app take its PostgreSQL for Citus. It then executes what it would execute there."""
+    with app.app_context():
+        cast(Pool, db.engine.pool).knows_citus = True
+    return app
 
 
 def close(app: Flask) -> None:

@@ -166,11 +166,10 @@ def test_a_lost_worker_concerns_its_users_alone(
     assert account.recovery <= RECOVERY
     for worker, begun, ended in absences:
         failed = [
-            (port == worker.url.port, failure.method)
+            (port, failure.method)
             for writer, port in homes.items()
             for failure in writer.answers.failures
             if failure.ended >= begun and failure.started <= ended
         ]
-        assert any(is_of_worker for is_of_worker, _ in failed)
-        # A create under a key needs all workers (docs/scaling.md).
-        assert {method for is_of_worker, method in failed if not is_of_worker} <= {"POST under a key"}
+        assert failed
+        assert [each for each in failed if each[0] != worker.url.port] == []

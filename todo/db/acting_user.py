@@ -5,9 +5,12 @@ machine that has the user's rows, so there it is a query that leads to this mach
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from psycopg2 import extensions
+from sqlalchemy import Engine
+
+from todo.db.pool import Pool
 
 IS_CITUS = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
 ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
@@ -23,24 +26,34 @@ class Connection(extensions.connection):
     """A connection that knows whether its database is Citus."""
 
     is_citus = False
+    #: On Citus: for whom the current transaction already acts. Each query to a machine counts.
+    _acts_for: str | None = None
 
-    def acting_user(self, *, is_limited: bool) -> str:
-        """Return the SQL, with the parameter app_user_id. is_limited: the statement may wait a second for a lock."""
+    def acting_user(self, user_id: str | None, *, is_limited: bool) -> str:
+        """Return the SQL before a statement of the user, with the parameter app_user_id; None: a statement of nobody.
+
+        is_limited: the statement may wait a second for a lock.
+        """
         if not self.is_citus:
-            return ACTING_USER
+            return "" if user_id is None else ACTING_USER
+        if self.get_transaction_status() == extensions.TRANSACTION_STATUS_IDLE:
+            self._acts_for = None
+        if user_id in (None, self._acts_for):
+            return ""
+        self._acts_for = user_id
         return ACTING_USER_ON_CITUS.format(limit=LIMIT_ON_CITUS if is_limited else "")
 
 
-def ask_once() -> Callable[[Connection, object], None]:
-    """Return a listener that tells each new connection of a pool whether its database is Citus. The first one asks."""
-    answers: list[bool] = []
+def ask_once(engine: Engine) -> Callable[[Connection, object], None]:
+    """Return a listener that tells each new connection whether its database is Citus. The first one of a pool asks."""
 
     def tell(connection: Connection, _record: object) -> None:
-        if not answers:
+        pool = cast(Pool, engine.pool)
+        if pool.knows_citus is None:
             with connection.cursor() as cursor:
                 cursor.execute(IS_CITUS)
                 found: Any = cursor.fetchone()
-            answers.extend(found)
-        connection.is_citus = answers[0]
+            (pool.knows_citus,) = found
+        connection.is_citus = pool.knows_citus
 
     return tell

@@ -61,8 +61,9 @@ class LimitedCursor(extensions.cursor):
         if (limit := _limit.get()) is not None:
             query = f"SET LOCAL statement_timeout = {round(limit[0] * 1000)}; {query}"
         is_limited = _deadline.get() is not None
-        if vars and (user_id := _acting_user.get()) is not None:
-            query = self.connection.acting_user(is_limited=is_limited) + query
+        user_id = _acting_user.get() if vars else None
+        if acting_user_sql := self.connection.acting_user(user_id, is_limited=is_limited):
+            query = acting_user_sql + query
             vars = {**vars, "app_user_id": user_id}
         if is_limited:
             query = STATEMENT_LIMITS + query
@@ -158,7 +159,7 @@ def init_app(app: Flask, engine: Engine, request_id: Callable[[], str | None]) -
         event.listen(engine, "connect", _set_up_sqlite)
     else:
         event.listen(engine, "do_connect", _resolve_hosts)
-        event.listen(engine, "connect", acting_user.ask_once())
+        event.listen(engine, "connect", acting_user.ask_once(engine))
         event.listen(engine, "connect", _note_age)
         event.listen(engine, "checkout", _replace_if_lost)
         # psycopg2 has one callback for the whole process. Without it a server that stops answering blocks the thread.

@@ -20,6 +20,8 @@ class Pool(QueuePool):
     def __init__(self, creator: Any, **options: Any) -> None:
         """Create the pool. The option pool_timeout would do, but Flask-SQLAlchemy makes an integer of it."""
         super().__init__(creator, **options | {"timeout": TIMEOUT})
+        #: Whether the database is Citus. None as long as no connection has asked.
+        self.knows_citus: bool | None = None
         self._is_stuck = False
         self._tell: Callable[[float], Any] | None = None
         event.listen(self, "checkin", self._note_return)
@@ -27,6 +29,12 @@ class Pool(QueuePool):
     def observe(self, tell: Callable[[float], Any]) -> None:
         """Call `tell` with the seconds of each wait for a connection, a free one or a new one. Also if none was had."""
         self._tell = tell
+
+    def is_citus(self) -> bool:
+        """Whether the database is Citus: the first connection asks (todo/db/acting_user.py)."""
+        if self.knows_citus is None:
+            self.connect().close()
+        return bool(self.knows_citus)
 
     def connect(self) -> PoolProxiedConnection:
         """Return a connection. Raises TimeoutError, SQLAlchemy's, if all are in use and none comes back in time."""
