@@ -151,7 +151,7 @@ FAIL_AT_COMMIT = """
     FOR EACH ROW EXECUTE FUNCTION fail()
 """
 LOST = "PERFORM pg_terminate_backend(pg_backend_pid())"
-REFUSED = "RAISE EXCEPTION USING ERRCODE = '57014'"
+REFUSED = "RAISE EXCEPTION USING ERRCODE = 'XX000'"
 
 
 @pytest.mark.parametrize("how", [LOST, REFUSED], ids=["lost", "refused"])
