@@ -25,7 +25,7 @@ from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
 from todo import create_app
-from todo.db import commands, db, types
+from todo.db import acting_user, commands, db, types
 from todo.db import connections as database
 from todo.db.pool import Pool
 from todo.tasks.schemas import TaskSchema
@@ -348,7 +348,7 @@ def plans_of_statements(options: str) -> Iterator[list[dict[str, Any]]]:
         # SQLAlchemy has questions of its own to a new connection.
         if "tasks" in query:
             plainly(cursor, "BEGIN")
-            plainly(cursor, "SELECT set_config('app.user_id', %s, true)", [database._acting_user.get()])
+            plainly(cursor, "SELECT set_config('app.user_id', %s, true)", [acting_user.current.get()])
             plainly(cursor, f"EXPLAIN ({options}, FORMAT JSON) {query}", parameters)
             seen.extend(cursor.fetchall()[0][0])
             plainly(cursor, "ROLLBACK")
@@ -374,7 +374,9 @@ def partition(url: URL) -> None:
 def pretend(app: Flask) -> Flask:
     """Let the app take its PostgreSQL for Citus. It then executes what it would execute there."""
     with app.app_context():
-        cast(Pool, db.engine.pool).knows_citus = True
+        pool = cast(Pool, db.engine.pool)
+    pool.knows_citus = True
+    pool.shares.of = lambda _: None  # type: ignore[assignment]
     return app
 
 

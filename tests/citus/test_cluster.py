@@ -175,7 +175,8 @@ def test_a_lost_worker_concerns_its_users_alone(
     with distributed_database() as url:
         journals = keep_journal(url, machines)
         with gunicorn(url, tmp_path / "log", LOG_LEVEL="WARNING") as live:
-            with load(live, url, users=12, journals=journals) as writers:
+            # More than there are threads on each machine.
+            with load(live, url, users=40, journals=journals) as writers:
                 for worker in machines:
                     time.sleep(seconds / 2 - ABSENCES[how])
                     begun = time.monotonic()

@@ -5,12 +5,14 @@ machine that has the user's rows, so there it is a query that leads to this mach
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from contextvars import ContextVar
+from typing import Any
 
 from psycopg2 import extensions
 from sqlalchemy import Engine
 
-from todo.db.pool import Pool
+#: The user of the current request or command.
+current: ContextVar[str | None] = ContextVar("acting_user", default=None)
 
 IS_CITUS = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
 ACTING_USER = "SET LOCAL app.user_id = %(app_user_id)s; "
@@ -48,7 +50,7 @@ def ask_once(engine: Engine) -> Callable[[Connection, object], None]:
     """Return a listener that tells each new connection whether its database is Citus. The first one of a pool asks."""
 
     def tell(connection: Connection, _record: object) -> None:
-        pool = cast(Pool, engine.pool)
+        pool: Any = engine.pool
         if pool.knows_citus is None:
             with connection.cursor() as cursor:
                 cursor.execute(IS_CITUS)
