@@ -172,3 +172,14 @@ def test_a_commit_in_turn_that_fails_is_503_and_leaves_no_transaction(
     open_ = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
     assert sql(postgresql, open_) == []
     assert alice.titles() == ["x", "Buy milk"]
+
+
+def test_a_service_that_falls_silent_between_two_statements_in_turn_keeps_no_lock(make: Make, postgresql: URL) -> None:
+    alice = Caller(pretend(make(postgresql)), "alice")
+    show = "BEGIN NEW.title := current_setting('idle_in_transaction_session_timeout'); RETURN NEW; END"
+    sql(
+        postgresql, f"CREATE FUNCTION show() RETURNS trigger LANGUAGE plpgsql AS '{show.replace(chr(39), chr(39) * 2)}'"
+    )
+    sql(postgresql, "CREATE TRIGGER show BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION show()")
+    for headers in ({}, {"Idempotency-Key": "key"}):
+        assert alice("POST", json={"title": "x"}, headers=headers).get_json()["title"] == "5s"

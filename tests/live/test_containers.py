@@ -143,6 +143,12 @@ def test_every_machine_of_citus_has_the_same_health_check_and_all_scripts_that_a
     assert all((ROOT / entry.split(":")[0]).is_file() for entry in scripts[0])
 
 
+def test_the_coordinator_has_the_settings_of_the_page() -> None:
+    _, *flags = compose(SECRETS, COMPOSE_CITUS)["services"]["postgres"]["command"]
+    settings = [re.sub("^--(.*?)=(.*)$", r"\1 = '\2'", flag) for flag in flags]
+    assert "```\n" + "\n".join(settings) + "\n```" in (ROOT / "docs/scaling.md").read_text()
+
+
 def test_gunicorn_has_the_time_that_it_gives_to_requests() -> None:
     (patience,) = re.findall(r"^graceful_timeout = (\d+)$", (ROOT / "gunicorn.conf.py").read_text(), re.MULTILINE)
     assert int(compose(SECRETS)["services"]["service"]["stop_grace_period"].removesuffix("s")) > int(patience)

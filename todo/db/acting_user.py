@@ -22,6 +22,9 @@ ACTING_USER_ON_CITUS = (
 )
 #: There a statement also waits for its locks.
 LIMIT_ON_CITUS = ", set_config('lock_timeout', '1s', true)"
+#: Some transactions have several messages there (todo/db/statements.py). If the service is lost between two of them, the
+#: lock on the user must not stay.
+IDLE_LIMIT_ON_CITUS = "SET LOCAL idle_in_transaction_session_timeout = '5s'; "
 
 
 class Connection(extensions.connection):
@@ -43,7 +46,9 @@ class Connection(extensions.connection):
         if user_id in (None, self._acts_for):
             return ""
         self._acts_for = user_id
-        return ACTING_USER_ON_CITUS.format(limit=LIMIT_ON_CITUS if is_limited else "")
+        if not is_limited:
+            return ACTING_USER_ON_CITUS.format(limit="")
+        return IDLE_LIMIT_ON_CITUS + ACTING_USER_ON_CITUS.format(limit=LIMIT_ON_CITUS)
 
 
 def ask_once(engine: Engine) -> Callable[[Connection, object], None]:
