@@ -22,8 +22,8 @@ ACTING_USER_ON_CITUS = (
 )
 #: There a statement also waits for its locks.
 LIMIT_ON_CITUS = ", set_config('lock_timeout', '1s', true)"
-#: Some transactions have several messages there (todo/db/statements.py). If the service is lost between two of them, the
-#: lock on the user must not stay.
+#: Some transactions have several messages there (todo/db/statements.py). If the service is lost between two of them,
+#: the lock on the user must not stay.
 IDLE_LIMIT_ON_CITUS = "SET LOCAL idle_in_transaction_session_timeout = '5s'; "
 
 
