@@ -1,7 +1,7 @@
 """The databases and the apps on them.
 
 Each test that takes `app` or `call` runs on SQLite and PostgreSQL. A test that is marked `sql` also runs on PostgreSQL
-with the tasks in partitions, and in a leg of its own on Citus (tests/citus).
+with the tasks in partitions, on one that the service takes for Citus, and in a leg of its own on Citus (tests/citus).
 """
 
 import logging
@@ -31,6 +31,7 @@ from tests.support import (
     migrated_database,
     partition,
     pooled,
+    pretend,
     quick_server,
     settings,
     sql,
@@ -42,11 +43,9 @@ from todo.db import db
 from todo.db.ownership import Owned
 from todo.web import places
 
-DATABASES = ("sqlite", "postgresql", "partitioned")
+DATABASES = ("sqlite", "postgresql", "partitioned", "like citus")
 #: For a test of PostgreSQL's own; in the leg of tests/citus, Citus.
-on_postgresql = pytest.mark.parametrize(
-    "watched", ["citus"] if IS_ON_CITUS else ["postgresql", "partitioned"], indirect=True
-)
+on_postgresql = pytest.mark.parametrize("watched", ["citus"] if IS_ON_CITUS else DATABASES[1:], indirect=True)
 THROUGH_PGBOUNCER = os.environ.get("TEST_THROUGH") == "pgbouncer"
 
 
@@ -92,7 +91,7 @@ def server() -> Iterator[URL]:
 def apps(server: URL) -> Iterator[dict[str, Flask]]:
     """The app on each database. Nothing is slow to it, so that a busy machine makes nobody a 429."""
     with ExitStack() as stack:
-        kinds = ("sqlite", "postgresql", "postgresql")
+        kinds = ("sqlite", *["postgresql"] * 3)
         urls = dict(
             zip(DATABASES, (stack.enter_context(migrated_database(kind, server)) for kind in kinds), strict=True)
         )
@@ -101,6 +100,7 @@ def apps(server: URL) -> Iterator[dict[str, Flask]]:
             urls["citus"] = stack.enter_context(distributed_database())
         with mock.patch.multiple(places, SLOW=60.0, SLOW_SEARCH=60.0):
             apps = {name: create_app(settings(url)) for name, url in urls.items()}
+        pretend(apps["like citus"])
         yield apps
         for app in apps.values():
             close(app)

@@ -247,7 +247,7 @@ class Reach:
 
     def haste(self, test: str) -> tuple[bool, float]:
         """What sorts the fastest first, and those on PostgreSQL last."""
-        return "postgresql" in test or "partitioned" in test, self.seconds[test]
+        return any(name in test for name in ("postgresql", "partitioned", "citus")), self.seconds[test]
 
     def spread(self, tests: set[str], path: str) -> list[str]:
         """The fastest of each test file, file after file, until none is left.

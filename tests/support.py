@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import jwt
@@ -25,8 +25,9 @@ from werkzeug.test import TestResponse
 
 from config import JwtSettings, Settings
 from todo import create_app
-from todo.db import commands, db, types
+from todo.db import acting_user, commands, db, types
 from todo.db import connections as database
+from todo.db.pool import Pool
 from todo.tasks.schemas import TaskSchema
 
 ROOT = Path(__file__).parent.parent
@@ -347,7 +348,7 @@ def plans_of_statements(options: str) -> Iterator[list[dict[str, Any]]]:
         # SQLAlchemy has questions of its own to a new connection.
         if "tasks" in query:
             plainly(cursor, "BEGIN")
-            plainly(cursor, "SELECT set_config('app.user_id', %s, true)", [database._acting_user.get()])
+            plainly(cursor, "SELECT set_config('app.user_id', %s, true)", [acting_user.current.get()])
             plainly(cursor, f"EXPLAIN ({options}, FORMAT JSON) {query}", parameters)
             seen.extend(cursor.fetchall()[0][0])
             plainly(cursor, "ROLLBACK")
@@ -368,6 +369,15 @@ def partition(url: URL) -> None:
     """Run the statements by which docs/scaling.md puts the tasks into partitions."""
     (block,) = re.findall("```sql\n(.*?)```", (ROOT / "docs/scaling.md").read_text(), re.DOTALL)
     sql_as_role(url, block)
+
+
+def pretend(app: Flask) -> Flask:
+    """Let the app take its PostgreSQL for Citus. It then executes what it would execute there."""
+    with app.app_context():
+        pool = cast(Pool, db.engine.pool)
+    pool.knows_citus = True
+    pool.shares.of = lambda _: None  # type: ignore[assignment]
+    return app
 
 
 def close(app: Flask) -> None:

@@ -12,9 +12,9 @@ from flask import Flask
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import InvalidRequestError, OperationalError, ProgrammingError
 
-from tests.support import Caller, Make, close, session, silent_database, sql
-from todo.db import acting_user, db, hosts, pool
+from tests.support import Caller, Make, close, pretend, session, silent_database, sql
 from todo.db import connections as database
+from todo.db import db, hosts, pool
 from todo.db import failures as faults
 
 pytestmark = [pytest.mark.sql, pytest.mark.usefixtures("_task")]
@@ -148,7 +148,7 @@ def test_the_bounds_add_up_to_less_than_ten_seconds() -> None:
     assert pool.TIMEOUT + 3 * database.SQLITE_BUSY_TIMEOUT < 10
 
 
-def test_what_the_server_cannot_do_now_is_503(make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_server_cannot_do_now_is_503(make: Make, postgresql: URL) -> None:
     alice = Caller(make(postgresql), "alice")
     raising = "'BEGIN RAISE EXCEPTION USING ERRCODE = NEW.title; END'"
     sql(postgresql, f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS {raising}")
@@ -157,8 +157,7 @@ def test_what_the_server_cannot_do_now_is_503(make: Make, postgresql: URL, monke
         assert is_unavailable(alice, "POST", json={"title": code}), code
     assert alice("POST", json={"title": "XX000"}).status_code == 500
     # It is the code with which Citus tells of a lost worker.
-    monkeypatch.setattr(acting_user, "IS_CITUS", "SELECT true")
-    assert is_unavailable(Caller(make(postgresql), "alice"), "POST", json={"title": "XX000"})
+    assert is_unavailable(Caller(pretend(make(postgresql)), "alice"), "POST", json={"title": "XX000"})
 
 
 @pytest.mark.parametrize("code", [5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 26, 5 | 1 << 8, 10 | 3 << 8])

@@ -123,7 +123,7 @@ def test_the_task_and_its_key_are_made_together_or_not_at_all(alice: Caller, url
     assert "Idempotency-Replayed" not in create(alice).headers
 
 
-@on_postgresql
+@pytest.mark.parametrize("watched", ["postgresql", "partitioned"], indirect=True)
 def test_a_create_under_a_key_is_one_statement(alice: Caller, statements: list[str]) -> None:
     for _ in range(2):
         statements.clear()

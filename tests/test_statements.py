@@ -7,7 +7,7 @@ from flask import Flask
 from msgspec import Struct
 from sqlalchemy import URL, Select, Text, bindparam, literal, select
 
-from tests.support import Caller, Make, sql
+from tests.support import Caller, Make, pretend, sql
 from todo.db import db
 from todo.db.failures import DRIVER_ERRORS
 from todo.db.statements import Names, Statement, _Compiled
@@ -105,11 +105,13 @@ def test_an_error_of_the_statement_keeps_its_connection(app: Flask, alice: Calle
     assert alice.titles() == ["Buy milk"]
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_interrupted_change_on_sqlite_does_not_keep_the_lock(
-    make: Make, sqlite: URL, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+def test_an_interrupted_change_in_turn_does_not_keep_the_lock(
+    request: pytest.FixtureRequest, make: Make, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException], kind: str
 ) -> None:
-    app = make(sqlite)
+    url: URL = request.getfixturevalue(kind)
+    app = make(url) if kind == "sqlite" else pretend(make(url))
     alice = Caller(app, "alice")
     task = alice.create()
     bind = _Compiled.bind
@@ -125,7 +127,8 @@ def test_an_interrupted_change_on_sqlite_does_not_keep_the_lock(
     with app.app_context(), pytest.raises(failure) as caught:
         queries.TASKS.delete("alice", task["id"])
     monkeypatch.undo()
-    sql(sqlite, "UPDATE tasks SET title = 'not locked'")
+    sql(url, "UPDATE tasks SET title = 'not locked'")
+    sql(url, "UPDATE users SET email = 'not locked'")
     assert alice.titles() == ["not locked"]
     # Until here it has kept the frames of the statement, and so the cursor.
     assert caught.type is failure
@@ -140,3 +143,43 @@ def test_a_connection_that_breaks_under_a_statement_is_503_and_replaced(make: Ma
         assert alice("POST", json={"title": "x"}).status_code == 503
         assert connections(alice.app) == (1, 0)
         assert alice.titles() == ["Buy milk"]
+
+
+FAIL_AT_COMMIT = """
+    CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {how}; RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON tasks DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION fail()
+"""
+LOST = "PERFORM pg_terminate_backend(pg_backend_pid())"
+REFUSED = "RAISE EXCEPTION USING ERRCODE = 'XX000'"
+
+
+@pytest.mark.parametrize("how", [LOST, REFUSED], ids=["lost", "refused"])
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "key"}], ids=["plain", "key"])
+def test_a_commit_in_turn_that_fails_is_503_and_leaves_no_transaction(
+    make: Make, postgresql: URL, headers: dict[str, str], how: str
+) -> None:
+    alice = Caller(pretend(make(postgresql, threads=1)), "alice")
+    alice.create()
+    sql(postgresql, FAIL_AT_COMMIT.format(how=how))
+    for _ in range(2):
+        assert alice("POST", json={"title": "x"}, headers=headers).status_code == 503
+        assert connections(alice.app) == (1, 0)
+    sql(postgresql, "DROP FUNCTION fail CASCADE")
+    # The connection commits each statement by itself again.
+    assert alice.titles() == ["Buy milk"]
+    alice("POST", json={"title": "x"}, headers=headers)
+    open_ = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+    assert sql(postgresql, open_) == []
+    assert alice.titles() == ["x", "Buy milk"]
+
+
+def test_a_service_that_falls_silent_between_two_statements_in_turn_keeps_no_lock(make: Make, postgresql: URL) -> None:
+    alice = Caller(pretend(make(postgresql)), "alice")
+    show = "BEGIN NEW.title := current_setting('idle_in_transaction_session_timeout'); RETURN NEW; END"
+    sql(
+        postgresql, f"CREATE FUNCTION show() RETURNS trigger LANGUAGE plpgsql AS '{show.replace(chr(39), chr(39) * 2)}'"
+    )
+    sql(postgresql, "CREATE TRIGGER show BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION show()")
+    for headers in ({}, {"Idempotency-Key": "key"}):
+        assert alice("POST", json={"title": "x"}, headers=headers).get_json()["title"] == "5s"

@@ -54,6 +54,21 @@ EXECUTE FUNCTION write_down('users_{users}')
 """
 
 
+#: The same, at the end of the transaction.
+CONSTRAINT_TRIGGER = """
+CREATE CONSTRAINT TRIGGER write_down AFTER INSERT OR UPDATE OR DELETE ON tasks_{tasks} DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION write_down('users_{users}')
+"""
+REFUSE = """
+CREATE FUNCTION write_down() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'No'; END $$
+"""
+
+
+def refuse_commits(url: URL, workers: Sequence[Worker]) -> list[URL]:
+    """Have each worker refuse each change of a task, when it is to be committed."""
+    return [*_write_down(url, workers, REFUSE, CONSTRAINT_TRIGGER)]
+
+
 def keep_journal(url: URL, workers: Sequence[Worker]) -> list[URL]:
     """Have each worker write down each change of a task, in the transaction that makes it. Return where."""
     return [*_write_down(url, workers, JOURNAL)]
@@ -65,7 +80,7 @@ def keep_trail(url: URL, workers: Sequence[Worker]) -> list[URL]:
     return [*_write_down(url, workers, LEAVE_TRAIL.format(fields=", ".join(FIELDS), values=values))]
 
 
-def _write_down(url: URL, workers: Sequence[Worker], function: str) -> Iterator[URL]:
+def _write_down(url: URL, workers: Sequence[Worker], function: str, trigger: str = TRIGGER) -> Iterator[URL]:
     shards = sql(url, SHARDS)
     for worker in workers:
         part = worker.within(url)
@@ -75,7 +90,7 @@ def _write_down(url: URL, workers: Sequence[Worker], function: str) -> Iterator[
             connection.exec_driver_sql(function, {})
             for tasks, users, port in shards:
                 if port == part.port:
-                    connection.exec_driver_sql(TRIGGER.format(tasks=tasks, users=users))
+                    connection.exec_driver_sql(trigger.format(tasks=tasks, users=users))
             connection.commit()
         yield part
 

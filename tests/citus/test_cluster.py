@@ -14,7 +14,7 @@ from flask_migrate import upgrade
 from sqlalchemy import URL
 
 from tests.citus.cluster import Worker, database_of_cluster, distributed_database, run_script, workers
-from tests.citus.shards import keep_journal, keep_trail, port_of
+from tests.citus.shards import keep_journal, keep_trail, port_of, refuse_commits
 from tests.faults.conftest import RECOVERY
 from tests.faults.feed import feed
 from tests.faults.ledger import Findings
@@ -23,9 +23,11 @@ from tests.faults.test_feed import WRITES
 from tests.live import gunicorn
 from tests.live.test_flask_db import flask_db
 from tests.live.test_migrations import EXAMPLES
-from tests.support import REQUESTS, ROOT, Caller, close, migrated_app, settings, sql, status_of
+from tests.support import ROOT, Caller, close, migrated_app, settings, sql, status_of
 from tests.test_migrations import DDL
+from tests.test_sharding import CALLS
 from todo import create_app
+from todo.db import db
 
 pytestmark = pytest.mark.citus
 
@@ -80,13 +82,38 @@ def test_a_database_with_tasks_is_distributed_and_brought_back() -> None:
 
 
 def test_every_call_is_for_one_machine_and_every_id_is_the_coordinators() -> None:
+    """While another machine has stopped. One machine commits at once, in one phase."""
+    stopped = workers()[0]
+    with distributed_database() as url:
+        app = create_app(settings(url.update_query_dict({"options": "-c citus.log_remote_commands=on"}), threads=1))
+        with app.app_context():
+            connection = db.engine.raw_connection()
+            notices: list[str] = connection.driver_connection.notices
+            connection.close()
+        users = [user_id for user_id in map("user{}".format, range(12)) if port_of(url, user_id) != stopped.url.port]
+        with lost(stopped, "stopped"):
+            for user in (Caller(app, user_id) for user_id in users):
+                for method, path, options in CALLS:
+                    task = user("PATCH", f"/{user.create()['id']}/complete").get_json()
+                    assert task["id"] < LARGEST_ID
+                    notices.clear()
+                    assert user.send(task, method, path, options).status_code == status_of(method, path)
+                    assert [notice for notice in notices if "PREPARE TRANSACTION" in notice] == [], (method, path)
+                    assert "issuing COMMIT" in notices[-1]
+        close(app)
+
+
+def test_a_change_that_a_worker_cannot_commit_is_503() -> None:
+    """Each worker refuses then. The message of the coordinator has no SQLSTATE of its own."""
     with distributed_app() as app:
-        for user_id in ("alice", "bob", "carol", "dave"):
-            user = Caller(app, user_id)
-            for method, path, options in REQUESTS:
-                task = user.create()
-                assert task["id"] < LARGEST_ID
-                assert user.send(task, method, path, options).status_code == status_of(method, path)
+        alice = Caller(app, "alice")
+        task = alice("PATCH", f"/{alice.create()['id']}/complete").get_json()
+        with app.app_context():
+            refuse_commits(db.engine.url, workers())
+        for method, path, options in CALLS:
+            changes = method != "GET" and path != "?status=incomplete"
+            assert alice.send(task, method, path, options).status_code == (503 if changes else 200), (method, path)
+        assert alice("GET").get_json() == [task]
 
 
 def test_the_migrations_of_the_page_change_a_distributed_table(tmp_path: Path) -> None:
@@ -148,7 +175,8 @@ def test_a_lost_worker_concerns_its_users_alone(
     with distributed_database() as url:
         journals = keep_journal(url, machines)
         with gunicorn(url, tmp_path / "log", LOG_LEVEL="WARNING") as live:
-            with load(live, url, users=12, journals=journals) as writers:
+            # More than there are threads on each machine.
+            with load(live, url, users=40, journals=journals) as writers:
                 for worker in machines:
                     time.sleep(seconds / 2 - ABSENCES[how])
                     begun = time.monotonic()
@@ -166,11 +194,10 @@ def test_a_lost_worker_concerns_its_users_alone(
     assert account.recovery <= RECOVERY
     for worker, begun, ended in absences:
         failed = [
-            (port == worker.url.port, failure.method)
+            (port, failure.method)
             for writer, port in homes.items()
             for failure in writer.answers.failures
             if failure.ended >= begun and failure.started <= ended
         ]
-        assert any(is_of_worker for is_of_worker, _ in failed)
-        # A create under a key needs all workers (docs/scaling.md).
-        assert {method for is_of_worker, method in failed if not is_of_worker} <= {"POST under a key"}
+        assert failed
+        assert [each for each in failed if each[0] != worker.url.port] == []

@@ -10,7 +10,6 @@ from functools import partial, wraps
 from typing import Any
 
 from sqlalchemy import (
-    CTE,
     BigInteger,
     Column,
     ColumnElement,
@@ -22,14 +21,12 @@ from sqlalchemy import (
     cast,
     delete,
     func,
-    literal,
     null,
     select,
 )
-from sqlalchemy.sql.dml import ReturningInsert
 
 from todo import create_app
-from todo.db import bulk, clock, inserts, pages, table, types
+from todo.db import bulk, clock, deletions, inserts, pages, table, types
 from todo.db.bulk import BulkStatements
 from todo.db.deletions import Deletion, note
 from todo.db.ownership import USER_ID, owned_by
@@ -72,7 +69,7 @@ def now_without_the_lock() -> None:
     for module in (table, bulk):
         vars(module).update(tick=_now)
     for module in (inserts, once):
-        vars(module).update(tick_or_start=lambda _, *criteria: _now(*criteria))
+        vars(module).update(tick_or_start=_now)
 
 
 def coarse_clock() -> None:
@@ -90,7 +87,7 @@ def clock_without_its_microsecond() -> None:
 def keyed_creates_without_the_clock() -> None:
     """A create with a key happens at now(), and leaves the clock as it is."""
     coarse_clock()
-    vars(once).update(tick_or_start=lambda _, *criteria: _now(*criteria), CLOCK=current_instant())
+    vars(once).update(tick_or_start=_now)
 
 
 def deletions_by_a_second_statement(*, at_another_instant: bool = False) -> None:
@@ -105,14 +102,13 @@ def deletions_by_a_second_statement(*, at_another_instant: bool = False) -> None
             rows = select(gone.c.user_id, gone.c.resource, gone.c.row_id, now.c.changed_at).where(now.c.id == USER_ID)
         return select(gone.c.row_id, gone.c.user_id).add_cte(note(rows).cte("noted"))
 
-    def write_for_sqlite(_: Names) -> list[Query]:
+    def write_in_turn(_: Names) -> list[Query]:
+        now = cast(clock.NOW, UtcInstant) if at_another_instant else LATER.c.deleted_at
+        rows = select(LATER.c.user_id, LATER.c.resource, LATER.c.row_id, now).where(of_user)
         gone = delete(LATER).where(of_user).returning(LATER.c.row_id, LATER.c.user_id)
-        if not at_another_instant:
-            return [note(select(LATER).where(of_user)), gone]
-        rows = select(LATER.c.user_id, LATER.c.resource, LATER.c.row_id, clock.CLOCK).where(of_user)
-        return [clock.tick(), note(rows), gone]
+        return [clock.tick() if at_another_instant else _now(), note(rows), gone]
 
-    second = Statement(write, OwnedId, sqlite=write_for_sqlite)
+    second = Statement(write, OwnedId, in_turn=write_in_turn)
 
     def in_two_statements(first: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(first)
@@ -124,8 +120,7 @@ def deletions_by_a_second_statement(*, at_another_instant: bool = False) -> None
 
         return run
 
-    for module in (table, bulk):
-        vars(module).update(note=_postponed, note_gone=_postponed_gone)
+    vars(deletions).update(note=_postponed)
     for kind in (OwnedTable, BulkStatements):
         kind.delete = in_two_statements(kind.delete)  # type: ignore[method-assign]
 
@@ -136,11 +131,6 @@ def _now(*criteria: ColumnElement[bool]) -> Any:
 
 def _postponed(rows: Select[Any]) -> Insert:
     return LATER.insert().from_select([column.key for column in LATER.c], rows)
-
-
-def _postponed_gone(model: Any, gone: CTE, clock: CTE) -> ReturningInsert[int, str]:
-    rows = select(gone.c.user_id, literal(model.__tablename__).label("resource"), gone.c.id, clock.c.changed_at)
-    return _postponed(rows).returning(LATER.c.row_id, LATER.c.user_id)
 
 
 HARMLESS: dict[str, Plant] = {"a coarse clock": coarse_clock}

@@ -1,4 +1,4 @@
-"""What Dockerfile and compose.yaml say."""
+"""What Dockerfile, compose.yaml and compose.citus.yaml say."""
 
 import re
 import shutil
@@ -10,7 +10,8 @@ import yaml
 
 from tests.support import ROOT
 
-DOCKERFILE, IGNORED, COMPOSE = ROOT / "Dockerfile", ROOT / ".dockerignore", ROOT / "compose.yaml"
+DOCKERFILE, IGNORED = ROOT / "Dockerfile", ROOT / ".dockerignore"
+COMPOSE, COMPOSE_CITUS = ROOT / "compose.yaml", ROOT / "compose.citus.yaml"
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:
@@ -20,11 +21,22 @@ def instructions(dockerfile: str) -> list[tuple[str, str]]:
     return [(name, rest) for name, _, rest in (line.partition(" ") for line in joined.splitlines())]
 
 
-def compose(secrets: Mapping[str, str]) -> dict[str, Any]:
-    """compose.yaml with those secrets filled in. Raises KeyError where one is missing."""
-    filled = re.sub(r"\$\{(\w+):\?[^}]+\}", lambda match: secrets[match[1]], COMPOSE.read_text())
-    assert "$" not in filled
-    return dict(yaml.safe_load(filled))
+def compose(secrets: Mapping[str, str], *others: Path) -> dict[str, Any]:
+    """compose.yaml with those secrets filled in, and what other files change. Raises KeyError where one is missing."""
+    project: dict[str, Any] = {}
+    for path in (COMPOSE, *others):
+        filled = re.sub(r"\$\{(\w+):\?[^}]+\}", lambda match: secrets[match[1]], path.read_text())
+        assert "$" not in filled
+        project = merged(project, yaml.safe_load(filled))
+    return project
+
+
+def merged(first: Any, second: Any) -> Any:
+    """How compose merges what two files say of one thing."""
+    if isinstance(first, dict):
+        return first | {name: merged(first[name], new) if name in first else new for name, new in second.items()}
+    # A command is another one.
+    return first + second if isinstance(first, list) and "postgres" not in second else second
 
 
 def copy_context(folder: Path) -> None:

@@ -1,13 +1,17 @@
-"""Linters find nothing in Dockerfile, compose.yaml and the workflow; tests/ecosystem carries the first two out."""
+"""Linters find nothing in Dockerfile, the files of compose and the workflow.
+
+tests/ecosystem carries out the first two, and tests/citus the steps of compose.citus.yaml.
+"""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.live.containers import COMPOSE, DOCKERFILE, compose, copy_context, instructions
+from tests.live.containers import COMPOSE, COMPOSE_CITUS, DOCKERFILE, compose, copy_context, instructions
 from tests.support import ROOT
 
 TOOLS = Path(sys.executable).parent
@@ -33,8 +37,9 @@ def test_hadolint_would_find_something(tmp_path: Path) -> None:
 SCHEMA = ("check-jsonschema", "--builtin-schema", "vendor.compose-spec")
 
 
-def test_compose_yaml_is_of_the_compose_specification() -> None:
-    result = lint(*SCHEMA, COMPOSE)
+@pytest.mark.parametrize("path", [COMPOSE, COMPOSE_CITUS], ids=lambda path: path.name)
+def test_the_files_of_compose_are_of_its_specification(path: Path) -> None:
+    result = lint(*SCHEMA, path)
     assert result.returncode == 0, result.stdout
 
 
@@ -61,10 +66,11 @@ def test_what_is_no_workflow_of_github_is_seen(tmp_path: Path) -> None:
 
 def test_every_image_is_pinned_by_a_version() -> None:
     images = [rest.split()[0] for name, rest in instructions(DOCKERFILE.read_text()) if name == "FROM"]
-    services = compose(SECRETS)["services"].values()
-    images += [service["image"] for service in services if "build" not in service]
-    assert len(images) == 4
-    assert [image for image in images if not re.fullmatch(r"[a-z]+:\d[\w.-]*", image)] == []
+    for others in ([], [COMPOSE_CITUS]):
+        services = compose(SECRETS, *others)["services"].values()
+        images += [service["image"] for service in services if "build" not in service]
+    assert len(images) == 10
+    assert [image for image in images if not re.fullmatch(r"[a-z/]+:\d[\w.-]*", image)] == []
 
 
 def test_the_dockerfile_ends_as_nobody_in_particular_who_is_not_root() -> None:
@@ -72,34 +78,75 @@ def test_the_dockerfile_ends_as_nobody_in_particular_who_is_not_root() -> None:
     assert re.fullmatch("[1-9][0-9]{3,}:[1-9][0-9]{3,}", user)
 
 
+@pytest.fixture(params=[[], [COMPOSE_CITUS]], ids=["one database", "citus"])
+def services(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The services, with one PostgreSQL and with Citus."""
+    return dict(compose(SECRETS, *request.param)["services"])
+
+
 @pytest.mark.parametrize("secret", SECRETS)
-def test_compose_yaml_has_no_secret_of_its_own(secret: str) -> None:
+def test_the_files_of_compose_have_no_secret_of_their_own(secret: str) -> None:
     with pytest.raises(KeyError):
         compose({name: value for name, value in SECRETS.items() if name != secret})
+    assert set(re.findall(r"PASSWORD: *(.*)", COMPOSE_CITUS.read_text())) == {
+        f"${{{name}:?make .env as docs/containers.md says}}" for name in SECRETS if name != "TOKEN_SECRET"
+    }
 
 
-@pytest.mark.parametrize("name", ["service", "migrate"])
-def test_the_password_of_the_superuser_stays_with_postgresql(name: str) -> None:
-    assert SECRETS["POSTGRES_PASSWORD"] not in str(compose(SECRETS)["services"][name])
+def test_the_password_of_the_superuser_stays_with_postgresql(services: dict[str, Any]) -> None:
+    for name in services.keys() - {"postgres", "worker1", "worker2", "cluster"}:
+        assert SECRETS["POSTGRES_PASSWORD"] not in str(services[name])
 
 
-def test_only_nginx_is_to_be_reached_and_from_this_machine_alone() -> None:
-    services = compose(SECRETS)["services"]
+def test_no_service_gets_more_rights_and_only_databases_write_to_disks(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        is_database = name in ("postgres", "worker1", "worker2")
+        assert (service.get("read_only"), service.get("cap_drop")) == ((None, None) if is_database else (True, ["ALL"]))
+
+
+def test_only_nginx_is_to_be_reached_and_from_this_machine_alone(services: dict[str, Any]) -> None:
     assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
         "nginx": ["127.0.0.1:8080:80"]
     }
 
 
-def test_nobody_starts_before_what_it_needs() -> None:
-    services = compose(SECRETS)["services"]
+NEEDS = {
+    "postgres": {},
+    "migrate": {"postgres": "service_healthy"},
+    "service": {"migrate": "service_completed_successfully"},
+    "nginx": {"service": "service_healthy"},
+}
+DATABASES_FIRST = dict.fromkeys(("postgres", "worker1", "worker2"), "service_healthy")
+NEEDS_ON_CITUS = NEEDS | {
+    "worker1": {},
+    "worker2": {},
+    "cluster": DATABASES_FIRST,
+    "migrate": NEEDS["migrate"] | {"cluster": "service_completed_successfully"},
+    "distribute": {"migrate": "service_completed_successfully"},
+    "service": NEEDS["service"] | {"distribute": "service_completed_successfully"},
+}
+
+
+def test_nobody_starts_before_what_it_needs(services: dict[str, Any]) -> None:
     needs = {name: service.get("depends_on", {}) for name, service in services.items()}
     conditions = {name: {other: how["condition"] for other, how in these.items()} for name, these in needs.items()}
-    assert conditions == {
-        "postgres": {},
-        "migrate": {"postgres": "service_healthy"},
-        "service": {"migrate": "service_completed_successfully"},
-        "nginx": {"service": "service_healthy"},
-    }
+    assert conditions == (NEEDS_ON_CITUS if "cluster" in services else NEEDS)
+
+
+def test_every_machine_of_citus_has_the_same_health_check_and_all_scripts_that_are_named_exist() -> None:
+    services = compose(SECRETS, COMPOSE_CITUS)["services"]
+    machines = [services[name] for name in ("postgres", "worker1", "worker2")]
+    assert len({str(machine["healthcheck"]) for machine in machines}) == 1
+    scripts = [{entry for entry in machine["volumes"] if entry.startswith("./")} for machine in machines]
+    assert scripts[0] == scripts[1] == scripts[2]
+    assert all((ROOT / entry.split(":")[0]).is_file() for entry in scripts[0])
+
+
+def test_the_coordinator_has_the_settings_of_the_page() -> None:
+    _, *flags = compose(SECRETS, COMPOSE_CITUS)["services"]["postgres"]["command"]
+    settings = [re.sub("^--(.*?)=(.*)$", r"\1 = '\2'", flag) for flag in flags]
+    assert "```\n" + "\n".join(settings) + "\n```" in (ROOT / "docs/scaling.md").read_text()
 
 
 def test_gunicorn_has_the_time_that_it_gives_to_requests() -> None:

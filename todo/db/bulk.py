@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import CTE, ColumnElement, Select, delete, func, literal, literal_column, select, update
+from sqlalchemy import CTE, ColumnElement, Select, delete, func, literal_column, select, update
 
-from todo.db import db
-from todo.db.clock import CLOCK, tick
-from todo.db.deletions import note, note_gone
+from todo.db.clock import NOW, tick
+from todo.db.deletions import note_gone, note_in_turn
 from todo.db.inserts import new_parameters, new_values
 from todo.db.ownership import USER_ID, owned_by, table_of
-from todo.db.statements import Names, Query, Statement
+from todo.db.statements import Names, Query, Statement, database
 
 #: The most rows that one call changes.
 MOST = 1000
@@ -40,8 +39,8 @@ class BulkStatements:
     def __init__(self, model: type[Any], filters: Mapping[str, ColumnElement[bool]]) -> None:
         self._model = model
         self._filters = filters
-        self._update = Statement(self._write_update, Changed, sqlite=self._write_update_for_sqlite)
-        self._delete = Statement(self._write_delete, Changed, sqlite=self._write_delete_for_sqlite)
+        self._update = Statement(self._write_update, Changed, in_turn=self._write_update_in_turn)
+        self._delete = Statement(self._write_delete, Changed, in_turn=self._write_delete_in_turn)
         self._left = Statement(lambda names: self._pick(names, 1), _Picked)
 
     def update(self, user_id: str, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> Changed:
@@ -54,9 +53,9 @@ class BulkStatements:
 
     def _run(self, statement: Statement[Changed], wanted: Mapping[str, Any], new: Mapping[str, Any]) -> Changed:
         rows = statement.all(**wanted, **new)
-        if db.engine.dialect.name != "sqlite":
+        if database() == "postgresql":
             return rows[0]
-        # SQLite cannot count the rows that it changes: there is a row of the answer for each of them.
+        # SQLite cannot count the rows that it changes. So in turn there is a row of the answer for each of them.
         owners = [str(row.first_owner) for row in rows]
         has_more = len(rows) == MOST and self._left.first(**wanted) is not None
         return Changed(len(rows), has_more, min(owners, default=None), max(owners, default=None))
@@ -75,17 +74,16 @@ class BulkStatements:
         gone = rows.returning(model.id, model.user_id).cte("gone")
         return _counted(note_gone(model, gone, clock).cte("noted"), picked)
 
-    def _write_update_for_sqlite(self, names: Names) -> list[Query]:
+    def _write_update_in_turn(self, names: Names) -> list[Query]:
         model = self._model
         rows = owned_by(model, update(model)).where(model.id.in_(self._pick(names, MOST)))
-        values = {**new_parameters(table_of(model), names), "updated_at": CLOCK}
+        values = {**new_parameters(table_of(model), names), "updated_at": NOW}
         return [tick(), rows.values(**values).returning(*self._one())]
 
-    def _write_delete_for_sqlite(self, names: Names) -> list[Query]:
+    def _write_delete_in_turn(self, names: Names) -> list[Query]:
         model, picked = self._model, self._pick(names, MOST)
-        gone = owned_by(model, select(model.user_id, literal(model.__tablename__), model.id, CLOCK))
         rows = owned_by(model, delete(model)).where(model.id.in_(picked))
-        return [tick(), note(gone.where(model.id.in_(picked))), rows.returning(*self._one())]
+        return [tick(), note_in_turn(model, model.id.in_(picked)), rows.returning(*self._one())]
 
     def _pick(self, names: Names, most: int) -> Select[Any]:
         model = self._model

@@ -9,20 +9,24 @@ nothing before it (docs/decisions/clock.md). Must not know any owned model.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Insert, Select, Text, Update, bindparam, cast, null, select, true, update
+from sqlalchemy import ColumnElement, Insert, Select, Text, Update, bindparam, cast, null, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from todo.db import db
 from todo.db.conflicts import violated
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import USER_ID
+from todo.db.statements import INSTANT
 from todo.db.types import UtcInstant, current_instant, later_instant, random_number
 from todo.users.models import User
 
 Made = TypeVar("Made")
 
-#: SQL: the user's clock. On SQLite, after tick() in the same transaction: the instant of the change.
+#: SQL: the user's clock.
 CLOCK: ColumnElement[str] = select(User.changed_at).where(User.id == USER_ID).scalar_subquery()
+#: The instant of a change whose statements go in turn, after tick() or tick_or_start() (todo/db/statements.py).
+NOW = bindparam(INSTANT, type_=UtcInstant)
 
 
 def tick(*criteria: ColumnElement[bool]) -> Update:
@@ -31,13 +35,12 @@ def tick(*criteria: ColumnElement[bool]) -> Update:
     return user.values(changed_at=later_instant(current_instant(), User.changed_at)).returning(User.id, User.changed_at)
 
 
-def tick_or_start(dialect: str, *criteria: ColumnElement[bool]) -> Insert:
+def tick_or_start(*criteria: ColumnElement[bool]) -> Insert:
     """Return the same for a user who may be new. It then inserts the user's row; its parameter owner_email may be NULL.
 
     It violates the unique constraint of the email if the user is new and another user has the email: unless_taken().
     """
     email = bindparam("owner_email", type_=Text)
-    # SQLite takes ON CONFLICT for a join's ON, unless there is a WHERE before it.
     values: dict[str, Any] = {
         "id": cast(USER_ID, Text),
         "email": cast(email, Text),
@@ -45,15 +48,17 @@ def tick_or_start(dialect: str, *criteria: ColumnElement[bool]) -> Insert:
         "changed_at": current_instant(),
         "forgotten_at": current_instant(),
     }
-    new = select(*values.values()).where(true(), *criteria)
-    inserted = (sqlite_insert if dialect == "sqlite" else postgresql_insert)(User)
+    inserted = (sqlite_insert if db.engine.name == "sqlite" else postgresql_insert)(User)
+    # VALUES wherever possible: Citus would send the rows of a SELECT from one machine to another.
+    new = (
+        inserted.from_select([*values], select(*values.values()).where(*criteria))
+        if criteria
+        else inserted.values(values)
+    )
     # The row that was not inserted has now() in changed_at. Citus refuses now() itself here.
     later = later_instant(inserted.excluded.changed_at, User.changed_at)
-    return (
-        inserted.from_select([*values], new)
-        .on_conflict_do_update(index_elements=["id"], set_={"changed_at": later})
-        .returning(User.id, User.changed_at)
-    )
+    new = new.on_conflict_do_update(index_elements=["id"], set_={"changed_at": later})
+    return new.returning(User.id, User.changed_at)
 
 
 def unless_taken(email: str | None, make: Callable[[str | None], Made]) -> Made:

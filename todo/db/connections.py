@@ -44,8 +44,6 @@ _lost_at = 0.0
 #: A comment with the id of the current request, for PostgreSQL's log and pg_stat_activity. A comment costs the server
 #: nothing that can be measured, and passes every pooler.
 _comment: ContextVar[str] = ContextVar("comment", default="")
-#: The user of the current request.
-_acting_user: ContextVar[str | None] = ContextVar("acting_user", default=None)
 
 
 class LimitedCursor(extensions.cursor):
@@ -61,8 +59,9 @@ class LimitedCursor(extensions.cursor):
         if (limit := _limit.get()) is not None:
             query = f"SET LOCAL statement_timeout = {round(limit[0] * 1000)}; {query}"
         is_limited = _deadline.get() is not None
-        if vars and (user_id := _acting_user.get()) is not None:
-            query = self.connection.acting_user(is_limited=is_limited) + query
+        user_id = acting_user.current.get() if vars else None
+        if acting_user_sql := self.connection.acting_user(user_id, is_limited=is_limited):
+            query = acting_user_sql + query
             vars = {**vars, "app_user_id": user_id}
         if is_limited:
             query = STATEMENT_LIMITS + query
@@ -77,7 +76,7 @@ class LimitedCursor(extensions.cursor):
 
 def act_for(user_id: str | None) -> None:
     """Set whose rows later statements may see and change, in this thread and until the end of the request."""
-    _acting_user.set(user_id)
+    acting_user.current.set(user_id)
 
 
 @contextmanager
@@ -158,7 +157,7 @@ def init_app(app: Flask, engine: Engine, request_id: Callable[[], str | None]) -
         event.listen(engine, "connect", _set_up_sqlite)
     else:
         event.listen(engine, "do_connect", _resolve_hosts)
-        event.listen(engine, "connect", acting_user.ask_once())
+        event.listen(engine, "connect", acting_user.ask_once(engine))
         event.listen(engine, "connect", _note_age)
         event.listen(engine, "checkout", _replace_if_lost)
         # psycopg2 has one callback for the whole process. Without it a server that stops answering blocks the thread.
@@ -219,7 +218,7 @@ def _start_budget() -> None:
 def _end_budget(_error: BaseException | None) -> None:
     _deadline.set(None)
     _comment.set("")
-    _acting_user.set(None)
+    acting_user.current.set(None)
 
 
 def _wait_within_budget(connection: Any) -> None:

@@ -2,12 +2,25 @@
 
 from typing import Any
 
-from sqlalchemy import CTE, BigInteger, Insert, PrimaryKeyConstraint, Select, Text, insert, literal, select
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Insert,
+    PrimaryKeyConstraint,
+    Select,
+    Text,
+    cast,
+    insert,
+    literal,
+    select,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.dml import ReturningInsert
 
 from todo.db import Model
-from todo.db.ownership import Owned, table_of
+from todo.db.clock import NOW
+from todo.db.ownership import Owned, owned_by, table_of
 from todo.db.types import UtcInstant
 
 #: Days for which a deletion is kept at least. On PostgreSQL a policy of the table enforces this too, for sessions that
@@ -33,13 +46,19 @@ class Deletion(Owned, Model):
 def note_gone(model: type[Owned], gone: CTE, clock: CTE) -> ReturningInsert[int, str]:
     """Return the statement that notes the rows of the model that another part, `gone`, deletes.
 
-    It returns row_id and user_id. An insert that returns nothing would be a COPY to Citus, which policies forbid.
+    It returns row_id and user_id.
     """
     rows = select(gone.c.user_id, literal(table_of(model).name), gone.c.id, clock.c.changed_at)
-    return note(rows).returning(Deletion.row_id, Deletion.user_id)
+    noted = note(rows)
+    return noted.returning(noted.table.c.row_id, noted.table.c.user_id)
+
+
+def note_in_turn(model: type[Any], *criteria: ColumnElement[bool]) -> Insert:
+    """Return the statement, after tick(), that notes the user's rows of the model which a later one deletes."""
+    rows = owned_by(model, select(model.user_id, literal(table_of(model).name), model.id, cast(NOW, UtcInstant)))
+    return note(rows.where(*criteria))
 
 
 def note(rows: Select[Any]) -> Insert:
     """Return the statement that notes deletions. rows: user_id, resource, row_id, deleted_at."""
-    table = table_of(Deletion)
-    return insert(table).from_select(["user_id", "resource", "row_id", "deleted_at"], rows)
+    return insert(table_of(Deletion)).from_select(["user_id", "resource", "row_id", "deleted_at"], rows)

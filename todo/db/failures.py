@@ -1,11 +1,14 @@
 """The meaning of the database's errors: an outage, or a fault of the statement. Executes nothing."""
 
 import sqlite3
+from typing import cast
 
 import psycopg2
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from todo.db import db
+from todo.db.pool import Pool
 from todo.errors import InternalError, TodoError, Unavailable
 
 #: SQLSTATEs (PostgreSQL documentation, appendix A): connection, resources, operator and time-outs, system, lock not
@@ -58,7 +61,7 @@ def is_outage(error: Exception) -> bool:
         if cause.pgcode is None:
             # The server did not answer: the connection failed, or broke.
             return type(cause) in (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError)
-        return cause.pgcode.startswith(_POSTGRESQL_OUTAGES) or (cause.pgcode == _INTERNAL and _is_of_citus(cause))
+        return cause.pgcode.startswith(_POSTGRESQL_OUTAGES) or (cause.pgcode == _INTERNAL and _is_citus())
     return False
 
 
@@ -98,8 +101,9 @@ def cause_of(error: Exception) -> BaseException:
     return (error.orig or error) if isinstance(error, DBAPIError) else error
 
 
-def _is_of_citus(error: psycopg2.Error) -> bool:
-    return getattr(getattr(error.cursor, "connection", None), "is_citus", False)
+def _is_citus() -> bool:
+    # Not asked of the error: that of a COMMIT has no cursor.
+    return bool(cast(Pool, db.engine.pool).knows_citus)
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:

@@ -4,23 +4,28 @@ SQLAlchemy writes the SQL, converts values and keeps the connections, but it doe
 this module a get costs 2.3 times the CPU, a list 1.9, a create 1.4, a complete 1.9 (docs/decisions/speed.md).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import starmap
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from msgspec import Struct
-from sqlalchemy import CompoundSelect, Delete, Dialect, Insert, Select, Update
+from sqlalchemy import CompoundSelect, Delete, Dialect, Insert, PoolProxiedConnection, Select, Update
 
 from todo.db import db
 from todo.db.conflicts import refuse_conflict
 from todo.db.failures import DRIVER_ERRORS
+from todo.db.pool import Pool
 
 Row = TypeVar("Row", bound=Struct)
 Convert = Callable[[Any], Any]
 Parameters = Mapping[str, Any]
 #: The names of the parameters that a statement is given.
 Names = frozenset[str]
+#: The parameter of statements in turn: the instant of the change.
+INSTANT = "instant"
 Query = Select[Any] | CompoundSelect[Any] | Insert | Update | Delete
 
 
@@ -64,8 +69,11 @@ class Statement(Generic[Row]):
     statement: what to execute. If it depends on which parameters are given, a function that writes it: this is called
     with their names, once for each set of names.
     row: the class of the rows that are returned, with a field for each column.
-    sqlite: writes what SQLite executes instead, because it has no change within WITH: statements, in one transaction.
-    The rows are those of the last one. If it returns none, all are undone.
+    in_turn: writes what the databases `in_turn_on` execute instead: several statements, in one transaction. The first
+    is tick() or tick_or_start() (todo/db/clock.py), which makes this the user's only writer. The others have its
+    instant as the parameter INSTANT. If a query among them returns no row, all are undone. The rows are those of the
+    last one.
+    in_turn_on: SQLite has no change within WITH. Citus carries one out on several machines if it inserts.
     first: SQL for PostgreSQL that is executed before the statement, in the same round trip and transaction. The
     statement sees what was committed while that SQL waited.
     """
@@ -75,11 +83,13 @@ class Statement(Generic[Row]):
         statement: Query | Callable[[Names], Query],
         row: type[Row],
         *,
-        sqlite: Callable[[Names], Sequence[Query]] | None = None,
+        in_turn: Callable[[Names], Sequence[Query]] | None = None,
+        in_turn_on: Collection[str] = ("sqlite", "citus"),
         first: str = "",
     ) -> None:
         self._statement = statement
-        self._sqlite = sqlite
+        self._in_turn = in_turn
+        self._in_turn_on = in_turn_on
         self._first = first
         self._row = row
         self._compiled: dict[tuple[str, Names], Sequence[_Compiled]] = {}
@@ -93,24 +103,18 @@ class Statement(Generic[Row]):
             raise
 
     def _all(self, parameters: Parameters) -> list[Row]:
-        engine = db.engine
-        connection = engine.raw_connection()
+        connection = db.engine.raw_connection()
         cursor = connection.cursor()
+        rows: Sequence[Any]
         try:
-            names = frozenset(parameters)
-            steps = self._compiled.get((engine.name, names)) or self._compile(engine.dialect, names)
+            key = database(), frozenset(parameters)
+            steps = self._compiled.get(key) or self._compile(*key)
             if len(steps) > 1:
-                cursor.execute("BEGIN IMMEDIATE")
-            for step in steps:
-                cursor.execute(step.sql, step.bind(parameters))
-            rows = cursor.fetchall()
-            if len(steps) > 1:
-                cursor.execute("COMMIT" if rows else "ROLLBACK")
+                rows = _execute_in_turn(connection, cursor, steps, parameters)
+            else:
+                cursor.execute(steps[0].sql, steps[0].bind(parameters))
+                rows = cursor.fetchall()
         except BaseException as error:
-            if engine.name == "sqlite":
-                # Else the lock of the writer would last as long as the cursor.
-                cursor.close()
-                connection.rollback()
             if isinstance(error, DRIVER_ERRORS) and not getattr(connection, "closed", False):
                 connection.close()
             else:
@@ -125,14 +129,66 @@ class Statement(Generic[Row]):
         rows = self.all(**parameters)
         return rows[0] if rows else None
 
-    def _compile(self, dialect: Dialect, names: Names) -> Sequence[_Compiled]:
-        if self._sqlite is not None and dialect.name == "sqlite":
-            statements = self._sqlite(names)
+    def _compile(self, database: str, names: Names) -> Sequence[_Compiled]:
+        first = ""
+        if self._in_turn is not None and database in self._in_turn_on:
+            statements = self._in_turn(names)
         else:
             statements = [self._statement(names) if callable(self._statement) else self._statement]
-        first = self._first if dialect.name == "postgresql" else ""
-        self._compiled[dialect.name, names] = [_compiled(each, dialect, first) for each in statements]
-        return self._compiled[dialect.name, names]
+            first = self._first
+        dialect = db.engine.dialect
+        self._compiled[database, names] = [_compiled(each, dialect, first) for each in statements]
+        return self._compiled[database, names]
+
+
+def database() -> str:
+    """Return the kind of the database: "sqlite", "postgresql" or "citus". The first call may connect to ask."""
+    engine = db.engine
+    return "citus" if engine.name == "postgresql" and cast(Pool, engine.pool).is_citus() else engine.name
+
+
+def _execute_in_turn(
+    connection: PoolProxiedConnection, cursor: Any, steps: Sequence[_Compiled], parameters: Parameters
+) -> list[Any]:
+    """Execute the statements in one transaction, and return the rows of the last one: see Statement."""
+    driver: Any = connection.driver_connection
+    is_sqlite = isinstance(driver, sqlite3.Connection)
+    if is_sqlite:
+        cursor.execute("BEGIN IMMEDIATE")
+    else:
+        # The driver sends BEGIN before the first statement.
+        driver.autocommit = False
+    try:
+        rows = _rows_in_turn(cursor, steps, parameters)
+        if rows:
+            driver.commit()
+        else:
+            driver.rollback()
+    except BaseException:
+        # Else the locks would last as long as the cursor.
+        cursor.close()
+        with suppress(*DRIVER_ERRORS):
+            driver.rollback()
+        raise
+    finally:
+        if not is_sqlite and not driver.closed:
+            driver.autocommit = True
+    return rows
+
+
+def _rows_in_turn(cursor: Any, steps: Sequence[_Compiled], parameters: Parameters) -> list[Any]:
+    rows: list[Any] = []
+    for step in steps:
+        cursor.execute(step.sql, step.bind(parameters))
+        if cursor.description is None:
+            continue
+        rows = cursor.fetchall()
+        if not rows:
+            break
+        if step is steps[0]:
+            ((_, instant),) = step.convert(rows)
+            parameters = {**parameters, INSTANT: instant}
+    return rows
 
 
 def _compiled(statement: Query, dialect: Dialect, first: str) -> _Compiled:

@@ -11,15 +11,14 @@ from sqlalchemy import (
     Update,
     bindparam,
     delete,
-    literal,
     or_,
     select,
     update,
 )
 
 from todo.db.bulk import BulkStatements
-from todo.db.clock import CLOCK, tick
-from todo.db.deletions import note, note_gone
+from todo.db.clock import NOW, tick
+from todo.db.deletions import note_gone, note_in_turn
 from todo.db.inserts import OwnedInsert, new_parameters, new_values
 from todo.db.ownership import USER_ID, owned_by, table_of
 from todo.db.pages import changes_of, page_of, page_parameters
@@ -68,7 +67,7 @@ class OwnedTable(Generic[Row]):
         self._insert = OwnedInsert(model, row)
         self.bulk = BulkStatements(model, self.filters)
         self._update = self._updating(lambda names: new_parameters(table_of(model), names))
-        self._delete = Statement(self._write_delete, OwnedId, sqlite=self._write_delete_for_sqlite)
+        self._delete = Statement(self._write_delete, OwnedId, in_turn=self._write_delete_in_turn)
 
     def list(self, user_id: str, filters: Mapping[str, Any], wanted: PageWanted) -> Page[Row]:
         """Return a page of the user's rows, newest first."""
@@ -116,11 +115,12 @@ class OwnedTable(Generic[Row]):
             changed = owned_by(model, update(model)).where(*self._is_expected(names), clock.c.id == USER_ID)
             return changed.values(**values_of(names), updated_at=clock.c.changed_at).returning(*self._columns)
 
-        def write_for_sqlite(names: Names) -> Queries:
+        def write_in_turn(names: Names) -> Queries:
             changed = owned_by(model, update(model)).where(*self._is_expected(names))
-            return [tick(), changed.values(**values_of(names), updated_at=CLOCK).returning(*self._columns)]
+            return [tick(), changed.values(**values_of(names), updated_at=NOW).returning(*self._columns)]
 
-        return Statement(write, self._row, sqlite=write_for_sqlite)
+        # To Citus this is one statement for one machine.
+        return Statement(write, self._row, in_turn=write_in_turn, in_turn_on=["sqlite"])
 
     def _write_delete(self, names: Names) -> Query:
         model = self._model
@@ -129,11 +129,10 @@ class OwnedTable(Generic[Row]):
         gone = row.returning(model.id, model.user_id).cte("gone")
         return note_gone(model, gone, clock)
 
-    def _write_delete_for_sqlite(self, names: Names) -> Queries:
+    def _write_delete_in_turn(self, names: Names) -> Queries:
         model, is_expected = self._model, self._is_expected(names)
-        row = owned_by(model, select(model.user_id, literal(model.__tablename__), model.id, CLOCK)).where(*is_expected)
         gone = owned_by(model, delete(model)).where(*is_expected)
-        return [tick(), note(row), gone.returning(model.id, model.user_id)]
+        return [tick(), note_in_turn(model, *is_expected), gone.returning(model.id, model.user_id)]
 
     def _tick(self, names: Names) -> Update:
         # Only if there is something to change: after a refused change every client has the current clock.

@@ -22,13 +22,13 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 
 from todo.db import db
-from todo.db.clock import CLOCK, tick_or_start, unless_taken
+from todo.db.clock import tick_or_start, unless_taken
 from todo.db.commands import transaction
 from todo.db.conflicts import refuse_conflict, violated
 from todo.db.failures import DATABASE_ERRORS
-from todo.db.inserts import insert_new, new_values
-from todo.db.ownership import ONE_AT_A_TIME, USER_ID, Owned, has_room, limit_of, table_of
-from todo.db.statements import Names, Statement
+from todo.db.inserts import insert_in_turn, insert_new, new_values
+from todo.db.ownership import ONE_AT_A_TIME, Owned, has_room, limit_of, table_of
+from todo.db.statements import INSTANT, Names, Statement, database
 from todo.db.types import UtcInstant, instant_text
 from todo.errors import KeyLimitReached, KeyReused, LimitReached
 from todo.idempotency import queries
@@ -71,7 +71,7 @@ class InsertOnce(Generic[Row]):
         self._null_if_omitted = null_if_omitted
         self._columns: dict[str, Column[Any]] = {name: self._table.columns[name] for name in row.__struct_fields__}
         self._statement = Statement(self._write_statement, Outcome)
-        self._in_turn = Statement(self._write_statement, Outcome, first=ONE_AT_A_TIME)
+        self._limited = Statement(self._write_statement, Outcome, first=ONE_AT_A_TIME)
 
     def one(self, user_id: str, email: str | None, key: str, values: Mapping[str, Any]) -> tuple[Row, bool]:
         """Return the row that was inserted under the user's key, and whether an earlier request inserted it.
@@ -110,7 +110,7 @@ class InsertOnce(Generic[Row]):
         return convert(fields, self._row)
 
     def _attempt(self, email: str | None, parameters: Mapping[str, Any], others: int = ATTEMPTS - 1) -> Outcome:
-        attempt = self._insert_in_turn if db.engine.dialect.name == "sqlite" else self._insert
+        attempt = self._insert if database() == "postgresql" else self._insert_in_turn
         try:
             return unless_taken(email, lambda email: attempt({**parameters, "owner_email": email}))
         except DATABASE_ERRORS as error:
@@ -120,7 +120,7 @@ class InsertOnce(Generic[Row]):
         return self._attempt(email, parameters, others - 1)
 
     def _insert(self, parameters: Mapping[str, Any]) -> Outcome:
-        (outcome,) = (self._in_turn if "most" in parameters else self._statement).all(**parameters)
+        (outcome,) = (self._limited if "most" in parameters else self._statement).all(**parameters)
         return outcome
 
     def _write_statement(self, names: Names) -> Select[*tuple[Any, ...]]:
@@ -129,8 +129,8 @@ class InsertOnce(Generic[Row]):
         room = select(for_row.label("for_row"), for_key.label("for_key")).cte("room")
         is_allowed = select(room.c.for_row & room.c.for_key).scalar_subquery()
         is_first = ~select(before.c.answer).exists()
-        clock = tick_or_start("postgresql", is_allowed, is_first).cte("clock")
-        made = insert_new(self._table, names, clock.c.id, clock.c.changed_at).returning(*self._columns.values())
+        clock = tick_or_start(is_allowed, is_first).cte("clock")
+        made = insert_new(self._table, names, clock).returning(*self._columns.values())
         shown = select(*map(_shown, made.cte("made").c)).subquery("shown")
         answer = sql_cast(func.row_to_json(literal_column("shown")), Text)
         key = [bindparam(name, type_=Text) for name in ("user_id", "key", "fingerprint")]
@@ -143,7 +143,8 @@ class InsertOnce(Generic[Row]):
         return outcome.add_cte(queries.prune(select(clock.c.id).exists()).cte("pruned"))
 
     def _insert_in_turn(self, parameters: Mapping[str, Any]) -> Outcome:
-        # SQLite has no INSERT within WITH. The first statement makes this the only writer until the end.
+        # SQLite has no INSERT within WITH. Citus would send its rows to all machines. The first statement makes this
+        # the user's only writer until the end.
         try:
             with transaction() as connection:
                 outcome = self._insert_with(connection, parameters)
@@ -156,7 +157,7 @@ class InsertOnce(Generic[Row]):
         return outcome
 
     def _insert_with(self, connection: Connection, parameters: Mapping[str, Any]) -> Outcome:
-        connection.execute(tick_or_start("sqlite"), parameters)
+        now = connection.execute(tick_or_start(), parameters).one().changed_at
         before = connection.execute(queries.FIND, parameters).one_or_none()
         if before is not None:
             return Outcome(before.fingerprint, before.answer, True)
@@ -165,8 +166,8 @@ class InsertOnce(Generic[Row]):
             for_row, for_key = connection.execute(select(has_room(self._model), queries.HAS_ROOM), parameters).one()
             if not (for_row and for_key):
                 return Outcome(None, None, for_row)
-        new = insert_new(self._table, frozenset(parameters), USER_ID, CLOCK).returning(*self._columns.values())
-        answer = json.encode(self._row(*connection.execute(new, parameters).one())).decode()
+        new = insert_in_turn(self._table, frozenset(parameters)).returning(*self._columns.values())
+        answer = json.encode(self._row(*connection.execute(new, {**parameters, INSTANT: now}).one())).decode()
         key = {name: parameters[name] for name in ("user_id", "key", "fingerprint")}
         connection.execute(insert(KEYS).values(**key, answer=answer))
         return Outcome(None, answer, True)

@@ -10,7 +10,6 @@ import click
 from flask import Blueprint
 from sqlalchemy import Table, insert
 
-from todo.db import db
 from todo.db.clock import tick_or_start
 from todo.db.commands import BATCH, acting_for, on_database, progress, transaction
 from todo.identity.commands import UserId
@@ -66,8 +65,7 @@ def seed(user_id: str, count: int) -> None:
         # In short transactions: SQLite has one writer, and requests must not wait long for it.
         while batch := list(islice(tasks, BATCH)):
             with transaction() as connection:
-                clock = tick_or_start(db.engine.dialect.name)
-                now = connection.execute(clock, {"user_id": user_id, "owner_email": None}).one().changed_at
+                now = connection.execute(tick_or_start(), {"user_id": user_id, "owner_email": None}).one().changed_at
                 connection.execute(insert(TASKS), [{**task, "updated_at": now} for task in batch])
             done(len(batch))
     click.echo(f"Made {count} tasks for {user_id}")
