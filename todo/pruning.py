@@ -3,7 +3,7 @@
 /metrics shows how many rows it would delete.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -15,6 +15,7 @@ from todo.db.commands import BATCH, on_database, transaction
 from todo.db.deletions import KEPT_FOR as DELETIONS_KEPT_FOR
 from todo.db.deletions import Deletion
 from todo.db.ownership import Owned, evaluated_once, table_of
+from todo.db.statements import database
 from todo.db.types import UtcInstant, hours_ago
 from todo.idempotency.models import IdempotencyKey
 from todo.idempotency.queries import IS_OUTLIVED
@@ -23,25 +24,36 @@ from todo.users.models import User
 
 blp = Blueprint("prune", __name__, cli_group=None)
 
-# User by user, as Citus locks the rows of one machine only. In short transactions, so that no create waits long for a
-# lock. It skips keys that another session is deleting, and so waits for none.
+# One pass through all keys, in short transactions, so that no create waits long for a lock. It skips keys that another
+# session is deleting, and so waits for none. The driver of SQLite does not count what a statement with WITH deletes, so
+# it returns the keys.
+KEY = (IdempotencyKey.user_id, IdempotencyKey.key)
+SOME_KEYS = (
+    select(*KEY)
+    .where(tuple_(*KEY) > tuple_(bindparam("after_user"), bindparam("after_key")), IS_OUTLIVED)
+    .order_by(*KEY)
+    .limit(bindparam("batch", type_=Integer))
+    .with_for_update(skip_locked=True)
+)
+DELETE_KEYS = delete(IdempotencyKey).where(tuple_(*KEY).in_(evaluated_once(SOME_KEYS))).returning(*KEY)
+
+# On Citus user by user, as it locks the rows of one machine only. With 100,000 users this takes six times as long.
 NEXT_USER = (
     select(IdempotencyKey.user_id)
     .where(IdempotencyKey.user_id > bindparam("after_user"), IS_OUTLIVED)
     .order_by(IdempotencyKey.user_id)
     .limit(1)
 )
-SOME_KEYS = (
+SOME_OF_USER = (
     select(IdempotencyKey.key)
     .where(IdempotencyKey.user_id == bindparam("of_user"), IS_OUTLIVED)
     .order_by(IdempotencyKey.created_at)
     .limit(bindparam("batch", type_=Integer))
     .with_for_update(skip_locked=True)
 )
-# The driver of SQLite does not count what a statement with WITH deletes, so it returns the keys.
-DELETE_KEYS = (
+DELETE_OF_USER = (
     delete(IdempotencyKey)
-    .where(IdempotencyKey.user_id == bindparam("of_user"), IdempotencyKey.key.in_(evaluated_once(SOME_KEYS)))
+    .where(IdempotencyKey.user_id == bindparam("of_user"), IdempotencyKey.key.in_(evaluated_once(SOME_OF_USER)))
     .returning(IdempotencyKey.key)
 )
 
@@ -109,16 +121,26 @@ def prune(keys: int, deletions: int) -> None:
 
 def prune_keys(hours: int) -> int:
     """Delete the idempotency keys that are older than this many hours, and return how many."""
+    if database() == "citus":
+        return sum(_prune_user_by_user(hours))
     pruned = 0
+    connection = db.session.connection()
+    parameters: dict[str, Any] = {"hours": hours, "batch": BATCH, "after_user": "", "after_key": ""}
+    while keys := connection.execute(DELETE_KEYS, parameters).all():
+        pruned += len(keys)
+        parameters |= dict(zip(("after_user", "after_key"), max(map(tuple, keys)), strict=True))
+    return pruned
+
+
+def _prune_user_by_user(hours: int) -> Iterator[int]:
     connection = db.session.connection()
     user_id: str | None = ""
     while (user_id := connection.scalar(NEXT_USER, {"hours": hours, "after_user": user_id})) is not None:
         deleted = BATCH
         while deleted == BATCH:
             parameters = {"of_user": user_id, "hours": hours, "batch": BATCH}
-            deleted = len(connection.execute(DELETE_KEYS, parameters).all())
-            pruned += deleted
-    return pruned
+            deleted = len(connection.execute(DELETE_OF_USER, parameters).all())
+            yield deleted
 
 
 def forget_deletions(hours: int) -> int:
