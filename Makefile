@@ -56,7 +56,7 @@ ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Test wit
 citus: $(VENV)/installed-dev ## Test on a cluster of Citus: TEST_CITUS_URL and TEST_CITUS_WORKERS name it (tests/citus)
 	$(if $(and $(TEST_CITUS_URL),$(TEST_CITUS_WORKERS)),,$(error NOT RUN: TEST_CITUS_URL and TEST_CITUS_WORKERS name no cluster of Citus))
 	TEST_ON=citus $(BIN)/pytest -m sql
-	$(BIN)/pytest tests/citus -m citus -o faulthandler_timeout=300
+	$(BIN)/pytest tests/citus -m "citus and not faults" -o faulthandler_timeout=300
 
 screenshot: $(VENV)/installed-dev ## Take docs/swagger-ui.png again: Swagger UI in a browser
 	@$(call programs,chromium)
