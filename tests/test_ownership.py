@@ -133,7 +133,7 @@ class TestRoute:
             assert bob.open(route[0], path.replace("alice", "bob"), json=BODIES[route]).status_code == 404
         assert rows_of(alice, path) == before
 
-    def test_as_the_owner_it_costs_one_statement_or_one_transaction(
+    def test_as_the_owner_it_costs_one_statement(
         self, alice: Caller, statements: list[str], route: tuple[str, str]
     ) -> None:
         path = create(alice, route)
