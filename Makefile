@@ -43,7 +43,7 @@ test: $(VENV)/installed-dev ## Check style and types, and run the tests on SQLit
 	$(BIN)/pytest -n 3 --dist worksteal --cov --cov-report=term
 
 live: $(VENV)/installed-dev ## Run the tests that start processes: gunicorn, commands, installations, examples in the documents, short fault tests
-	$(BIN)/pytest tests/live tests/fuzz tests/faults -n 3 --dist worksteal -o faulthandler_timeout=300
+	$(BIN)/pytest tests/live tests/fuzz tests/faults -n 3 --dist worksteal -o faulthandler_timeout=600
 
 programs: ## Install the programs that make ecosystem needs (as root, on Debian)
 	@$(call programs,chromium curl dbus nginx npm openssl pgbouncer prometheus redis-server systemd)
