@@ -71,8 +71,7 @@ class Bench:
             load(server.port, self.files["mix"], WARM_UP)
             for call in CALLS:
                 self.measure_call(name, server, call)
-            for section, requests in self.refreshes(name, server.port).items():
-                self.measure_load(section, name, server, requests, max(self.seconds, REFRESH_SECONDS))
+            self.measure_refreshes(name, server)
             self.results.add("memory", name, {"proportional set size, MiB": memory(server.process.pid)})
 
     def measure_call(self, name: str, server: Server, call: str) -> None:
@@ -84,14 +83,14 @@ class Bench:
         if name == SERVICE:
             self.measure_crowd(call, server, self.files[call])
 
-    def refreshes(self, name: str, port: int) -> dict[str, Path]:
-        """Return the files of requests that ask the server for news, by the section of the results."""
-        kinds = dict(polls(self.database, port, is_service=name == SERVICE))
-        asked = {section: kinds[of[0 if name == SERVICE else 1]] for section, of in REFRESHES.items()}
-        return {
-            section: write_requests(requests, self.folder / f"refresh{number}.tsv")
-            for number, (section, requests) in enumerate(asked.items())
-        }
+    def measure_refreshes(self, name: str, server: Server) -> None:
+        """Measure requests for news. Each kind is prepared when its turn comes: the last one changes tasks."""
+        is_service = name == SERVICE
+        for kind, requests in polls(self.database, server.port, is_service=is_service):
+            file = write_requests(requests, self.folder / "refresh.tsv")
+            for section, (asked, asked_of_peers) in REFRESHES.items():
+                if kind == (asked if is_service else asked_of_peers):
+                    self.measure_load(section, name, server, file, max(self.seconds, REFRESH_SECONDS))
 
     def measure_crowd(self, call: str, server: Server, requests: Path) -> None:
         """Measure many connections, none of which may be cut off."""
