@@ -21,7 +21,7 @@ TAGS: dict[str, Any] = {"examples": ['"1@2025-01-09T12:34:56.123456Z"']}
 
 
 class IfNoneMatchSchema(HeaderSchema):
-    """The condition of a GET."""
+    """The condition of a GET, for the document: todo/web/conditions.py reads it."""
 
     if_none_match = fields.String(
         data_key="If-None-Match",
@@ -31,7 +31,7 @@ class IfNoneMatchSchema(HeaderSchema):
 
 
 class IfMatchSchema(HeaderSchema):
-    """The condition of a change."""
+    """The condition of a change, for the document."""
 
     if_match = fields.String(
         data_key="If-Match",
@@ -62,25 +62,25 @@ class Blueprint(flask_smorest.Blueprint):
         """
 
         @wraps(view)
-        def with_condition(*args: Any, if_none_match: str | None = None, **arguments: Any) -> Any:
+        def with_condition(*args: Any, **arguments: Any) -> Any:
             return revalidated(view(*args, **arguments))
 
-        documented = self.arguments(IfNoneMatchSchema(), location="headers", as_kwargs=True)(with_condition)
+        documented = _only_document(self.arguments(IfNoneMatchSchema(), location="headers"))(cast(View, with_condition))
         not_modified = self.alt_response(
             304, description="Not modified: the caller has the current state.", headers=etag
         )
-        return not_modified(cast(View, documented))
+        return not_modified(documented)
 
     def conditional_change(self, row_id: str) -> Callable[[View], View]:
         """Pass `expected` to the view: what the request expects of the row. row_id: its path argument."""
 
         def decorate(view: View) -> View:
             @wraps(view)
-            def with_condition(*args: Any, if_match: str | None = None, **arguments: Any) -> Any:
+            def with_condition(*args: Any, **arguments: Any) -> Any:
                 return view(*args, expected=expected_of(arguments[row_id]), **arguments)
 
-            documented = self.arguments(IfMatchSchema(), location="headers", as_kwargs=True)(with_condition)
-            return self.fails_with(412)(cast(View, documented))
+            documented = _only_document(self.arguments(IfMatchSchema(), location="headers"))
+            return self.fails_with(412)(documented(cast(View, with_condition)))
 
         return decorate
 
@@ -96,15 +96,15 @@ class Blueprint(flask_smorest.Blueprint):
 
     def doc(self, **description: Any) -> Callable[[View], View]:
         """Document the view, as flask-smorest does."""
-        return _on_the_view(super().doc(**description))
+        return _only_document(super().doc(**description))
 
     def alt_response(self, *arguments: Any, **options: Any) -> Callable[[View], View]:
         """Document another response of the view, as flask-smorest does."""
-        return _on_the_view(super().alt_response(*arguments, **options))
+        return _only_document(super().alt_response(*arguments, **options))
 
 
-def _on_the_view(decorate: Callable[[Any], Any]) -> Callable[[View], View]:
-    """Return a decorator that documents the view itself. flask-smorest's puts a function around it for that."""
+def _only_document(decorate: Callable[[Any], Any]) -> Callable[[View], View]:
+    """Return a decorator that documents the view like this one of flask-smorest, without the function around it."""
 
     def document(view: View) -> View:
         around = vars(decorate(view))
