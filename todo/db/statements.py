@@ -12,7 +12,7 @@ from itertools import starmap
 from typing import Any, Generic, TypeVar, cast
 
 from msgspec import Struct
-from sqlalchemy import CompoundSelect, Delete, Dialect, Insert, PoolProxiedConnection, Select, Update
+from sqlalchemy import CompoundSelect, Delete, Dialect, Engine, Insert, PoolProxiedConnection, Select, Update
 
 from todo.db import db
 from todo.db.conflicts import refuse_conflict
@@ -103,11 +103,12 @@ class Statement(Generic[Row]):
             raise
 
     def _all(self, parameters: Parameters) -> list[Row]:
-        connection = db.engine.raw_connection()
+        engine = db.engine
+        connection = engine.raw_connection()
         cursor = connection.cursor()
         rows: Sequence[Any]
         try:
-            key = database(), frozenset(parameters)
+            key = _kind(engine), frozenset(parameters)
             steps = self._compiled.get(key) or self._compile(*key)
             if len(steps) > 1:
                 rows = _execute_in_turn(connection, cursor, steps, parameters)
@@ -143,7 +144,10 @@ class Statement(Generic[Row]):
 
 def database() -> str:
     """Return the kind of the database: "sqlite", "postgresql" or "citus". The first call may connect to ask."""
-    engine = db.engine
+    return _kind(db.engine)
+
+
+def _kind(engine: Engine) -> str:
     return "citus" if engine.name == "postgresql" and cast(Pool, engine.pool).is_citus() else engine.name
 
 
