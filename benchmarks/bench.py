@@ -21,7 +21,7 @@ from benchmarks.load import LoadFailed, load, send
 from benchmarks.measure import idle_cpu_seconds, memory, parent, resident_memory
 from benchmarks.report import CPU, MANY, WORKER_SIZES, Results, render
 from benchmarks.servers import SERVICE, started
-from benchmarks.sync import POLLERS, SEED, SIZES, polls
+from benchmarks.sync import polls, seed_pollers
 from benchmarks.workload import CALLS, Database, seeded_database, write_requests
 from tests.live import Server
 from tests.live.wire import Wire, wire_to
@@ -194,8 +194,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = servers.available()
     with postgresql_server() as url, seeded_database(url) as database, tempfile.TemporaryDirectory() as logs:
-        for size in SIZES:
-            database.execute(SEED.format(size=size, pollers=POLLERS))
+        seed_pollers(database)
         bench = Bench(database, Path(logs), seconds)
         bench.check(names)
         for number in range(rounds):

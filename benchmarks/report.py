@@ -9,7 +9,6 @@ from benchmarks.workload import CALLS
 
 CPU = "server CPU, µs"
 WORKER_SIZES = "the service's workers over time: at most 1.10 times as large"
-
 MANY = "the service with 256 connections"
 
 #: FastAPI + SQLModel must need at least this many times the service's CPU.

@@ -75,6 +75,12 @@ def measured(server: Server, postmaster: int, path: Path, seconds: int, kind: Ki
     return own, postgresql, result.bytes, result.requests / result.seconds
 
 
+def seed_pollers(database: Database) -> None:
+    """Create the users of polls(), with a list of each size."""
+    for size in SIZES:
+        database.execute(SEED.format(size=size, pollers=POLLERS))
+
+
 def polls(database: Database, port: int, *, is_service: bool) -> Iterator[tuple[str, list[Request]]]:
     """Yield each kind of poll, and its requests."""
     for size in SIZES:
@@ -176,8 +182,7 @@ def main() -> None:
         versions = {"now": (database, ROOT)}
         if before is not None:
             versions["before"] = (stack.enter_context(older_database(url, before)), before)
-        for size in SIZES:
-            database.execute(SEED.format(size=size, pollers=POLLERS))
+        seed_pollers(database)
         for each, _ in versions.values():
             each.execute(SEED_WRITERS)
             each.execute("VACUUM ANALYZE")

@@ -31,7 +31,7 @@ class Connection(extensions.connection):
     """A connection that knows whether its database is Citus."""
 
     is_citus = False
-    #: On Citus: for whom the current transaction already acts. Each query to a machine counts.
+    #: On Citus: the user of the current transaction, once PostgreSQL knows. To tell it again would cost a query.
     _acts_for: str | None = None
 
     def acting_user(self, user_id: str | None, *, is_limited: bool) -> str:
