@@ -49,7 +49,8 @@ def note_gone(model: type[Owned], gone: CTE, clock: CTE) -> ReturningInsert[int,
     It returns row_id and user_id.
     """
     rows = select(gone.c.user_id, literal(table_of(model).name), gone.c.id, clock.c.changed_at)
-    return note(rows).returning(Deletion.row_id, Deletion.user_id)
+    noted = note(rows)
+    return noted.returning(noted.table.c.row_id, noted.table.c.user_id)
 
 
 def note_in_turn(model: type[Any], *criteria: ColumnElement[bool]) -> Insert:
