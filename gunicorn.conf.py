@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
+from array import array
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,7 @@ from time import sleep
 from typing import Any
 
 from gunicorn import glogging
+from gunicorn.workers import gthread
 
 # gunicorn may have started in another folder, with --config.
 if (folder := str(Path(__file__).resolve().parent)) not in sys.path:
@@ -33,7 +35,6 @@ try:
 except ConfigurationError as error:
     sys.exit(refusal(str(error), os.environ))
 
-worker_class = "gthread"
 # At most 4: a container may see far more cores than it may use.
 workers = settings.workers or max(2, min(os.cpu_count() or 1, 4))
 threads = settings.threads + SPARE_THREADS
@@ -62,9 +63,42 @@ logconfig_dict = logging_config(settings)
 # The default format contains the user name of Basic credentials, the referrer with its query, and the user agent.
 access_log_format = '%(h)s %(t)s "%(r)s" %(s)s %(B)s %(L)s'
 
-
+# A worker that has so many connections more than another leaves it a new one: so often, so many seconds each time.
+MANY, TURNS, TURN = 4, 5, 0.001
+# How many workers share connections evenly, and the number of connections of a worker that accepts none.
+SHARING, NONE = 64, 0xFFFFFFFF
 # Seconds until a worker that could not load the app is replaced.
 ANOTHER_LOAD = 5
+
+
+class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's worker with threads, except that the workers share connections evenly.
+
+    They all wait at the same socket. Without this, one worker often takes all connections that a proxy opens at once,
+    and keeps them: the others have nothing to do, while its threads wait for each other.
+    """
+
+    @property
+    def place(self) -> int:
+        """Where `connections`, which all workers share, has the number of this worker's connections."""
+        return int(self.metrics_process) % SHARING
+
+    def accept(self, listener: Any) -> None:
+        """Accept a connection, unless a worker that has fewer takes it first."""
+        for _ in range(TURNS):
+            if self.nr_conns < min(self.connections) + MANY:
+                break
+            sleep(TURN)
+        super().accept(listener)
+        self.connections[self.place] = self.nr_conns
+
+    def notify(self) -> None:
+        """Tell gunicorn that this worker lives, and the other workers how many connections it has."""
+        self.connections[self.place] = self.nr_conns if self.alive else NONE
+        super().notify()
+
+
+worker_class = ThreadWorker
 
 
 def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
@@ -166,10 +200,15 @@ def _remove(folder: str, owner: int) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Name a worker in /metrics: the lowest number that no running worker has."""
+    """Name a worker, also in /metrics: the lowest number that no running worker has."""
     taken = {other.metrics_process for other in server.WORKERS.values()}
     worker.metrics_process = next(name for name in map(str, count(1)) if name not in taken)
     os.environ["TODO_METRICS_PROCESS"] = worker.metrics_process
+    # An attribute of gunicorn: a HUP may load this file in the place of an older one, without it.
+    if not hasattr(server, "connections"):
+        server.connections = memoryview(mmap.mmap(-1, 4 * SHARING)).cast("I")
+        server.connections[:] = array("I", [NONE] * SHARING)
+    worker.connections = server.connections
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -194,8 +233,9 @@ def post_fork(server: Any, worker: Any) -> None:
     worker.load_wsgi = load_or_try_again
 
 
-def child_exit(_server: Any, worker: Any) -> None:
-    """Remove a worker's connections from the metrics. Its counts stay, and its successor adds to them."""
+def child_exit(server: Any, worker: Any) -> None:
+    """Forget a worker's connections, also in the metrics. Its counts stay there, and its successor adds to them."""
+    server.connections[int(worker.metrics_process) % SHARING] = NONE
     if settings.metrics_token is None:
         return
     # Not before on_starting(): its import decides whether there are several processes.

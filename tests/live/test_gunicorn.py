@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from tests.support import (
     sql,
     sqlite_database,
     token,
+    wait_until,
 )
 from todo import create_app
 from todo.db import db
@@ -236,6 +237,60 @@ def test_a_killed_worker_is_replaced_without_the_folder_for_temporary_files(tmp_
                 assert time.monotonic() < deadline, live.log.read_text()
                 time.sleep(0.05)
             live.wait_until("/health/ready")
+
+
+def connections_of(pid: int) -> int:
+    """How many sockets that process has."""
+    links = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.append(os.readlink(file))
+    return sum(link.startswith("socket:") for link in links)
+
+
+def burst(live: Server, stack: ExitStack, connections: int) -> None:
+    """Open so many connections at once, and keep each after its answer."""
+    opened = [stack.enter_context(closing(live.connect())) for _ in range(connections)]
+    for connection in opened:
+        connection.request("GET", "/health/live")
+    for connection in opened:
+        assert connection.getresponse().read()
+
+
+@pytest.mark.parametrize("after", [None, signal.SIGHUP, signal.SIGKILL])
+def test_the_workers_share_connections_that_are_opened_at_once(tmp_path: Path, after: signal.Signals | None) -> None:
+    with sqlite_database() as url:
+        close(migrated_app(url))
+        with gunicorn(url, tmp_path / "log") as live:
+            if after:
+                one, other = live.workers()
+                old = {one, other} if after == signal.SIGHUP else {one}
+                os.kill(live.process.pid if after == signal.SIGHUP else one, after)
+                wait_until(lambda: len(live.workers()) == 2 and not old & {*live.workers()}, 10)
+            # A new worker shares connections once it has loaded the app.
+            time.sleep(2)
+            for _ in range(5):
+                workers = live.workers()
+                idle = {pid: connections_of(pid) for pid in workers}
+                with ExitStack() as stack:
+                    burst(live, stack, 40)
+                    shares = [connections_of(pid) - idle[pid] for pid in workers]
+                    assert sum(shares) == 40
+                    assert min(shares) >= 10
+                wait_until(lambda: [*map(connections_of, workers)] == [*idle.values()])  # noqa: B023 (called here)
+
+
+def test_a_worker_that_hangs_does_not_stop_the_other_one_from_accepting(tmp_path: Path) -> None:
+    with sqlite_database() as url:
+        close(migrated_app(url))
+        with gunicorn(url, tmp_path / "log") as live, ExitStack() as stack:
+            burst(live, stack, 20)
+            hanging = live.workers()[0]
+            os.kill(hanging, signal.SIGSTOP)
+            stack.callback(os.kill, hanging, signal.SIGCONT)
+            begun = time.monotonic()
+            burst(live, stack, 40)
+            assert time.monotonic() - begun < 2
 
 
 def test_two_instances_stand_side_by_side_and_the_data_outlives_them(
