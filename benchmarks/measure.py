@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
@@ -10,8 +11,13 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time of the tree so far, including descendants that have ended."""
-    # utime, stime, cutime and cstime.
-    return sum(sum(map(int, _stat(member)[11:15])) for member in _tree(pid)) * _TICK
+    ticks = 0
+    for member in _tree(pid):
+        # A descendant that has just ended counts for its parent, soon.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            # utime, stime, cutime and cstime.
+            ticks += sum(map(int, _stat(member)[11:15]))
+    return ticks * _TICK
 
 
 def idle_cpu_seconds(pid: int) -> float:
