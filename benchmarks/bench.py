@@ -95,6 +95,7 @@ class Bench:
     def measure_crowd(self, call: str, server: Server, requests: Path) -> None:
         """Measure many connections, none of which may be cut off."""
         result = load(server.port, requests, self.seconds, connections=CROWD)
+        self.results.note_refused(f"{MANY}, {call}", result)
         rate = result.requests / result.seconds
         quantities = {"requests/s": rate, "p50, ms": result.p50, "p99, ms": result.p99, "slowest, ms": result.slowest}
         self.results.add(MANY, call, quantities)
@@ -104,6 +105,7 @@ class Bench:
         pids = (server.process.pid, self.postmaster)
         before = [idle_cpu_seconds(pid) for pid in pids]
         result = load(server.port, requests, seconds)
+        self.results.note_refused(f"{name}, {section}", result)
         own, postgresql = (
             (idle_cpu_seconds(pid) - start) / result.asked * 1e6 for pid, start in zip(pids, before, strict=True)
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from benchmarks.load import Load
 from benchmarks.servers import SERVICE
 from benchmarks.workload import CALLS
 
@@ -25,7 +26,8 @@ HOW_TO_READ = """\
   before the median: what slows a round slows both.
 - Above 1× a peer takes more than the service; of requests/s, it serves more.
 - All verify the token, compare its subject with the path, validate the body, and answer the same to the same requests;
-  that is tried before anything is measured. A request that fails under load ends the run.
+  that is tried before anything is measured. A request without an answer ends the run, and so do many errors. A few are
+  listed under the bars.
 - The service remembers a token that it has verified (docs/decisions/speed.md), and the 50 callers here send theirs over
   and over; the peers verify it each time, as their documentation does.
 - In a poll and a sync the service is asked what has changed (`If-None-Match`, `?since=`). The peers, which cannot tell,
@@ -68,12 +70,18 @@ class Results:
 
     def __init__(self) -> None:
         self.sections: dict[str, dict[str, dict[str, list[float]]]] = {}
+        self.refused: list[str] = []
 
     def add(self, section: str, server: str, quantities: Mapping[str, float]) -> None:
         """Add the values of one more round."""
         kept = self.sections.setdefault(section, {}).setdefault(server, {})
         for quantity, value in quantities.items():
             kept.setdefault(quantity, []).append(value)
+
+    def note_refused(self, what: str, load: Load) -> None:
+        """Remember how many answers of a load were errors, if any were."""
+        if load.refused:
+            self.refused.append(f"{what}: {load.refused} of {load.requests:,}")
 
     def times_service(self, section: str, server: str, quantity: str) -> Spread:
         """Return the ratio to the service's value."""
@@ -102,6 +110,7 @@ def render(results: Results, command: str, facts: Mapping[str, str]) -> str:
         _table(["server CPU", "bar", "measured", "met"], _bars(results)),
         "Aimed at:",
         _table(["server CPU", "aim", "measured", "met"], _aims(results)),
+        f"Answers that were errors: {'; '.join(results.refused) or 'none'}.",
     ]
     for section, figures in results.sections.items():
         quantities = list(figures[next(iter(figures))])

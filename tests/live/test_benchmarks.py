@@ -87,7 +87,15 @@ def test_a_load_is_read_from_what_is_printed() -> None:
     assert load.asked == 900 + CONNECTIONS
 
 
-@pytest.mark.parametrize("wrong", [{"refused": 1}, {"broken": 1}, {"requests": 0}])
+def test_a_few_errors_among_many_answers_are_told() -> None:
+    measured = results(SERVERS)
+    assert "Answers that were errors: none." in render(measured, "make bench", {})
+    measured.note_refused("service, get", parse(printed(requests=6000, refused=0)))
+    measured.note_refused("service, list", parse(printed(requests=6000, refused=6)))
+    assert "Answers that were errors: service, list: 6 of 6,000." in render(measured, "make bench", {})
+
+
+@pytest.mark.parametrize("wrong", [{"refused": 5}, {"requests": 6000, "refused": 31}, {"broken": 1}, {"requests": 0}])
 def test_the_run_stops_where_a_request_fails(wrong: dict[str, int]) -> None:
     with pytest.raises(LoadFailed):
         parse(printed(**wrong))
