@@ -237,10 +237,14 @@ def test_the_right_to_the_rows_does_not_bring_the_tables_back(fresh: PostgreSql,
 
 
 def test_the_owner_cannot_restore_in_several_processes(fresh: PostgreSql, shell: Shell) -> None:
-    """In one, the foreign keys come before row-level security."""
+    """In one, the foreign keys come before row-level security. In several, hardly ever."""
     shell(COMMANDS["backup"])
-    fresh.sql_outside_transactions("CREATE DATABASE todo_restored OWNER todo TEMPLATE template0 ENCODING 'UTF8'")
-    status, said = shell.fails(COMMANDS["restore"].replace("--single-transaction", "--jobs=4"))
+    for _ in range(5):
+        fresh.sql_outside_transactions("DROP DATABASE IF EXISTS todo_restored")
+        fresh.sql_outside_transactions("CREATE DATABASE todo_restored OWNER todo TEMPLATE template0 ENCODING 'UTF8'")
+        status, said = shell.fails(COMMANDS["restore"].replace("--single-transaction", "--jobs=4"))
+        if status:
+            break
     assert status == 1
     assert re.search("row-level security policy.*ADD CONSTRAINT fk_", said, re.DOTALL)
 
