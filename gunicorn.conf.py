@@ -78,11 +78,6 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     and keeps them: the others have nothing to do, while its threads wait for each other.
     """
 
-    @property
-    def place(self) -> int:
-        """Where `connections`, which all workers share, has the number of this worker's connections."""
-        return int(self.metrics_process) % SHARING
-
     def accept(self, listener: Any) -> None:
         """Accept a connection, unless a worker that has fewer takes it first."""
         for _ in range(TURNS):
@@ -90,15 +85,22 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]  # gunicorn has 
                 break
             sleep(TURN)
         super().accept(listener)
-        self.connections[self.place] = self.nr_conns
 
     def notify(self) -> None:
-        """Tell gunicorn that this worker lives, and the other workers how many connections it has."""
-        self.connections[self.place] = self.nr_conns if self.alive else NONE
+        """Tell gunicorn that this worker lives, and the other workers how many connections it has.
+
+        gunicorn calls this before each wait for events, so also after each new connection.
+        """
+        self.connections[_place(self)] = self.nr_conns if self.alive else NONE
         super().notify()
 
 
 worker_class = ThreadWorker
+
+
+def _place(worker: Any) -> int:
+    """Return where `connections`, which all workers share, has the number of this worker's connections."""
+    return int(worker.metrics_process) % SHARING
 
 
 def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
@@ -235,7 +237,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def child_exit(server: Any, worker: Any) -> None:
     """Forget a worker's connections, also in the metrics. Its counts stay there, and its successor adds to them."""
-    server.connections[int(worker.metrics_process) % SHARING] = NONE
+    server.connections[_place(worker)] = NONE
     if settings.metrics_token is None:
         return
     # Not before on_starting(): its import decides whether there are several processes.
