@@ -12,6 +12,7 @@ fails kills a mutant; so does a run that does not end in time.
   With the first ones run those in the file of its name, and those of AT_IMPORT.
 - Of any other line these come last: they may start a process that reaches it.
 - A test that fails the same way without the mutant, as some do that rely on an earlier one, is left out, and said so.
+  One of tests/live kills only if it fails a second time, alone.
 - Where no test reaches a line in its own process, those of THROUGH_PROCESSES run.
 
 Not mutated: docstrings, annotations, TypeVar, the type of cast(), what stands within an f-string, and the texts and
@@ -318,9 +319,9 @@ def failures(copy: Path, tests: list[str], environ: dict[str, str], patience: fl
     return [] if code in {0, 5} else FAILED.findall(output) or [f"exit code {code} of pytest"]
 
 
-def judge(mutant: Mutant, copy: Path, reach: Reach, environ: dict[str, str]) -> str:
-    """Run the tests against the mutant: "killed by …" or "SURVIVED …"."""
-    tests = reach.tests(mutant)
+def judge(mutant: Mutant, copy: Path, reach: Reach, environ: dict[str, str], doubted: frozenset[str]) -> str:
+    """Run the tests against the mutant, without the doubted ones: "killed by …" or "SURVIVED …"."""
+    tests = [test for test in reach.tests(mutant) if test not in doubted]
     # What has a limit of its own must end well within it: this machine may be busy.
     quick = [
         test for test, spent in zip(tests, accumulate(map(reach.seconds.get, tests)), strict=True) if spent < QUICK
@@ -334,15 +335,20 @@ def judge(mutant: Mutant, copy: Path, reach: Reach, environ: dict[str, str]) -> 
         ran, failed = rest, failures(copy, rest, environ, PATIENCE)
         if failed == ["timeout"]:
             failed, note = [], f"{note}, which did not all run in {PATIENCE} s"
+    killer = failed[0] if failed else None
+    # These have limits of time, and share a server with the other worker's: one may have failed by chance.
+    if killer in ran and killer.startswith("tests/live/") and not failures(copy, [killer], environ, 300):
+        doubted |= {killer}
     (copy / mutant.path).write_text(source)
-    if not failed:
+    if not killer:
         return f"SURVIVED {note}"
-    killer = failed[0]
+    if killer in doubted:
+        return judge(mutant, copy, reach, environ, doubted)
     if killer in ran and killer not in reach.trusted:
         # It may fail in this order whatever the code is: there are tests that pass only after others.
         for test in failures(copy, ran[: ran.index(killer) + 1], environ, 300):
             if reach.leave_out(test):
-                return judge(mutant, copy, reach, environ)
+                return judge(mutant, copy, reach, environ, doubted)
         reach.trusted.add(killer)
     return f"killed by {killer}"
 
@@ -390,7 +396,7 @@ def main() -> int:
 
         def judge_one(number: int) -> None:
             copy, begun = idle.get(), time.monotonic()
-            verdict = judge(mutants[number], copy, reach, environ)
+            verdict = judge(mutants[number], copy, reach, environ, frozenset())
             idle.put(copy)
             line = f"{number:03} {mutants[number]} | {verdict} ({time.monotonic() - begun:.0f} s)"
             print(line, flush=True)
