@@ -15,7 +15,7 @@ from flask import Flask
 from sqlalchemy import URL, Connection
 
 from tests.conftest import on_postgresql
-from tests.support import Call, Caller, Make, later, session, sql
+from tests.support import WAITING, Call, Caller, Make, later, session, sql
 from tests.tasks.test_bulk import clear, complete_all
 from tests.test_commands import run
 from tests.test_idempotency import KEY, age, create, keys_of, prune
@@ -176,9 +176,6 @@ def test_what_was_reopened_meanwhile_is_not_deleted(alice: Caller, url: URL) -> 
         assert waiting.result() == {"deleted": 1, "more": False}
     assert [task["id"] for task in alice("GET").get_json()] == [tasks[0]["id"]]
     assert sql(url, "SELECT row_id FROM deletions") == [(tasks[1]["id"],)]
-
-
-WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.mark.parametrize(("name", "value", "_called"), FAILING)

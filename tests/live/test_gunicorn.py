@@ -18,6 +18,7 @@ from sqlalchemy import URL
 
 from tests.live import Server, gunicorn
 from tests.support import (
+    WAITING,
     close,
     empty_database,
     migrated_app,
@@ -176,7 +177,7 @@ def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_p
             stuck.sendall(half)
             connection.exec_driver_sql("LOCK TABLE tasks")
             waiting = pool.submit(live.request, "POST", "/api/alice/tasks", json={"title": "x"})
-            while sql(database, "SELECT 1 FROM pg_locks WHERE NOT granted") == []:
+            while sql(database, WAITING) == []:
                 time.sleep(0.01)
             started = time.monotonic()
             os.kill(live.process.pid, number)
