@@ -47,18 +47,18 @@ class Holder:
         for place in running:
             self.places.leave(place)
 
-    def is_refused(self, at_once: int = 1) -> bool:
-        """Whether so many requests at once are too many."""
+    def is_refused(self, at_once: int = 1) -> int:
+        """Whether so many requests at once are too many: the seconds to wait."""
         running = []
         try:
             for _ in range(at_once):
                 running.append(self.places.take(self.name))  # noqa: PERF401 (those before a refusal are to be left)
-        except TooManyAtOnce:
-            return True
+        except TooManyAtOnce as refusal:
+            return int(refusal.headers["Retry-After"])
         finally:
             for place in running:
                 self.places.leave(place, is_excused=True)
-        return False
+        return 0
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_after_a_wave_of_slow_requests_the_share_holds_for_all_until_it_is_forgi
     alice: Holder, clock: Clock
 ) -> None:
     alice.spend(0.6, at_once=THREADS)
-    assert alice.is_refused(at_once=SHARE + 1)
+    assert alice.is_refused(at_once=SHARE + 1) == 10, "after (0.6 * 8 - 0.5 * 2) / 0.4 s it may go on"
     assert not alice.is_refused(at_once=SHARE)
     clock.now += (0.6 * THREADS - places.SLOW * SHARE) / (places.FORGIVEN * THREADS) + 0.01
     assert not alice.is_refused(at_once=30)
@@ -110,8 +110,9 @@ def test_after_a_wave_of_slow_requests_the_share_holds_for_all_until_it_is_forgi
 def test_quick_requests_add_nothing_to_a_debt_and_it_has_an_end(alice: Holder, clock: Clock) -> None:
     alice.spend(60, at_once=THREADS)
     alice.spend(0.1, at_once=SHARE)
+    assert alice.is_refused(at_once=SHARE + 1) == places.LONGEST
     clock.now += places.LONGEST - 0.2
-    assert alice.is_refused(at_once=SHARE + 1)
+    assert alice.is_refused(at_once=SHARE + 1) == 1
     clock.now += 0.2
     assert not alice.is_refused(at_once=SHARE + 1)
 
@@ -214,7 +215,7 @@ def test_who_searches_too_much_is_refused_searches_and_nothing_else(
 ) -> None:
     monkeypatch.setattr(places, "SEARCHES", 0.0001)
     monkeypatch.setattr(places, "SLOW_SEARCH", 0.0)
-    monkeypatch.setattr(places, "SEARCHES_FORGIVEN", 0.0)
+    monkeypatch.setattr(places, "SEARCHES_FORGIVEN", 1e-9)
     app = make(url_of(app))
     alice, bob = Caller(app, "alice"), Caller(app, "bob")
     alice.create()
@@ -222,7 +223,7 @@ def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     with statements_of(app) as statements:
         refused = alice("GET", query="?q=milk")
         assert statements == []
-    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "15")
     assert refused.get_json() == {"error": "Too many searches at once: wait before the next"}
     assert alice("GET").status_code == bob("GET", query="?q=milk").status_code == 200
 

@@ -6,6 +6,7 @@ of another user.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from math import ceil
 from typing import ClassVar
 
 from todo.refusals import Refusal
@@ -19,7 +20,7 @@ class TodoError(Exception):
 
     status: ClassVar[int]
     #: Headers that HTTP requires with this status.
-    headers: ClassVar[Mapping[str, str]] = {}
+    headers: Mapping[str, str] = {}
     #: For the OpenAPI document: the name of the component, its description, and an example of the message (empty:
     #: `message`), and headers that only some of the responses have.
     component: ClassVar[str] = ""
@@ -51,7 +52,7 @@ class NotAuthenticated(TodoError):
     status = 401
     message = "Unauthorized"
     # RFC 6750 section 3.
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
     component = "Unauthorized"
     description = "The request has no valid credentials."
     reason = Refusal.NO_IDENTITY
@@ -64,7 +65,7 @@ class NotAuthenticated(TodoError):
 class InvalidCredentials(NotAuthenticated):
     """The request has credentials, and they are not valid."""
 
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
     reason = Refusal.REFUSED_BY_PROVIDER
 
 
@@ -190,7 +191,7 @@ class TooManyRequests(TodoError):
 
     status = 429
     message = "Too many requests"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+    headers: Mapping[str, str] = {"Retry-After": "1"}
     component = "TooManyRequests"
     description = (
         "The caller sent too many requests, or too many slow ones at once. The `RateLimit-…` headers are present if "
@@ -200,9 +201,16 @@ class TooManyRequests(TodoError):
 
 
 class TooManyAtOnce(TooManyRequests):
-    """The caller's slow requests already hold the most threads that one caller may hold."""
+    """The caller's slow requests already hold, or have held, the most threads that one caller may hold.
+
+    seconds: when the next one may run.
+    """
 
     message = "Too many slow requests at once: wait for those that are running"
+
+    def __init__(self, seconds: float, message: str | None = None) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(max(1, ceil(seconds)))}
 
 
 class InternalError(TodoError):
@@ -226,7 +234,7 @@ class Unavailable(TodoError):
 
     status = 503
     message = "Service unavailable"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+    headers: Mapping[str, str] = {"Retry-After": "1"}
     component = "ServiceUnavailable"
     description = "The database, or another service, is unavailable. A write may still have been carried out."
 

@@ -88,6 +88,9 @@ class _Accounts:
         now = self._clock()
         return self._allowance - self._settled(account, now) - sum(self._cost(place, now) for place in account.held)
 
+    def _refusal(self, left: float, message: str | None = None) -> TooManyAtOnce:
+        return TooManyAtOnce(min(LONGEST, -left / self._forgiven), message)
+
     def _settled(self, account: _Account, now: float) -> float:
         return max(0.0, account.owed - self._forgiven * (now - account.owed_at))
 
@@ -107,8 +110,8 @@ class Places(_Accounts):
         """Let a request run. Raises TooManyAtOnce if the caller owes too much and already holds the share."""
         with self._changed:
             account = self._accounts.get(caller) or _Account()
-            if len(account.held) >= self._share and self._left(account) < 0:
-                raise TooManyAtOnce
+            if len(account.held) >= self._share and (left := self._left(account)) < 0:
+                raise self._refusal(left)
             self._accounts[caller] = account
             account.held.add(place := Place(caller))
             return place
@@ -136,7 +139,7 @@ class Searches(_Accounts):
                 self._changed.wait(left / counting if counting else None)
             if left <= 0:
                 self.leave(place)
-                raise TooManyAtOnce(TOO_MANY_SEARCHES)
+                raise self._refusal(left, TOO_MANY_SEARCHES)
             self._running[caller] = place
             return place
 
