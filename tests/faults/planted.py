@@ -125,7 +125,7 @@ def deletions_by_a_second_statement(*, at_another_instant: bool = False) -> None
         kind.delete = in_two_statements(kind.delete)  # type: ignore[method-assign]
 
 
-def _now(*criteria: ColumnElement[bool]) -> Any:
+def _now(*criteria: ColumnElement[bool], **_: object) -> Any:
     return select(User.id, current_instant().label("changed_at")).where(User.id == USER_ID, *criteria)
 
 

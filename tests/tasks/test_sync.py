@@ -170,7 +170,7 @@ def answer(client: Client) -> tuple[int, Any]:
 
 
 class TestOldDeletions:
-    """`flask prune` forgets deletions."""
+    """`flask prune` and later deletions forget them."""
 
     def test_a_token_before_a_forgotten_deletion_is_410(
         self, app: Flask, url: URL, client: Client, bob: Caller, statements: list[str]
@@ -231,6 +231,40 @@ class TestOldDeletions:
             assert len([statement for statement in statements if f"DELETE FROM {table}" in statement]) == 6
             assert sql(url, f"SELECT count(*) FROM {table}") == [(0,)]
         statements.clear()
+
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_a_deletion_forgets_old_ones_of_its_user(
+        self, url: URL, client: Client, bob: Caller, at_once: bool
+    ) -> None:
+        """Those of the ten oldest at least. A deletion that finds no task forgets none."""
+        alice = client.caller
+        ids = [alice.create()["id"] for _ in range(15)]
+        late = Client(alice)
+        late.sync()
+        for number in ids:
+            alice("PATCH", f"/{number}/complete")
+        if at_once:
+            alice("DELETE", query="?status=complete")
+        else:
+            for number in ids:
+                alice("DELETE", f"/{number}")
+        bob("DELETE", f"/{bob.create()['id']}")
+        deleted_before(url, "alice", 31)
+        deleted_before(url, "bob", 31)
+        fresh = alice.create()["id"]
+        now = Client(alice)
+        now.sync()
+        late.token = earlier(str(late.token), 31)
+        assert alice("DELETE", f"/{ids[0]}").status_code == 404
+        assert answer(late)[0] == 200
+        alice("PATCH", f"/{fresh}/complete")
+        assert alice("DELETE", "" if at_once else f"/{fresh}", query="?status=complete" * at_once).status_code < 300
+        left = sql(url, "SELECT count(*) FROM deletions WHERE user_id = 'alice' AND row_id <> :fresh", fresh=fresh)
+        # The deletion of the fixture is the oldest one.
+        assert left == [(0 if at_once else 6,)]
+        assert sql(url, "SELECT count(*) FROM deletions WHERE user_id = 'bob'") == [(1,)]
+        assert answer(late) == (410, GONE)
+        assert now.sync() == [(fresh, True)]
 
 
 def earlier(token: str, days: float) -> str:

@@ -7,7 +7,7 @@ from msgspec import Struct
 from sqlalchemy import CTE, ColumnElement, Select, delete, func, literal_column, select, update
 
 from todo.db.clock import NOW, tick
-from todo.db.deletions import note_gone, note_in_turn
+from todo.db.deletions import note_gone, note_in_turn, old_ones
 from todo.db.inserts import new_parameters, new_values
 from todo.db.ownership import USER_ID, owned_by, table_of
 from todo.db.statements import Names, Query, Statement, database
@@ -69,10 +69,11 @@ class BulkStatements:
 
     def _write_delete(self, names: Names) -> Query:
         model = self._model
-        picked, clock, is_among_them = self._picked(names)
+        old = old_ones(model).cte("old")
+        picked, clock, is_among_them = self._picked(names, forgotten_at=select(old.c.latest).scalar_subquery())
         rows = owned_by(model, delete(model)).where(*is_among_them, clock.c.id == USER_ID)
         gone = rows.returning(model.id, model.user_id).cte("gone")
-        return _counted(note_gone(model, gone, clock).cte("noted"), picked)
+        return _counted(note_gone(model, gone, clock, old).cte("noted"), picked)
 
     def _write_update_in_turn(self, names: Names) -> list[Query]:
         model = self._model
@@ -83,18 +84,19 @@ class BulkStatements:
     def _write_delete_in_turn(self, names: Names) -> list[Query]:
         model, picked = self._model, self._pick(names, MOST)
         rows = owned_by(model, delete(model)).where(model.id.in_(picked))
-        return [tick(), note_in_turn(model, model.id.in_(picked)), rows.returning(*self._one())]
+        clock = tick(forgotten_at=old_ones(model).scalar_subquery())
+        return [clock, *note_in_turn(model, model.id.in_(picked)), rows.returning(*self._one())]
 
     def _pick(self, names: Names, most: int) -> Select[Any]:
         model = self._model
         rows = owned_by(model, select(model.id)).where(*self._criteria(names))
         return rows.order_by(model.created_at, model.id).limit(most)
 
-    def _picked(self, names: Names) -> tuple[CTE, CTE, list[ColumnElement[bool]]]:
+    def _picked(self, names: Names, **options: Any) -> tuple[CTE, CTE, list[ColumnElement[bool]]]:
         """Return the rows that the call found, one more than MOST; the clock; and whether a row is to be changed."""
         picked = self._pick(names, MOST + 1).cte("picked")
         first = select(picked.c.id).limit(MOST).cte("first")
-        clock = tick(select(picked.c.id).exists()).cte("clock")
+        clock = tick(select(picked.c.id).exists(), **options).cte("clock")
         # Another change may have come first, while this one waited for the clock. So the criteria are asked again.
         return picked, clock, [self._model.id.in_(select(first.c.id)), *self._criteria(names)]
 

@@ -18,7 +18,7 @@ from todo.db.conflicts import violated
 from todo.db.failures import DATABASE_ERRORS
 from todo.db.ownership import USER_ID
 from todo.db.statements import INSTANT
-from todo.db.types import UtcInstant, current_instant, later_instant, random_number
+from todo.db.types import UtcInstant, current_instant, later_instant, later_of, random_number
 from todo.users.models import User
 
 Made = TypeVar("Made")
@@ -29,10 +29,15 @@ CLOCK: ColumnElement[str] = select(User.changed_at).where(User.id == USER_ID).sc
 NOW = bindparam(INSTANT, type_=UtcInstant)
 
 
-def tick(*criteria: ColumnElement[bool]) -> Update:
-    """Return the statement that takes the user's clock forward if the criteria hold. It returns id and changed_at."""
-    user = update(User).where(User.id == USER_ID, *criteria)
-    return user.values(changed_at=later_instant(current_instant(), User.changed_at)).returning(User.id, User.changed_at)
+def tick(*criteria: ColumnElement[bool], forgotten_at: ColumnElement[str] | None = None) -> Update:
+    """Return the statement that takes the user's clock forward if the criteria hold. It returns id and changed_at.
+
+    forgotten_at: the instant of the latest deletion that another part of the change forgets, or NULL.
+    """
+    values: dict[str, ColumnElement[str]] = {"changed_at": later_instant(current_instant(), User.changed_at)}
+    if forgotten_at is not None:
+        values["forgotten_at"] = later_of(User.forgotten_at, forgotten_at)
+    return update(User).where(User.id == USER_ID, *criteria).values(values).returning(User.id, User.changed_at)
 
 
 def tick_or_start(*criteria: ColumnElement[bool]) -> Insert:

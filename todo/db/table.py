@@ -18,7 +18,7 @@ from sqlalchemy import (
 
 from todo.db.bulk import BulkStatements
 from todo.db.clock import NOW, tick
-from todo.db.deletions import note_gone, note_in_turn
+from todo.db.deletions import note_gone, note_in_turn, old_ones
 from todo.db.inserts import OwnedInsert, new_parameters, new_values
 from todo.db.ownership import USER_ID, owned_by, table_of
 from todo.db.pages import changes_of, page_of, page_parameters
@@ -124,20 +124,22 @@ class OwnedTable(Generic[Row]):
 
     def _write_delete(self, names: Names) -> Query:
         model = self._model
-        clock = self._tick(names).cte("clock")
+        old = old_ones(model).cte("old")
+        clock = self._tick(names, forgotten_at=select(old.c.latest).scalar_subquery()).cte("clock")
         row = owned_by(model, delete(model)).where(*self._is_expected(names), clock.c.id == USER_ID)
         gone = row.returning(model.id, model.user_id).cte("gone")
-        return note_gone(model, gone, clock)
+        return note_gone(model, gone, clock, old)
 
     def _write_delete_in_turn(self, names: Names) -> Queries:
         model, is_expected = self._model, self._is_expected(names)
         gone = owned_by(model, delete(model)).where(*is_expected)
-        return [tick(), note_in_turn(model, *is_expected), gone.returning(model.id, model.user_id)]
+        clock = tick(forgotten_at=old_ones(model).scalar_subquery())
+        return [clock, *note_in_turn(model, *is_expected), gone.returning(model.id, model.user_id)]
 
-    def _tick(self, names: Names) -> Update:
+    def _tick(self, names: Names, **options: Any) -> Update:
         # Only if there is something to change: after a refused change every client has the current clock.
         row = owned_by(self._model, select(self._model.id)).where(*self._is_expected(names))
-        return tick(row.exists())
+        return tick(row.exists(), **options)
 
     def _is_expected(self, names: Names) -> Criteria:
         """SQL: whether it is the row, in an expected state. Of several changes the database decides which is first."""

@@ -166,6 +166,14 @@ class later_instant(SqlFunction[str]):  # noqa: N801
     sqlite = "max({0}, {1} + 1)"
 
 
+class later_of(SqlFunction[str]):  # noqa: N801
+    """SQL: the later one of two instants. The second may be NULL."""
+
+    type = UtcInstant()
+    postgresql = "greatest({0}, {1})"
+    sqlite = "max({0}, coalesce({1}, 0))"
+
+
 class octets(SqlFunction[int]):  # noqa: N801
     """SQL: the number of bytes of the text in UTF-8; 0 for NULL."""
 
