@@ -64,6 +64,11 @@ def test_a_field_that_is_not_plain_is_refused(field: Any) -> None:
         RowSchema.from_dict({"extra": field})()
 
 
+def test_a_default_that_would_count_as_sent_is_refused() -> None:
+    with pytest.raises(TypeError, match="extra has a load_default: give the column a server_default"):
+        NewTaskSchema.from_dict({"extra": fields.String(load_default=None)})()
+
+
 def test_the_pattern_of_a_title_refuses_what_the_schema_refuses() -> None:
     # Patterns are for text, which has no lone surrogates. No character beyond these is white space.
     characters = [chr(code) for code in range(0x4000)]

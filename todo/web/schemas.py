@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Container, Mapping
 from typing import Any, ClassVar, cast
 
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, pre_load, validate
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, missing, pre_load, validate
 from msgspec import Raw
 
 # Patterns in the OpenAPI document use \x00, not \u0000. Some code generators decode \uXXXX. Code with a NUL or a line
@@ -25,7 +25,7 @@ class Input(Schema):
     """A schema for input. It ignores output-only fields (dump_only), and refuses unknown fields by name.
 
     Its ValidationError has a list of sentences, in this order: fields as they are declared, the input as a whole,
-    refused fields as they were sent.
+    refused fields as they were sent. Raises TypeError for a field with a default: what was not sent stays omitted.
     """
 
     class Meta:
@@ -34,6 +34,13 @@ class Input(Schema):
     unknown_message = "Unknown field: {}"
     #: Messages for fields that the resource has, but this call does not accept.
     refusals: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, field in self.load_fields.items():
+            # A change would write it, and a retry with an idempotency key from before it was added would be refused.
+            if field.load_default is not missing:
+                raise TypeError(f"{name} has a load_default: give the column a server_default")
 
     @pre_load
     def drop_output_only(self, data: Mapping[str, Any], **_: Any) -> Mapping[str, Any]:
