@@ -233,7 +233,7 @@ class JwtSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that the environment decides. README has a row for each variable that an operator may set."""
+    """Everything that the environment decides. docs/settings.md has a row for each that an operator sets."""
 
     identity_provider: str = _setting(
         "IDENTITY_PROVIDER", MISSING, _rule(_is_provider, f"must be {PROVIDERS}"), missing=f"is not set: {PROVIDERS}"

@@ -63,7 +63,7 @@ logconfig_dict = logging_config(settings)
 # The default format contains the user name of Basic credentials, the referrer with its query, and the user agent.
 access_log_format = '%(h)s %(t)s "%(r)s" %(s)s %(B)s %(L)s'
 
-# A worker that has so many connections more than another leaves it a new one: so often, so many seconds each time.
+# A worker that has MANY connections more than another one leaves it a new one: it waits up to TURNS times TURN seconds.
 MANY, TURNS, TURN = 4, 5, 0.001
 # How many workers share connections evenly, and the number of connections of a worker that accepts none.
 SHARING, NONE = 64, 0xFFFFFFFF

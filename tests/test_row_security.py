@@ -1,4 +1,4 @@
-"""The third layer: with the owner left out of a statement, PostgreSQL itself still keeps users apart."""
+"""Row-level security: with the owner left out of a statement, PostgreSQL itself still keeps users apart."""
 
 import json
 import re

@@ -8,7 +8,7 @@ ALTER TABLE tasks DROP CONSTRAINT fk_tasks_user_id;
 ALTER TABLE deletions DROP CONSTRAINT fk_deletions_user_id;
 ALTER TABLE idempotency_keys DROP CONSTRAINT fk_idempotency_keys_user_id;
 
--- Citus cannot do this for a table with an identity column. Ids go on where they were.
+-- Citus cannot do this for a table with an identity column. The sequence of ids continues where it was.
 CREATE TABLE tasks_back (LIKE tasks INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING IDENTITY);
 INSERT INTO tasks_back OVERRIDING SYSTEM VALUE SELECT * FROM tasks;
 SELECT setval('tasks_back_id_seq', last_value, is_called) FROM tasks_id_seq;

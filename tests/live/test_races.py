@@ -37,7 +37,7 @@ def limited(url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 
 def test_of_eight_who_race_with_the_same_tag_one_wins(live: Server) -> None:
-    """Fifty rounds over two workers; what they race for is each kind of change in turn."""
+    """Fifty rounds over three workers; what they race for is each kind of change in turn."""
     _, task = live.request("POST", "/api/alice/tasks", json={"title": "0"})
     path = f"/api/alice/tasks/{task['id']}"
     connections = [live.connect() for _ in range(8)]

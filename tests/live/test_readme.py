@@ -151,6 +151,13 @@ def test_make_lists_its_targets_and_the_pages_name_no_other() -> None:
     assert {first or second for first, second in ci} <= set(re.findall("`make ([a-z]+)`", PAGES["README.md"]))
 
 
+def test_every_address_of_neon_verifies_the_certificate() -> None:
+    """sslmode=require encrypts, but accepts any server."""
+    addresses = [address for text in PAGES.values() for address in re.findall(r"neon\.tech/[^\s'\"`]*", text)]
+    assert addresses
+    assert [address for address in addresses if "sslmode=verify-full" not in address] == []
+
+
 @pytest.mark.parametrize("name", [*PAGES, "compose.yaml"])
 def test_a_page_that_sets_the_key_sets_url_also_sets_the_issuer_and_the_audience(name: str) -> None:
     """Every token of Better Auth has an aud, and is refused without JWT_AUDIENCE."""

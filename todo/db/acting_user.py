@@ -1,7 +1,8 @@
 """SQL that tells PostgreSQL for which user a statement acts: the policies then show it only the rows of that user.
 
-It goes before the statement, in the same round trip and transaction, and ends with it. Citus hands no SET to the
-machine that has the user's rows, so there it is a query that leads to this machine. Must not know any table but users.
+It goes before the statement, in the same round trip and transaction, and ends with it. Citus does not
+pass SET on to the machine that has the user's rows. There a query on the user's row makes the setting, because Citus
+sends a query to that machine. Must not know any table but users.
 """
 
 from collections.abc import Callable

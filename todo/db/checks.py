@@ -1,6 +1,6 @@
 """Checks for services on the rows that queries return: their owner, and whether there are any.
 
-This is the second layer of isolation. The queries already filter by owner, and both layers must agree.
+The queries already filter by owner. This is a second check, and both must agree.
 """
 
 from collections.abc import Callable

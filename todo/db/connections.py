@@ -41,8 +41,8 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 _limit: ContextVar[tuple[float, float] | None] = ContextVar("limit", default=None)
 #: When a connection last broke, or stopped answering, during a statement (time.monotonic).
 _lost_at = 0.0
-#: A comment with the id of the current request, for PostgreSQL's log and pg_stat_activity. A comment costs the server
-#: nothing that can be measured, and passes every pooler.
+#: A comment with the id of the current request, for PostgreSQL's log and pg_stat_activity. A comment costs
+#: nothing that can be measured (docs/decisions/metrics.md), and passes every pooler.
 _comment: ContextVar[str] = ContextVar("comment", default="")
 
 

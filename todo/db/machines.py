@@ -35,7 +35,7 @@ class Share:
         self._is_stuck = False
 
     def claim(self) -> None:
-        """Count one more connection. Raises TimeoutError, SQLAlchemy's, if none may be had in time."""
+        """Count one more connection. Raises TimeoutError, SQLAlchemy's, if none is free in time."""
         if not self._free.acquire(timeout=0 if self._is_stuck else self._timeout):
             self._is_stuck = True
             raise PoolTimeout("The requests for one machine of Citus hold all connections that they may")

@@ -26,7 +26,7 @@ def observe(
     wait: after the driver has worked on a statement, with the seconds that this took.
     take: when a connection leaves the pool.
     give_back: when it is back, or lost.
-    wait_to_take: after a wait for a connection, a free one or a new one, with its seconds. Also if none was had.
+    wait_to_take: after a wait for a connection, a free one or a new one, with its seconds. Also if it failed.
     """
     _observe_statements(engine, begin, wait)
     _observe_connections(engine, take, give_back)

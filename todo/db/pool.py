@@ -31,7 +31,7 @@ class Pool(QueuePool):
         event.listen(self, "checkin", self._note_return)
 
     def observe(self, tell: Callable[[float], Any]) -> None:
-        """Call `tell` with the seconds of each wait for a connection, a free one or a new one. Also if none was had."""
+        """Call `tell` with the seconds of each wait for a connection, a free one or a new one. Also if it failed."""
         self._tell = tell
 
     def is_citus(self) -> bool:
