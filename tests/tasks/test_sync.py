@@ -118,6 +118,17 @@ def test_rows_of_one_bulk_call_share_an_instant_and_pages_split_them(alice: Call
     assert [is_deleted for _, is_deleted in client.sync()] == [True] * 5
 
 
+def test_the_last_tag_with_the_next_url_is_304_only_once_the_client_has_everything(alice: Caller) -> None:
+    query, headers = "?limit=1", {}
+    for task in [alice.create() for _ in range(3)]:
+        page = alice("GET", "/changes", query=query, headers=headers)
+        assert page.get_json()["changes"] == [{"id": task["id"], "task": task}]
+        headers = {"If-None-Match": page.headers["ETag"]}
+        assert alice("GET", "/changes", query=query, headers=headers).status_code == 304
+        query = f"?limit=1&since={page.get_json()['next']}"
+    assert alice("GET", "/changes", query=query, headers=headers).status_code == 304
+
+
 def test_a_page_has_a_mebibyte_at_most_and_nothing_is_lost(alice: Caller) -> None:
     client = Client(alice)
     for number in range(60):
