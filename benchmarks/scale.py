@@ -71,7 +71,8 @@ LIMITS = {100: [10], 10_000: [100, 1000], 100_000: [100, 1000]}
 
 #: The n-th task in time gets place m, and each user owns a range of places. n -> m is a permutation, because the factor
 #: has no common divisor with a power of ten. So the tasks of a user are spread over all years and over the whole table,
-#: as in reality. Ten tasks of each user are incomplete and mention a zeppelin; one in eight mentions milk.
+#: as in reality. So are the instants of the last changes. Ten tasks of each user are incomplete and mention a zeppelin;
+#: one in eight mentions milk.
 FILL = """
     INSERT INTO tasks (user_id, title, description, status, created_at, updated_at)
     SELECT size || '-' || place / size,
@@ -79,9 +80,10 @@ FILL = """
             END, ' before ', md5(n::text)),
         CASE WHEN n % 2 = 0 THEN 'From the shop round the corner; ask for the receipt, number ' || n END,
         CASE WHEN place % (size / 10) = 0 THEN 'incomplete' ELSE 'complete' END,
-        '2023-01-01Z'::timestamptz + n * interval '3 years' / {tasks},
-        '2026-01-01Z'
-    FROM (SELECT n, n * 6180339887 % {tasks} AS m FROM generate_series(1::bigint, {tasks}) AS n) AS numbered,
+        created_at,
+        created_at + n * 7368787 % {tasks} * interval '10 months' / {tasks}
+    FROM (SELECT n, '2023-01-01Z'::timestamptz + n * interval '3 years' / {tasks} AS created_at,
+            n * 6180339887 % {tasks} AS m FROM generate_series(1::bigint, {tasks}) AS n) AS numbered,
         LATERAL (SELECT CASE {sizes} END AS size, CASE {places} END AS place) AS owner
 """
 
@@ -337,14 +339,14 @@ def bars(subjects: dict[Table, Subject]) -> Iterator[tuple[str, float]]:
             yield f"{deep.name} to {first.name}, user of {size:,}, 10 million", figure
 
 
-def room(subject: Subject) -> Iterator[str]:
+def room(table: Table, url: URL) -> Iterator[str]:
     """Yield the lines of the report about the size of the table."""
     query = """
         SELECT relname, pg_relation_size(oid) FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relname ~ 'tasks' AND relkind IN ('r', 'i') ORDER BY 2 DESC
     """
-    for name, size in sql(subject.url, query):
-        yield f"| `{name}` | {size / 2**20:,.0f} | {size / subject.table.tasks:.0f} |"
+    for name, size in sql(url, query):
+        yield f"| `{name}` | {size / 2**20:,.0f} | {size / table.tasks:.0f} |"
 
 
 def seconds_to_partition(url: URL) -> float:
@@ -415,7 +417,7 @@ Of ten million tasks, filled with the indexes in place.
 
 | | MiB | bytes a task |
 |---|--:|--:|
-{lines(room(large))}
+{lines(room(LARGE, large.url))}
 
 ## Partitions
 

@@ -29,6 +29,7 @@ from todo.db import acting_user, commands, db, types
 from todo.db import connections as database
 from todo.db.pool import Pool
 from todo.tasks.schemas import TaskSchema
+from todo.web.conditions import representation_of
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the secret of the test suite, 32+"
@@ -41,7 +42,10 @@ WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND
 OUTPUT_ONLY = [name for name, field in TaskSchema().fields.items() if field.dump_only]
 IGNORED = [1, None, "bob", "2025-01-09T12:34:56.123456Z", [{"id": 2.5}], "a\0\ud800", "x" * 6000]
 
-#: A request for each kind of statement on tasks; `{id}` is the id of one, and `{tag}` its entity tag.
+#: What a client sends that has another state of a page.
+STALE = {"If-None-Match": f'W/"2025-01-09T12:34:56.123456Z-{representation_of([*TaskSchema().fields])}"'}
+#: A request for each kind of statement on tasks. `{id}` is the id of one, `{tag}` its entity tag, `{since}` its `since`
+#: or a token of now; `limits` is ROWS_PER_USER.
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "", {}),
     ("GET", "?status=incomplete", {}),
@@ -58,6 +62,10 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("PATCH", "?status=incomplete", {"json": {"status": "complete"}}),
     ("GET", "/changes", {}),
     ("GET", "/changes?limit=5", {}),
+    ("GET", "/changes?since={since}", {}),
+    ("GET", "/changes?since={since}&limit=5", {"headers": STALE}),
+    ("GET", "?limit=5", {"headers": STALE}),
+    ("POST", "", {"json": {"title": "x"}, "limits": {"tasks": 1000}}),
     ("DELETE", "/{id}", {}),
     ("DELETE", "/{id}", {"headers": {"If-Match": '"x", {tag}'}}),
     ("DELETE", "?status=complete", {}),
@@ -111,7 +119,14 @@ class Caller:
     def send(self, task: dict[str, Any], method: str, path: str, options: dict[str, Any]) -> TestResponse:
         """Make one of REQUESTS, for that task."""
         headers = {name: value.format(tag=tag_of(task)) for name, value in options.get("headers", {}).items()}
-        return self(method, path.format(id=task["id"]), **options | {"headers": headers})
+        named = {"id": task["id"], "since": task.get("since") or ("{since}" in path and self.since())}
+        sent = {name: value for name, value in options.items() if name != "limits"} | {"headers": headers}
+        with mock.patch.dict(self.app.config["ROWS_PER_USER"], options.get("limits", {})):
+            return self(method, path.format(**named), **sent)
+
+    def since(self) -> str:
+        """A token of the change feed."""
+        return str(self("GET", "/changes").get_json()["next"])
 
     def create(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
         """A new task."""
@@ -351,7 +366,8 @@ def plans_of_statements(options: str) -> Iterator[list[dict[str, Any]]]:
         if "tasks" in query:
             plainly(cursor, "BEGIN")
             plainly(cursor, "SELECT set_config('app.user_id', %s, true)", [acting_user.current.get()])
-            plainly(cursor, f"EXPLAIN ({options}, FORMAT JSON) {query}", parameters)
+            first, end, last = query.rpartition("; ")
+            plainly(cursor, f"{first}{end}EXPLAIN ({options}, FORMAT JSON) {last}", parameters)
             seen.extend(cursor.fetchall()[0][0])
             plainly(cursor, "ROLLBACK")
         execute(cursor, query, parameters)

@@ -172,15 +172,23 @@ def test_a_key_is_kept_for_a_day_at_least(app: Flask) -> None:
 
 
 @on_postgresql
-def test_the_database_itself_keeps_young_keys_and_those_of_others(app: Flask, alice: Caller, url: URL) -> None:
-    create(alice, "young")
-    create(alice, "old")
-    age(url, "old", 25)
-    engine_sql = "DELETE FROM idempotency_keys RETURNING key"
+@pytest.mark.parametrize(
+    ("table", "name", "at", "hours"),
+    [("idempotency_keys", "key", "created_at", 24), ("deletions", "row_id", "deleted_at", 720)],
+)
+def test_the_database_itself_keeps_young_rows_and_those_of_others(
+    alice: Caller, url: URL, table: str, name: str, at: str, hours: int
+) -> None:
+    for key in ("first", "second"):
+        alice("DELETE", f"/{create(alice, key).get_json()['id']}")
+    old, young = sql(url, f"SELECT {name} FROM {table} ORDER BY {at}")
+    for row, age in ((old, hours + 1), (young, hours - 1)):
+        sql(url, f"UPDATE {table} SET {at} = {later(url, at, -3600 * age)} WHERE {name} = :name", name=row[0])
+    engine_sql = f"DELETE FROM {table} RETURNING {name}"
     acting = "SELECT set_config('app.user_id', :user_id, true); "
     assert sql_as_role(url, acting + engine_sql, user_id="bob") == []
-    assert sql_as_role(url, engine_sql) == [("old",)]
-    assert sql_as_role(url, acting + engine_sql, user_id="alice") == [("young",)]
+    assert sql_as_role(url, engine_sql) == [old]
+    assert sql_as_role(url, acting + engine_sql, user_id="alice") == [young]
 
 
 def test_an_answer_that_another_version_kept_has_the_fields_of_this_one(alice: Caller, url: URL) -> None:

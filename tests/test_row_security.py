@@ -71,17 +71,21 @@ def test_without_the_owners_predicate_no_foreign_row_is_read_or_changed(
 ) -> None:
     for method, path, options in NARROWED:
         sql(url_of(app), "DELETE FROM users")
+        for caller in (bob, alice):
+            gone, since = caller.create()["id"], caller.since()
+            caller("DELETE", f"/{gone}")
         own, foreign = alice.create(), bob.create()
         before = tasks(app)
         with without_the_owner() as stripped:
-            response = alice.send(foreign, method, path, options)
+            response = alice.send(foreign | {"since": since}, method, path, options)
             status, answer = response.status_code, response.get_json(silent=True)
         assert stripped
         # Or the fixture, which reads them, would fail the test.
         statements.clear()
         assert [row for row in tasks(app) if row[0] == "bob"] == [row for row in before if row[0] == "bob"]
         if path.startswith("/changes"):
-            assert (status, answer["changes"]) == (200, [{"id": own["id"], "task": own}])
+            deletions = [{"id": gone, "task": None}] if "since" in path else []
+            assert (status, answer["changes"]) == (200, [*deletions, {"id": own["id"], "task": own}])
         elif method == "GET" and path[:2] != "/{":
             assert (status, answer) == (200, [own])
         elif "?status" in path:
@@ -139,7 +143,7 @@ def test_a_role_that_bypasses_the_policies_has_two_layers_left(bypassing: Flask)
         sql(url_of(bypassing), "DELETE FROM users")
         for caller in (alice, bob):
             caller("PATCH", f"/{caller.create()['id']}/complete")
-            foreign = caller.create()
+            foreign = caller.create() | {"since": alice.since()}
         before = tasks(bypassing)
         with without_the_owner():
             response = alice.send(foreign, method, path, options)

@@ -40,9 +40,9 @@ def partition_of(url: URL, user_id: str) -> str:
     return str(name)
 
 
-KEY = {"Idempotency-Key": "key"}
+KEY, LIMITED = {"Idempotency-Key": "key"}, {"limits": {"tasks": 1000}}
 #: A request for each statement.
-CALLS = [*REQUESTS, ("POST", "", {"json": {"title": "x"}, "headers": KEY})]
+CALLS = [*REQUESTS, *(("POST", "", {"json": {"title": "x"}, "headers": KEY} | more) for more in ({}, LIMITED))]
 
 
 @on_partitions

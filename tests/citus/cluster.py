@@ -36,7 +36,7 @@ ELSEWHERE_ALONE = {
     "test_first_tasks_of_many_users_with_one_email_are_all_kept": EMAIL,
     "test_the_database_itself_holds_the_rules": EMAIL,
     "test_nobody_is_shown_anything": SETTING,
-    "test_the_database_itself_keeps_young_keys_and_those_of_others": SETTING,
+    "test_the_database_itself_keeps_young_rows_and_those_of_others": SETTING,
     "test_without_the_owners_predicate_nobody_gets_the_answer_of_anothers_key": REFUSED,
     "test_without_the_owners_predicate_nobody_prunes_anothers_keys": REFUSED,
 }

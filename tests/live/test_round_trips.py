@@ -28,7 +28,7 @@ def test_a_known_user_costs_one_round_trip(wired: tuple[Flask, Wire]) -> None:
     app, wire = wired
     alice = Caller(app, "alice")
     for method, path, options in [*REQUESTS, ("GET", "/9223372036854775807", {})]:
-        task = alice.create()
+        task = alice.create() | {"since": alice.since()}
         wire.reset()
         status = 404 if "9" in path else status_of(method, path)
         assert alice.send(task, method, path, options).status_code == status

@@ -230,7 +230,7 @@ def test_whatever_changes_what_the_user_owns_changes_the_tag_and_nothing_else_do
     assert alice("GET", headers={"If-None-Match": ", ".join(tags[:6])}).status_code == 200
 
 
-def test_a_page_that_the_caller_has_is_read_no_further_than_the_clock(alice: Caller, statements: list[str]) -> None:
+def test_a_page_that_the_caller_has_costs_one_statement(alice: Caller, statements: list[str]) -> None:
     """And one that is not, in the same statement."""
     alice.create()
     first = alice("GET")

@@ -102,5 +102,5 @@ def header_of(columns: Sequence[Any]) -> Select[Any]:
 
 
 def is_news() -> ColumnElement[bool]:
-    """SQL: whether the clock is another than the parameter `known`. PostgreSQL evaluates it once, before any row."""
+    """SQL: whether the clock is another than the parameter `known`. In WHERE only PostgreSQL evaluates it once."""
     return CLOCK.is_distinct_from(bindparam("known", type_=UtcInstant))

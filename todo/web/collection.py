@@ -135,7 +135,9 @@ class Collection(Blueprint):
                 page: Page[Any] = view(owned, wanted_since(since, limit, known_clock(representation)))
                 answer, then = answer_since(since, page, limit, self._noun)
                 answer["next"] = encode_token(owned.user_id, self.name, then)
-                return answer, page_tag(page.clock, representation)
+                # While more follow, the tag is of this page alone: with the URL of the next one it must not be a 304.
+                shown = representation_of([representation, answer["next"]]) if answer["more"] else representation
+                return answer, page_tag(page.clock, shown)
 
             listed = self.fails_with(*FAILURES, 410)(cast(View, list_changes))
             listed = self.response(
