@@ -295,7 +295,7 @@ def test_a_wait_for_a_connection_is_counted(make: Make, database: URL, monkeypat
     before = now(app)["todo_database_connection_wait_seconds_total"]
     alice = Caller(app, "alice")
     assert alice("GET").status_code == 200
-    assert now(app)["todo_database_connection_wait_seconds_total"] == before
+    assert now(app)["todo_database_connection_wait_seconds_total"] - before < 0.5
     with app.app_context():
         engine = db.engine
     with engine.connect():
