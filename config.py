@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from traceback import extract_tb
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -355,6 +356,17 @@ def refusal(message: str, environ: Mapping[str, str]) -> str:
         return f"todo: {message}"
     record = logging.makeLogRecord({"name": "todo", "levelname": "CRITICAL", "msg": message})
     return JsonFormatter(**JSON_LINES).format(record)
+
+
+def kind_and_place(error: BaseException) -> str:
+    """The kind and place of an error in code that is not ours. Not its message, which may quote a secret."""
+    kind = type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return f"{kind}: No module named {error.name!r}"
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{kind} in {error.filename}, line {error.lineno}"
+    frame = extract_tb(error.__traceback__)[-1]
+    return f"{kind} in {frame.filename}, line {frame.lineno}"
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
