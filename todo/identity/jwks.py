@@ -5,7 +5,6 @@ each unknown key id; known keys wait for a slow fetch; and an expired set refuse
 (docs/decisions/key-set.md).
 """
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,12 +14,13 @@ from socket import gaierror
 from ssl import SSLError
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from todo.errors import InvalidCredentials, Unavailable
-from todo.identity.keys import UnusableKey, VerificationKey, jwk_key
+from todo.identity.keys import VerificationKey
+from todo.identity.published_keys import NotAKeySet, PublishedKeys, read_key_set
 from todo.refusals import Refusal
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,6 @@ MOST_FETCHES = 10
 #: Seconds that one fetch may take.
 TIMEOUT = 2.0
 SIZE_LIMIT = 1024 * 1024
-#: How many unusable keys the log names, and how many characters of each id.
-MOST_NAMED, LONGEST_ID = 20, 100
 
 
 class KeySet:
@@ -49,7 +47,7 @@ class KeySet:
         self._algorithms = algorithms
         self._clock = clock
         self._lock = Lock()
-        self._found: _Found | None = None
+        self._found: PublishedKeys | None = None
         self._fetched_at = 0.0
         self._is_failing = False
         self._fruitless = 0
@@ -144,7 +142,7 @@ class KeySet:
             fetch.done.set()
             self._tell(is_kept)
 
-    def _keep(self, fetch: "_Fetch", found: "_Found") -> bool:
+    def _keep(self, fetch: "_Fetch", found: PublishedKeys) -> bool:
         """Use these keys from now on. Returns False if the fetch took so long that another one has begun."""
         with self._lock:
             if fetch is not self._fetch:
@@ -159,7 +157,7 @@ class KeySet:
             found.log()
         return True
 
-    def _download(self) -> "_Found":
+    def _download(self) -> PublishedKeys:
         """Fetch the keys. Raises OSError, HTTPException, ValueError, TypeError, KeyError or RecursionError."""
         deadline = self._clock() + TIMEOUT
         body = b""
@@ -169,46 +167,8 @@ class KeySet:
             while chunk := response.read1(SIZE_LIMIT):
                 body += chunk
                 if len(body) > SIZE_LIMIT or self._clock() > deadline:
-                    raise _NotAKeySet("the answer is larger than 1 MiB, or too slow")
-        jwks = json.loads(body)["keys"]
-        if not isinstance(jwks, list):
-            raise _NotAKeySet("its keys are not an array")
-        keys: dict[str | int, VerificationKey] = {}
-        contents: set[str] = set()
-        left_out: list[tuple[str, str]] = []
-        for place, jwk in enumerate(jwks):
-            kid = jwk.get("kid") if isinstance(jwk, dict) else None
-            try:
-                key = jwk_key(jwk, self._algorithms)
-            except UnusableKey as error:
-                name = json.dumps(kid[:LONGEST_ID]) if isinstance(kid, str) else f"number {place + 1}, without an id"
-                left_out.append((name, str(error)))
-                continue
-            # A key without an id can be the only key of a set, but not be found by an id: its position replaces it.
-            keys[kid if isinstance(kid, str) else place] = key
-            contents.add(json.dumps(jwk, sort_keys=True))
-        return _Found(keys, frozenset(contents), tuple(left_out))
-
-
-class _Found(NamedTuple):
-    """The result of a fetch: the usable keys by id, their JWKs, and the name and fault of each unusable key."""
-
-    keys: Mapping[str | int, VerificationKey]
-    contents: frozenset[str]
-    left_out: tuple[tuple[str, str], ...]
-
-    def log(self) -> None:
-        """Log which keys are left out, and why."""
-        for name, fault in self.left_out[:MOST_NAMED]:
-            logger.info("JWT_JWKS_URL: the key %s of the set is left out: %s", name, fault)
-        if len(self.left_out) > MOST_NAMED:
-            logger.info("JWT_JWKS_URL: %d more keys of the set are left out", len(self.left_out) - MOST_NAMED)
-        if not self.keys:
-            logger.warning("JWT_JWKS_URL: the key set has no usable key: every token is refused")
-
-
-class _NotAKeySet(ValueError):
-    """The response is not a key set. The message quotes nothing of it."""
+                    raise NotAKeySet("the answer is larger than 1 MiB, or too slow")
+        return read_key_set(body, self._algorithms)
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -234,7 +194,7 @@ def _describe(error: Exception) -> str:
         return f"the answer has the status {error.code}"
     cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     kind = type(cause).__name__
-    if isinstance(cause, _NotAKeySet):
+    if isinstance(cause, NotAKeySet):
         return str(cause)
     if isinstance(cause, gaierror):
         return f"{kind}: the host is not found"
