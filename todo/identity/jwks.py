@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 LIFETIME = 300.0
 #: Seconds for which known keys stay in use after that, while the issuer is unreachable.
 GRACE = 3600.0
-#: The longest pause, in seconds. After a fetch that failed, or that was made for an unknown key id and brought no new
-#: key, the pause is 1 s, then 2, 4, 8 and this. After a fetch that brought a new key there is none.
+#: The longest pause, in seconds. After a fetch that failed, or that was made for an unknown key and brought no new key,
+#: the pause is 1 s, then 2, 4, 8 and this. After a fetch that brought a new key there is none. A key is unknown if its
+#: id is, or if the key that we have under its id did not sign the token.
 LONGEST_PAUSE = 10.0
 #: Fetches within LONGEST_PAUSE at most: a broken issuer may send new keys each time.
 MOST_FETCHES = 10
@@ -87,6 +88,21 @@ class KeySet:
             raise InvalidCredentials(reason=Refusal.UNKNOWN_KEY)
         raise Unavailable
 
+    def find_newer(self, kid: str | None, key: VerificationKey) -> VerificationKey | None:
+        """The key with that id if the issuer has replaced `key`, which did not sign a token; None if it has not.
+
+        The set is fetched first, unless it just was. Raises Unavailable if another caller is fetching it.
+        """
+        newer = self._newer(kid, key)
+        if newer is not None:
+            return newer
+        fetch, is_mine = self._refresh(is_for_unknown=True)
+        if is_mine:
+            fetch.done.wait(fetch.started_at + TIMEOUT - self._clock())
+        elif self._is_under_way(fetch):
+            raise Unavailable
+        return self._newer(kid, key)
+
     def fetch_early(self) -> None:
         """Fetch the set in the background, before a token needs a key. A failure is only logged."""
         self._refresh(is_for_unknown=False)
@@ -101,6 +117,12 @@ class KeySet:
             return next(iter(keys.values())) if len(keys) == 1 else None
         return keys.get(kid)
 
+    def _newer(self, kid: str | None, key: VerificationKey) -> VerificationKey | None:
+        """The cached key with that id, unless it is the same key."""
+        found = self._cached(kid)
+        is_same = found is None or (found.key, found.algorithms) == (key.key, key.algorithms)
+        return None if is_same else found
+
     def _current(self) -> "Mapping[str | int, VerificationKey] | None":
         """The cached keys, or None if there are none yet or they are too old."""
         found = self._found
@@ -110,10 +132,8 @@ class KeySet:
         """Return the latest fetch, and whether this call started it."""
         with self._lock:
             now = self._clock()
-            # A fetch that exceeds TIMEOUT is given up.
-            is_under_way = not self._fetch.done.is_set() and now < self._fetch.started_at + TIMEOUT
             is_at_limit = len(self._starts) == MOST_FETCHES and now < self._starts[0] + LONGEST_PAUSE
-            if is_under_way or now < self._next_fetch_at or is_at_limit:
+            if self._is_under_way(self._fetch) or now < self._next_fetch_at or is_at_limit:
                 return self._fetch, False
             if now >= self._next_fetch_at + LONGEST_PAUSE:
                 # No look-up was held back for a while: the pauses begin at 1 s again.
@@ -126,6 +146,10 @@ class KeySet:
             self._next_fetch_at = now + self._pause()
         Thread(target=self._run, args=(fetch,), name="jwks", daemon=True).start()
         return fetch, True
+
+    def _is_under_way(self, fetch: "_Fetch") -> bool:
+        """Whether the fetch has not ended. One that exceeds TIMEOUT is given up."""
+        return not fetch.done.is_set() and self._clock() < fetch.started_at + TIMEOUT
 
     def _pause(self) -> float:
         return min(2.0 ** (self._fruitless - 1), LONGEST_PAUSE)
