@@ -125,14 +125,17 @@ def _database_url(value: str) -> URL:
 
 
 def _with_hosts(value: str) -> URL:
-    """The URL. Several hosts, written for libpq, move into its query: SQLAlchemy reads one host and one port.
+    """The URL, with its host decoded as libpq does it: SQLAlchemy does not, and the folder of a socket has slashes.
+
+    Several hosts, written for libpq, move into its query: SQLAlchemy reads one host and one port.
 
     Raises ArgumentError or ValueError if the value is not a URL.
     """
     # With another @ after them, what looks like hosts is a part of the password.
     several = re.fullmatch(r"(postgres[^:]*://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)([^@]*)", value, re.DOTALL)
     if several is None:
-        return make_url(value)
+        url = make_url(value)
+        return url.set(host=unquote(url.host)) if url.host else url
     before, hosts, after = several.groups()
     pairs = [re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::([0-9]*))?", host) for host in hosts.split(",")]
     if None in pairs:
