@@ -290,6 +290,17 @@ def test_it_refuses_a_gunicorn_without_its_settings(copy: Path, url: URL, tmp_pa
     assert UNREAD in refusal(url, *whole, cwd=tmp_path, PORT=str(free_port()))
 
 
+@pytest.mark.parametrize("workers", ["x", "", "2.5"])
+def test_a_number_of_workers_that_is_none_is_refused_by_gunicorn_itself(copy: Path, workers: str) -> None:
+    """Before it reads gunicorn.conf.py, as docs/settings.md says. If a new gunicorn does not, correct the page."""
+    environ = {"PATH": os.environ["PATH"], "WEB_CONCURRENCY": workers}
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app"]
+    result = subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode != 0
+    assert 'os.environ.get("WEB_CONCURRENCY"' in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("ValueError: ")
+
+
 def test_gunicorn_refuses_a_port_that_is_none(url: URL) -> None:
     assert refusal(url, cwd=ROOT, PORT="65536") == ["todo: PORT must be a number from 1 to 65535"]
 
