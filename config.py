@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from traceback import extract_tb
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -124,14 +125,17 @@ def _database_url(value: str) -> URL:
 
 
 def _with_hosts(value: str) -> URL:
-    """The URL. Several hosts, written for libpq, move into its query: SQLAlchemy reads one host and one port.
+    """The URL, with its host decoded as libpq does it: SQLAlchemy does not, and the folder of a socket has slashes.
+
+    Several hosts, written for libpq, move into its query: SQLAlchemy reads one host and one port.
 
     Raises ArgumentError or ValueError if the value is not a URL.
     """
     # With another @ after them, what looks like hosts is a part of the password.
     several = re.fullmatch(r"(postgres[^:]*://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)([^@]*)", value, re.DOTALL)
     if several is None:
-        return make_url(value)
+        url = make_url(value)
+        return url.set(host=unquote(url.host)) if url.host else url
     before, hosts, after = several.groups()
     pairs = [re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::([0-9]*))?", host) for host in hosts.split(",")]
     if None in pairs:
@@ -355,6 +359,17 @@ def refusal(message: str, environ: Mapping[str, str]) -> str:
         return f"todo: {message}"
     record = logging.makeLogRecord({"name": "todo", "levelname": "CRITICAL", "msg": message})
     return JsonFormatter(**JSON_LINES).format(record)
+
+
+def kind_and_place(error: BaseException) -> str:
+    """The kind and place of an error in code that is not ours. Not its message, which may quote a secret."""
+    kind = type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return f"{kind}: No module named {error.name!r}"
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{kind} in {error.filename}, line {error.lineno}"
+    frame = extract_tb(error.__traceback__)[-1]
+    return f"{kind} in {frame.filename}, line {frame.lineno}"
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:

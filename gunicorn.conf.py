@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 from array import array
 from contextlib import suppress
 from itertools import count
@@ -26,7 +27,14 @@ if (folder := str(Path(__file__).resolve().parent)) not in sys.path:
 os.environ["TODO_GUNICORN_CONF"] = folder
 # Not kept in this process: a HUP reads this file again, and its workers must load the new config.py.
 sys.modules.pop("config", None)
-from config import SPARE_THREADS, ConfigurationError, load_settings, logging_config, refusal  # noqa: E402
+from config import (  # noqa: E402
+    SPARE_THREADS,
+    ConfigurationError,
+    kind_and_place,
+    load_settings,
+    logging_config,
+    refusal,
+)
 
 del sys.modules["config"]
 
@@ -169,12 +177,29 @@ def _load(server: Any, is_reload: bool, output: int) -> None:
         os.environ.pop(name, None)
     for name in [name for name in sys.modules if name.startswith("prometheus_client")]:
         del sys.modules[name]
+    # gunicorn prints why it cannot read this file, with the message, which may quote a secret.
+    traceback.print_exc = _print_kind_and_place  # type: ignore[assignment]  # it ignores the arguments
     if is_reload:
         server.app.reload()
         server.setup(server.app)
     if server.cfg.preload_app:
         sys.exit("todo: --preload is not supported: a HUP would bring no new code, and /metrics would miss workers")
-    server.app.wsgi()
+    try:
+        server.app.wsgi()
+    except (Exception, SystemExit) as error:
+        if _is_refusal(server, error):
+            raise
+        sys.exit(f"todo: the app does not load: {kind_and_place(error)}")
+
+
+def _print_kind_and_place(*_: Any) -> None:
+    if (error := sys.exception()) is not None:
+        print(kind_and_place(error), file=sys.stderr)
+
+
+def _is_refusal(server: Any, error: BaseException) -> bool:
+    """Whether create_app() ended the process. It has printed why, and its words are clean."""
+    return isinstance(error, SystemExit) and error.code == server.APP_LOAD_ERROR
 
 
 def on_starting(server: Any) -> None:
@@ -216,17 +241,20 @@ def pre_fork(server: Any, worker: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Let a replacement worker try again if the code no longer loads, until it does.
 
-    Without this gunicorn would end, with the workers that still serve.
+    Without this gunicorn would end, with the workers that still serve. The log has the kind and place of the error:
+    gunicorn's own line would have its message, which may quote a secret.
     """
     load = worker.load_wsgi
 
     def load_or_try_again() -> None:
         try:
             load()
-        except (Exception, SystemExit):
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever the code raises)
+            reason = "the line before says why" if _is_refusal(server, error) else kind_and_place(error)
             if not server.has_loaded[0]:
-                raise
-            worker.log.exception("The app does not load; again in %s s", ANOTHER_LOAD)
+                worker.log.critical("The app does not load: %s", reason)
+                sys.exit(server.APP_LOAD_ERROR)
+            worker.log.error("The app does not load; again in %s s: %s", ANOTHER_LOAD, reason)
             sleep(ANOTHER_LOAD)
             # gunicorn continues after this status.
             sys.exit(1)

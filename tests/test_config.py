@@ -89,6 +89,7 @@ def test_every_spelling_of_postgresql_means_psycopg2_and_keeps_the_query(scheme:
     assert url.drivername == "postgresql+psycopg2"
     assert (url.username, url.password, url.host, url.database) == ("todo", "secret", "db.example", "todo")
     assert url.query == {"sslmode": "require", "channel_binding": "require"}
+    assert load_settings(GOOD | {"DATABASE_URL": f"{scheme}://%2Fvar%2Frun/db"}).database_url.host == "/var/run"
 
 
 def test_under_the_flask_command_the_database_may_be_left_out() -> None:

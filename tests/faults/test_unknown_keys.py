@@ -1,4 +1,4 @@
-"""Twenty thousand tokens that name keys nobody has: what they cost the issuer, and those who hold a good token."""
+"""Thousands of tokens that nobody signed, or that name keys nobody has: what they cost the issuer, and good users."""
 
 import json
 import os
@@ -129,9 +129,10 @@ def test_they_cost_a_handful_of_fetches_and_nobody_known_notices(
     service: Service, key: EcKey, record_property: Callable[[str, object], None]
 ) -> None:
     usual = service.get([service.known] * 2000)[1]
-    control, beside_control = beside_a_storm(service, "known")
-    assert control == {401: TOKENS}
     before, started_at = service.issuer.requests, time.monotonic()
+    control, beside_control = beside_a_storm(service, "known")
+    # The latter while another caller asks the issuer for a new key of that id.
+    assert control.keys() <= {401, 503}
     unknown, beside_unknown = beside_a_storm(service, "unknown {}")
     assert unknown.keys() <= {401, 503}
     enough = Event()
@@ -144,7 +145,8 @@ def test_they_cost_a_handful_of_fetches_and_nobody_known_notices(
     fetches, seconds = service.issuer.requests - before, time.monotonic() - started_at
     enough.set()
     service.issuer.answer = answer
-    figures: dict[str, object] = {"unknown keys": 2 * TOKENS, "seconds": f"{seconds:.0f}", "fetches": fetches}
+    figures: dict[str, object] = {"forged": TOKENS, "unknown keys": 2 * TOKENS}
+    figures |= {"seconds": f"{seconds:.0f}", "fetches": fetches}
     for name, taken in (
         ("alone", usual),
         ("beside forged", beside_control),

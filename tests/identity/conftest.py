@@ -63,6 +63,10 @@ class Keys:
             with pytest.raises(Unavailable):
                 self.set.find(kid)
 
+    def assert_forged(self, *tokens: str) -> None:
+        """Tokens that the key "a" did not sign."""
+        assert [self.set.find_newer("a", self.set.find("a")) for _ in tokens] == [None] * len(tokens)
+
     def assert_all_wait_for_fetch(self, number: int) -> None:
         """All callers wait for that fetch, which brings key() as "a" once `go` is set."""
         with ThreadPoolExecutor(20) as pool:

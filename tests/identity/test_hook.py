@@ -203,6 +203,7 @@ class TestConfiguration:
             ("import json; json.loads('secret')", "JSONDecodeError in "),
             ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
             ("def provider(secret:", "SyntaxError in {file}, line 1"),
+            ("raise SyntaxError('secret')", "SyntaxError in {file}, line 1"),
         ],
     )
     def test_a_module_that_fails_to_import_stops_the_start(

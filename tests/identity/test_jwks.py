@@ -181,16 +181,16 @@ class TestUnknownKeys:
             assert warm.requests == fetches
             warm.now += LONGEST_PAUSE
 
-    @pytest.mark.parametrize("is_failing", [False, True])
-    def test_the_pause_after_fetches_that_bring_nothing_doubles_up_to_the_longest(
-        self, keys: Keys, is_failing: bool
-    ) -> None:
-        if is_failing:
+    @pytest.mark.parametrize("cause", ["failing", "unknown", "forged"])
+    def test_the_pause_after_fetches_that_bring_nothing_doubles_up_to_the_longest(self, keys: Keys, cause: str) -> None:
+        if cause == "failing":
             keys.fail()
         else:
             keys.serve(a=A)
             keys.find("a")
-        assert_refused = keys.assert_unavailable if is_failing else keys.assert_unknown
+        assert_refused = {"failing": keys.assert_unavailable, "unknown": keys.assert_unknown}.get(
+            cause, keys.assert_forged
+        )
         for requests, pause in enumerate(SHORT_PAUSES, start=keys.requests + 1):
             assert_refused(f"unknown {requests}")
             assert keys.requests == requests
@@ -221,15 +221,19 @@ class TestUnknownKeys:
     def test_while_a_slow_fetch_runs_a_known_key_is_answered_and_an_unknown_one_is_unavailable(
         self, warm: Keys
     ) -> None:
-        warm.serve_slowly(a=A, b=B)
+        known = warm.set.find("a")
+        warm.serve_slowly(a=C, b=B)
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(warm.set.find, "b")
             warm.issuer.wait_for(2)
             warm.assert_found("a", is_key=A)
             warm.assert_unavailable("b")
+            with pytest.raises(Unavailable):
+                warm.set.find_newer("a", known)
             assert not waiting.done()
             warm.go.set()
             warm.assert_found_by(waiting, is_key=B)
+        assert warm.set.find_newer("a", known) is warm.set.find("a")
         assert warm.requests == 2
 
     def test_a_key_that_comes_just_after_it_was_looked_for_is_not_unknown(
@@ -493,7 +497,19 @@ class TestProvider:
         provider = provider_of(jwks_url=issuer.url)
         assert [reason_for(provider, signed_by(key, kid)) for key, kid in ((A, "a"), (B, "b"))] == [None, None]
         assert reason_for(provider, signed_by(A, "b")) == Refusal.SIGNATURE
-        assert issuer.requests == 1
+        # Once more: the issuer may have replaced the key.
+        assert issuer.requests == 2
+
+    @pytest.mark.parametrize("kid", ["a", None])
+    @pytest.mark.parametrize(("new", "alg"), [(B, "ES256"), (RSA, "RS256")])
+    def test_a_new_key_under_the_old_id_is_used_at_once(
+        self, issuer: Issuer, kid: str | None, new: Any, alg: str
+    ) -> None:
+        provider = provider_of(jwks_url=issuer.url)
+        for signer, algorithm in ((A, "ES256"), (new, alg)):
+            issuer.serve(jwk(signer, kid))
+            assert [reason_for(provider, signed_by(signer, kid, algorithm)) for _ in range(2)] == [None, None]
+        assert reason_for(provider, signed_by(A, kid)) in (Refusal.SIGNATURE, Refusal.ALGORITHM)
 
     def test_the_algorithms_that_are_set_narrow_those_of_the_key(self, issuer: Issuer) -> None:
         issuer.serve(jwk(RSA, "a"))

@@ -114,6 +114,12 @@ class TestUnusableKeys:
         line = 'JWT_JWKS_URL: the key "rsa" of the set is left out: JWT_ALGORITHMS does not name its algorithm'
         assert self.messages(caplog) == [("INFO", line)]
 
+    def test_of_two_with_the_same_id_the_last_one_is_used(self, keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
+        keys.issuer.serve(jwk(B, "a"), jwk(A, "a"))
+        keys.assert_found("a", None, is_key=A)
+        line = 'JWT_JWKS_URL: the key "a" of the set is left out: a later key of the set has the same id'
+        assert self.messages(caplog) == [("INFO", line)]
+
     def test_a_set_that_changes_is_logged_again(self, keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
         for kid, private_key in (("a", A), ("b", B)):
             keys.issuer.serve(jwk(private_key, kid), jwk(B, "x", use="enc"))

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from flask import Flask
+from psycopg2.extensions import parse_dsn
 from sqlalchemy import URL
 
 from tests.live import free_port
@@ -65,6 +66,15 @@ def test_the_first_of_several_hosts_that_answers_is_taken(wired: tuple[Wire, URL
     close(app)
     assert app.test_cli_runner().invoke(args=["seed", "alice", "--count", "1"]).exit_code == 0
     assert wire.connections == 2
+
+
+def test_the_folder_of_a_socket_may_stand_in_the_place_of_the_host(url: URL, make: Make) -> None:
+    """In libpq's own notation."""
+    folder, _, port = str(url.query["host"]).partition(":")
+    host = folder.replace("/", "%2F") + f":{port or url.query.get('port', '')}".removesuffix(":")
+    address = f"postgresql://{ROLE}:{PASSWORD}@{host}/{url.database}"
+    assert parse_dsn(address)["host"] == folder
+    assert status(make(parsed(address))) == 200
 
 
 def test_a_name_of_several_that_is_never_resolved_is_left_out_within_the_budget(

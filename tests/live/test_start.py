@@ -104,12 +104,18 @@ def wait_for_new_workers(server: Server, old: set[int]) -> None:
 
 #: A file, what it becomes, and what is then in the log.
 BROKEN = [
-    ("todo/tasks/views.py", "def broken(:\n", "SyntaxError"),
-    ("gunicorn.conf.py", "def broken(:\n", "Failed to read config file"),
+    ("todo/tasks/views.py", "def broken(:\n", "SyntaxError in {file}, line "),
+    ("wsgi.py", f"raise OSError('{SECRET}')\n", "todo: the app does not load: OSError in {file}, line "),
+    ("wsgi.py", f"raise SystemExit('{SECRET}')\n", "todo: the app does not load: SystemExit in {file}, line "),
+    (
+        "gunicorn.conf.py",
+        f"raise OSError('{SECRET}')\n",
+        "Failed to read config file: {file}\nOSError in {file}, line ",
+    ),
     ("gunicorn.conf.py", "workers = 'many'\n", "Invalid value for workers: many"),
     ("gunicorn.conf.py", "preload_app = True\n", "todo: --preload is not supported"),
     ("config.py", "def load_settings(environ): raise ConfigurationError('X is not set')\n", "todo: X is not set"),
-    ("provider.py", "raise OSError\n", "IDENTITY_PROVIDER=provider:identify cannot be loaded"),
+    ("provider.py", f"raise OSError('{SECRET}')\n", "=provider:identify cannot be loaded: OSError in {file}, line "),
     ("provider.py", "import os\nos.kill(os.getpid(), 9)\n", ""),
     ("provider.py", "import time\ntime.sleep(600)\n", "the app was not loaded within 8 s"),
 ]
@@ -128,7 +134,7 @@ def test_a_hangup_onto_what_does_not_load_leaves_the_workers_as_they_are(copy: P
                 hang_up(live)
                 wait_for_line(live, "Not reloaded, the workers keep running: ", number)
                 said = log.read_text().rpartition("Not reloaded")[2]
-                assert reason in said, said
+                assert reason.format(file=copy / name) in said, said
                 assert set(live.workers()) == workers
                 (copy / name).write_text(good)
             errors, config = copy / "todo/errors.py", copy / "config.py"
@@ -139,6 +145,7 @@ def test_a_hangup_onto_what_does_not_load_leaves_the_workers_as_they_are(copy: P
             hang_up(live)
             wait_for_new_workers(live, workers)
             assert live.request("GET", "/api/alice/tasks/1") == (404, {"error": "No task of that id"})
+    assert SECRET not in log.read_text()
     assert set(load.answers) == {(404, "Task not found"), (404, "No task of that id")}
     print(f"{len(BROKEN) + 1} hangups under {sum(load.answers.values())} requests, none failed")
 
@@ -146,32 +153,42 @@ def test_a_hangup_onto_what_does_not_load_leaves_the_workers_as_they_are(copy: P
 def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(
     copy: Path, url: URL, tmp_path: Path
 ) -> None:
-    with gunicorn(url, tmp_path / "log", cwd=copy) as live:
+    """The log says why, but not in the words of the error, which may quote a secret."""
+    provider, wsgi, log = copy / "provider.py", copy / "wsgi.py", tmp_path / "log"
+    with gunicorn(url, log, cwd=copy, IDENTITY_PROVIDER="provider:identify") as live:
         wait_for_workers(live)
         victim, other = live.workers()
-        good = (copy / "todo/web/app.py").read_text()
-        (copy / "todo/web/app.py").write_text("def broken(:\n")
+        good = wsgi.read_text()
+        provider.write_text(f"raise OSError('{SECRET}')\n")
         load = Load(live)
         os.kill(victim, signal.SIGKILL)
-        wait_for_line(live, "The app does not load; again in 5 s", 1)
+        wait_for_line(live, "The app does not load; again in 5 s: the line before says why", 1)
+        wait_for_line(live, f"IDENTITY_PROVIDER=provider:identify cannot be loaded: OSError in {provider}, line 1", 1)
+        wsgi.write_text(f"raise OSError('{SECRET}')\n")
         with load.going_on():
-            # Two attempts.
-            wait_for_line(live, "The app does not load; again in 5 s", 2)
+            # The second attempt.
+            wait_for_line(live, f"The app does not load; again in 5 s: OSError in {wsgi}, line 1", 1)
         assert other in live.workers()
-        (copy / "todo/web/app.py").write_text(good)
+        provider.write_text(PROVIDER)
+        wsgi.write_text(good)
         wait_for_line(live, "GET /health/ready 200", 4)
         assert len(live.workers()) == 2
+    assert SECRET not in log.read_text()
     assert set(load.answers) == {(404, "Task not found")}
 
 
-def test_why_a_hangup_was_refused_is_one_line_of_json(copy: Path, url: URL, tmp_path: Path) -> None:
-    with gunicorn(url, tmp_path / "log", cwd=copy, LOG_FORMAT="json") as live:
-        (copy / "todo/web/app.py").write_text("def broken(:\n")
+def test_why_code_does_not_load_is_one_line_of_json_each_time(copy: Path, url: URL, tmp_path: Path) -> None:
+    with gunicorn(url, tmp_path / "log", arguments=["--graceful-timeout", "1"], cwd=copy, LOG_FORMAT="json") as live:
+        wait_for_workers(live)
+        (copy / "wsgi.py").write_text(f"raise OSError('{SECRET}')\n")
         hang_up(live)
-        line = wait_for_line(live, "Not reloaded", 1)
-    assert line.startswith("{")
-    assert '"level": "ERROR"' in line
-    assert "SyntaxError: invalid syntax" in line
+        lines = [wait_for_line(live, "Not reloaded, the workers keep running: todo: the app does not load", 1)]
+        os.kill(live.workers()[0], signal.SIGKILL)
+        lines.append(wait_for_line(live, "The app does not load; again in 5 s", 1))
+    for line in map(json.loads, lines):
+        assert line["level"] == "ERROR"
+        assert line["message"].endswith(f": OSError in {copy / 'wsgi.py'}, line 1")
+    assert SECRET not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -231,6 +248,14 @@ UNREAD = "todo: gunicorn has not read gunicorn.conf.py: start it in the project 
 PRELOAD = "todo: --preload is not supported: a HUP would bring no new code, and /metrics would miss workers"
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_start_onto_what_does_not_load_says_where_and_not_what(copy: Path, url: URL, log_format: str) -> None:
+    (copy / "wsgi.py").write_text(f"raise OSError('{SECRET}')\n")
+    (line,) = refusal(url, cwd=copy, LOG_FORMAT=log_format, PORT=str(free_port()))
+    says = f"the app does not load: OSError in {copy / 'wsgi.py'}, line 1"
+    assert (json.loads(line)["message"] if log_format == "json" else line.removeprefix("todo: ")) == says
+
+
 @pytest.mark.parametrize(
     ("arguments", "environ", "says"),
     [
@@ -263,6 +288,17 @@ def test_it_refuses_to_be_preloaded(copy: Path, url: URL, tmp_path: Path) -> Non
 def test_it_refuses_a_gunicorn_without_its_settings(copy: Path, url: URL, tmp_path: Path, arguments: list[str]) -> None:
     whole = [argument.format(copy=copy) for argument in arguments]
     assert UNREAD in refusal(url, *whole, cwd=tmp_path, PORT=str(free_port()))
+
+
+@pytest.mark.parametrize("workers", ["x", "", "2.5"])
+def test_a_number_of_workers_that_is_none_is_refused_by_gunicorn_itself(copy: Path, workers: str) -> None:
+    """Before it reads gunicorn.conf.py, as docs/settings.md says. If a new gunicorn does not, correct the page."""
+    environ = {"PATH": os.environ["PATH"], "WEB_CONCURRENCY": workers}
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app"]
+    result = subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode != 0
+    assert 'os.environ.get("WEB_CONCURRENCY"' in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("ValueError: ")
 
 
 def test_gunicorn_refuses_a_port_that_is_none(url: URL) -> None:

@@ -19,6 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
+from todo.db.types import WRITTEN_ONCE
+
 #: SQL for PostgreSQL before a statement that counts the user's rows. It makes such statements of a user run one at a
 #: time, so that each sees the rows of the previous one. It locks no row, because a new user has none.
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0)); "
@@ -39,7 +41,7 @@ Narrowed = TypeVar("Narrowed", bound=Narrowable)
 class Owned:
     """A model whose rows each belong to one user, and are deleted with that user."""
 
-    user_id: Mapped[str] = mapped_column(Text, ForeignKey("users.id", ondelete="CASCADE"))
+    user_id: Mapped[str] = mapped_column(Text, ForeignKey("users.id", ondelete="CASCADE"), info=WRITTEN_ONCE)
 
 
 def owned_by(model: type[Owned], statement: Narrowed) -> Narrowed:

@@ -20,6 +20,9 @@ _SQLITE_NOW = "CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER)
 #: A 64-bit integer that numbers rows. SQLite numbers them only in a column declared INTEGER, which has 64 bits there.
 BigIdentity = BigInteger().with_variant(Integer(), "sqlite")
 
+#: The `info` of a column that an insert sets, and no update: readiness does not ask for the right to update it.
+WRITTEN_ONCE = {"is_written_once": True}
+
 
 class UtcInstant(TypeDecorator[str]):
     """An instant with microseconds. In Python it is the text that answers show: RFC 3339, UTC, six digits and `Z`.

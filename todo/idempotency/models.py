@@ -5,7 +5,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.db import Model
 from todo.db.ownership import Owned
-from todo.db.types import UtcInstant, current_instant
+from todo.db.types import WRITTEN_ONCE, UtcInstant, current_instant
 
 
 class IdempotencyKey(Owned, Model):
@@ -15,10 +15,10 @@ class IdempotencyKey(Owned, Model):
 
     key: Mapped[str] = mapped_column(Text)
     #: SHA-256 of the request's values, in hexadecimal.
-    fingerprint: Mapped[str] = mapped_column(Text)
+    fingerprint: Mapped[str] = mapped_column(Text, info=WRITTEN_ONCE)
     #: The created row in JSON, as it was when it was new.
-    answer: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant())
+    answer: Mapped[str] = mapped_column(Text, info=WRITTEN_ONCE)
+    created_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant(), info=WRITTEN_ONCE)
 
     __table_args__ = (
         PrimaryKeyConstraint("user_id", "key"),

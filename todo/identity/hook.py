@@ -4,13 +4,12 @@ import logging
 from collections.abc import Callable, Collection
 from importlib import import_module
 from operator import attrgetter
-from traceback import extract_tb
 from typing import cast
 
 from flask import Flask, Request, g, request
 from werkzeug.exceptions import Unauthorized
 
-from config import DEVELOPMENT, JWT, ConfigurationError, Settings
+from config import DEVELOPMENT, JWT, ConfigurationError, Settings, kind_and_place
 from todo.errors import InvalidCredentials, NotAuthenticated, NotOwner, Unavailable
 from todo.identity.development import identify_by_path
 from todo.identity.identity import Identity, InvalidIdentity, Provider
@@ -99,7 +98,7 @@ def _imported_provider(name: str) -> Provider:
         imported = import_module(module)
     except (Exception, SystemExit) as error:
         # Whatever happens during the import, the start ends with one line.
-        raise ConfigurationError(f"IDENTITY_PROVIDER={name} cannot be loaded: {_describe(error)}") from error
+        raise ConfigurationError(f"IDENTITY_PROVIDER={name} cannot be loaded: {kind_and_place(error)}") from error
     try:
         provider = attrgetter(attribute)(imported)
     except AttributeError as error:
@@ -107,14 +106,3 @@ def _imported_provider(name: str) -> Provider:
     if not callable(provider):
         raise ConfigurationError(f"IDENTITY_PROVIDER={name} is not callable")
     return cast(Provider, provider)
-
-
-def _describe(error: BaseException) -> str:
-    """The kind and place of an error in a custom provider. Not its message, which may quote a secret."""
-    kind = type(error).__name__
-    if isinstance(error, ModuleNotFoundError):
-        return f"{kind}: No module named {error.name!r}"
-    if isinstance(error, SyntaxError):
-        return f"{kind} in {error.filename}, line {error.lineno}"
-    frame = extract_tb(error.__traceback__)[-1]
-    return f"{kind} in {frame.filename}, line {frame.lineno}"

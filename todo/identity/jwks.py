@@ -5,7 +5,6 @@ each unknown key id; known keys wait for a slow fetch; and an expired set refuse
 (docs/decisions/key-set.md).
 """
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,12 +14,13 @@ from socket import gaierror
 from ssl import SSLError
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from todo.errors import InvalidCredentials, Unavailable
-from todo.identity.keys import UnusableKey, VerificationKey, jwk_key
+from todo.identity.keys import VerificationKey
+from todo.identity.published_keys import NotAKeySet, PublishedKeys, read_key_set
 from todo.refusals import Refusal
 
 logger = logging.getLogger(__name__)
@@ -29,16 +29,15 @@ logger = logging.getLogger(__name__)
 LIFETIME = 300.0
 #: Seconds for which known keys stay in use after that, while the issuer is unreachable.
 GRACE = 3600.0
-#: The longest pause, in seconds. After a fetch that failed, or that was made for an unknown key id and brought no new
-#: key, the pause is 1 s, then 2, 4, 8 and this. After a fetch that brought a new key there is none.
+#: The longest pause, in seconds. After a fetch that failed, or that was made for an unknown key and brought no new key,
+#: the pause is 1 s, then 2, 4, 8 and this. After a fetch that brought a new key there is none. A key is unknown if its
+#: id is, or if the key that we have under its id did not sign the token.
 LONGEST_PAUSE = 10.0
 #: Fetches within LONGEST_PAUSE at most: a broken issuer may send new keys each time.
 MOST_FETCHES = 10
 #: Seconds that one fetch may take.
 TIMEOUT = 2.0
 SIZE_LIMIT = 1024 * 1024
-#: How many unusable keys the log names, and how many characters of each id.
-MOST_NAMED, LONGEST_ID = 20, 100
 
 
 class KeySet:
@@ -49,7 +48,7 @@ class KeySet:
         self._algorithms = algorithms
         self._clock = clock
         self._lock = Lock()
-        self._found: _Found | None = None
+        self._found: PublishedKeys | None = None
         self._fetched_at = 0.0
         self._is_failing = False
         self._fruitless = 0
@@ -89,6 +88,21 @@ class KeySet:
             raise InvalidCredentials(reason=Refusal.UNKNOWN_KEY)
         raise Unavailable
 
+    def find_newer(self, kid: str | None, key: VerificationKey) -> VerificationKey | None:
+        """The key with that id if the issuer has replaced `key`, which did not sign a token; None if it has not.
+
+        The set is fetched first, unless it just was. Raises Unavailable if another caller is fetching it.
+        """
+        newer = self._newer(kid, key)
+        if newer is not None:
+            return newer
+        fetch, is_mine = self._refresh(is_for_unknown=True)
+        if is_mine:
+            fetch.done.wait(fetch.started_at + TIMEOUT - self._clock())
+        elif self._is_under_way(fetch):
+            raise Unavailable
+        return self._newer(kid, key)
+
     def fetch_early(self) -> None:
         """Fetch the set in the background, before a token needs a key. A failure is only logged."""
         self._refresh(is_for_unknown=False)
@@ -103,6 +117,12 @@ class KeySet:
             return next(iter(keys.values())) if len(keys) == 1 else None
         return keys.get(kid)
 
+    def _newer(self, kid: str | None, key: VerificationKey) -> VerificationKey | None:
+        """The cached key with that id, unless it is the same key."""
+        found = self._cached(kid)
+        is_same = found is None or (found.key, found.algorithms) == (key.key, key.algorithms)
+        return None if is_same else found
+
     def _current(self) -> "Mapping[str | int, VerificationKey] | None":
         """The cached keys, or None if there are none yet or they are too old."""
         found = self._found
@@ -112,10 +132,8 @@ class KeySet:
         """Return the latest fetch, and whether this call started it."""
         with self._lock:
             now = self._clock()
-            # A fetch that exceeds TIMEOUT is given up.
-            is_under_way = not self._fetch.done.is_set() and now < self._fetch.started_at + TIMEOUT
             is_at_limit = len(self._starts) == MOST_FETCHES and now < self._starts[0] + LONGEST_PAUSE
-            if is_under_way or now < self._next_fetch_at or is_at_limit:
+            if self._is_under_way(self._fetch) or now < self._next_fetch_at or is_at_limit:
                 return self._fetch, False
             if now >= self._next_fetch_at + LONGEST_PAUSE:
                 # No look-up was held back for a while: the pauses begin at 1 s again.
@@ -128,6 +146,10 @@ class KeySet:
             self._next_fetch_at = now + self._pause()
         Thread(target=self._run, args=(fetch,), name="jwks", daemon=True).start()
         return fetch, True
+
+    def _is_under_way(self, fetch: "_Fetch") -> bool:
+        """Whether the fetch has not ended. One that exceeds TIMEOUT is given up."""
+        return not fetch.done.is_set() and self._clock() < fetch.started_at + TIMEOUT
 
     def _pause(self) -> float:
         return min(2.0 ** (self._fruitless - 1), LONGEST_PAUSE)
@@ -144,7 +166,7 @@ class KeySet:
             fetch.done.set()
             self._tell(is_kept)
 
-    def _keep(self, fetch: "_Fetch", found: "_Found") -> bool:
+    def _keep(self, fetch: "_Fetch", found: PublishedKeys) -> bool:
         """Use these keys from now on. Returns False if the fetch took so long that another one has begun."""
         with self._lock:
             if fetch is not self._fetch:
@@ -159,7 +181,7 @@ class KeySet:
             found.log()
         return True
 
-    def _download(self) -> "_Found":
+    def _download(self) -> PublishedKeys:
         """Fetch the keys. Raises OSError, HTTPException, ValueError, TypeError, KeyError or RecursionError."""
         deadline = self._clock() + TIMEOUT
         body = b""
@@ -169,46 +191,8 @@ class KeySet:
             while chunk := response.read1(SIZE_LIMIT):
                 body += chunk
                 if len(body) > SIZE_LIMIT or self._clock() > deadline:
-                    raise _NotAKeySet("the answer is larger than 1 MiB, or too slow")
-        jwks = json.loads(body)["keys"]
-        if not isinstance(jwks, list):
-            raise _NotAKeySet("its keys are not an array")
-        keys: dict[str | int, VerificationKey] = {}
-        contents: set[str] = set()
-        left_out: list[tuple[str, str]] = []
-        for place, jwk in enumerate(jwks):
-            kid = jwk.get("kid") if isinstance(jwk, dict) else None
-            try:
-                key = jwk_key(jwk, self._algorithms)
-            except UnusableKey as error:
-                name = json.dumps(kid[:LONGEST_ID]) if isinstance(kid, str) else f"number {place + 1}, without an id"
-                left_out.append((name, str(error)))
-                continue
-            # A key without an id can be the only key of a set, but not be found by an id: its position replaces it.
-            keys[kid if isinstance(kid, str) else place] = key
-            contents.add(json.dumps(jwk, sort_keys=True))
-        return _Found(keys, frozenset(contents), tuple(left_out))
-
-
-class _Found(NamedTuple):
-    """The result of a fetch: the usable keys by id, their JWKs, and the name and fault of each unusable key."""
-
-    keys: Mapping[str | int, VerificationKey]
-    contents: frozenset[str]
-    left_out: tuple[tuple[str, str], ...]
-
-    def log(self) -> None:
-        """Log which keys are left out, and why."""
-        for name, fault in self.left_out[:MOST_NAMED]:
-            logger.info("JWT_JWKS_URL: the key %s of the set is left out: %s", name, fault)
-        if len(self.left_out) > MOST_NAMED:
-            logger.info("JWT_JWKS_URL: %d more keys of the set are left out", len(self.left_out) - MOST_NAMED)
-        if not self.keys:
-            logger.warning("JWT_JWKS_URL: the key set has no usable key: every token is refused")
-
-
-class _NotAKeySet(ValueError):
-    """The response is not a key set. The message quotes nothing of it."""
+                    raise NotAKeySet("the answer is larger than 1 MiB, or too slow")
+        return read_key_set(body, self._algorithms)
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -234,7 +218,7 @@ def _describe(error: Exception) -> str:
         return f"the answer has the status {error.code}"
     cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     kind = type(cause).__name__
-    if isinstance(cause, _NotAKeySet):
+    if isinstance(cause, NotAKeySet):
         return str(cause)
     if isinstance(cause, gaierror):
         return f"{kind}: the host is not found"

@@ -59,6 +59,11 @@ _REASONS_MISSING: Mapping[str, Refusal] = {
 }
 
 
+FindKey = Callable[[str], VerificationKey]
+#: The token, and the key that did not sign it. Returns None if there is no other.
+FindOtherKey = Callable[[str, VerificationKey], VerificationKey | None]
+
+
 class JwtProvider:
     """Identifies callers by `Authorization: Bearer` (RFC 6750 section 2.1). The token's `sub` is the user."""
 
@@ -66,11 +71,10 @@ class JwtProvider:
         """Raises ConfigurationError if the key cannot be used. Fetches nothing."""
         register_algorithms()
         self.key_set: KeySet | None = None
-        self._previous: VerificationKey | None = None
         if settings.jwks_url is not None:
             self._algorithms = asymmetric_algorithms(settings.algorithms)
             self.key_set = KeySet(settings.jwks_url, settings.algorithms)
-            self._find_key = _in_set(self.key_set, self._algorithms)
+            self._find_key, self._find_other_key = _in_set(self.key_set, self._algorithms)
         else:
             key = (
                 public_key(settings.public_key or "", settings.algorithms)
@@ -78,9 +82,14 @@ class JwtProvider:
                 else secret_key(settings.secret, settings.algorithms)
             )
             self._algorithms = key.algorithms
-            if settings.previous_secret is not None:
-                self._previous = secret_key(settings.previous_secret, settings.algorithms, "JWT_SECRET_PREVIOUS")
+            previous = (
+                None
+                if settings.previous_secret is None
+                else secret_key(settings.previous_secret, settings.algorithms, "JWT_SECRET_PREVIOUS")
+            )
             self._find_key = lambda _token: key
+            # While the secret is replaced.
+            self._find_other_key = lambda _token, _key: previous
         self._issuer = settings.issuer
         self._audience = settings.audience
         self._required = ["exp", "sub"]
@@ -125,13 +134,14 @@ class JwtProvider:
         return identity
 
     def _identified(self, token: str) -> Identity:
+        key = self._find_key(token)
         try:
-            return self._verified(token, self._find_key(token))
-        except jwt.InvalidSignatureError:
-            if self._previous is None:
+            return self._verified(token, key)
+        except (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError):
+            other = self._find_other_key(token, key)
+            if other is None:
                 raise
-        # While the secret is replaced.
-        return self._verified(token, self._previous)
+        return self._verified(token, other)
 
     def algorithms_for(self, token: str) -> tuple[str, ...]:
         """The algorithms that the `alg` of this token may name. Raises Unavailable."""
@@ -172,8 +182,11 @@ def _reason(error: Exception) -> Refusal:
     return next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), Refusal.MALFORMED)
 
 
-def _in_set(keys: KeySet, algorithms: tuple[str, ...]) -> Callable[[str], VerificationKey]:
-    """A function that finds a token's key in the set. It fetches nothing for a token of another kind."""
+def _in_set(keys: KeySet, algorithms: tuple[str, ...]) -> tuple[FindKey, FindOtherKey]:
+    """Functions that find a token's key in the set, and the one that has taken its place since.
+
+    They fetch nothing for a token of another kind.
+    """
 
     def find(token: str) -> VerificationKey:
         header = jwt.get_unverified_header(token)
@@ -186,7 +199,12 @@ def _in_set(keys: KeySet, algorithms: tuple[str, ...]) -> Callable[[str], Verifi
                 raise InvalidCredentials(reason=Refusal.ALGORITHM) from refusal
             raise
 
-    return find
+    def find_other(token: str, key: VerificationKey) -> VerificationKey | None:
+        header = jwt.get_unverified_header(token)
+        # An issuer may restart with a new key under the old id, or without ids.
+        return keys.find_newer(header.get("kid"), key) if header.get("alg") in algorithms else None
+
+    return find, find_other
 
 
 def _check_header(header: Mapping[str, Any]) -> None:

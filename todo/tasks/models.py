@@ -5,7 +5,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.db import Model
 from todo.db.ownership import Owned
-from todo.db.types import BigIdentity, UtcInstant, current_instant
+from todo.db.types import WRITTEN_ONCE, BigIdentity, UtcInstant, current_instant
 
 #: Every character for which str.isspace() is true.
 WHITE_SPACE = (
@@ -23,7 +23,7 @@ class Task(Owned, Model):
     title: Mapped[str] = mapped_column(Text)
     description: Mapped[str | None] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text, server_default="incomplete")
-    created_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant())
+    created_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant(), info=WRITTEN_ONCE)
     updated_at: Mapped[str] = mapped_column(UtcInstant, server_default=current_instant())
 
     __table_args__ = (

@@ -4,7 +4,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from todo.db import Model
-from todo.db.types import UtcInstant, long_ago_or_now
+from todo.db.types import WRITTEN_ONCE, UtcInstant, long_ago_or_now
 
 
 class User(Model):
@@ -17,9 +17,9 @@ class User(Model):
     )
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
-    email: Mapped[str | None] = mapped_column(Text, unique=True)
+    email: Mapped[str | None] = mapped_column(Text, unique=True, info=WRITTEN_ONCE)
     #: A random number of this row: the user may be erased, and created again. 0 in rows that are older than the column.
-    incarnation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    incarnation: Mapped[int] = mapped_column(BigInteger, server_default=text("0"), info=WRITTEN_ONCE)
     #: The user's clock: the instant of the latest change of what the user owns (todo/db/clock.py).
     changed_at: Mapped[str] = mapped_column(UtcInstant, server_default=long_ago_or_now())
     #: Deletions up to this instant may have been forgotten. A sync that does not know them must start again.

@@ -1,0 +1,71 @@
+"""More of /health/ready: set-ups that differ from the migrations' and serve every call, and a restore without owner."""
+
+import re
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+from tests.conftest import DATABASES
+from tests.support import ROLE, Make, as_superuser, sql
+from tests.test_health import OWN_ROWS, SAYS_MORE, TABLES, granted, policy, ready, replaced, served, spoilt, statuses
+
+__all__ = ["served"]
+
+#: The columns that statements update. The last ones are locked alone.
+UPDATED = {
+    "tasks": "title, description, status, updated_at",
+    "users": "changed_at, forgotten_at",
+    "idempotency_keys": "key",
+}
+#: The policy for reads comes in the place of the one for all commands.
+FOR_READS, MENDED = replaced("tasks", f"FOR SELECT USING {OWN_ROWS}")
+RULES = {"INSERT": f"WITH CHECK {OWN_ROWS}", "UPDATE": f"USING {OWN_ROWS}", "DELETE": f"USING {OWN_ROWS}"}
+#: What brings the set-up about, what undoes it, and how users are kept apart.
+FIT = {
+    **{
+        f"some columns of {table} may be changed": (*granted("UPDATE", table, columns), "enforced")
+        for table, columns in UPDATED.items()
+    },
+    "the only policy lets everybody do all": (*replaced("tasks", "USING (true)"), "bypassed"),
+    "each command has a policy": (
+        "; ".join([FOR_READS, *(f"CREATE POLICY {name} ON tasks FOR {name} {rule}" for name, rule in RULES.items())]),
+        "; ".join([*(f"DROP POLICY {name} ON tasks" for name in RULES), MENDED]),
+        "enforced",
+    ),
+    "the policy is written in another way": (
+        *replaced("tasks", "USING (NOT (SELECT current_setting('app.user_id', true) IS DISTINCT FROM user_id))"),
+        "enforced",
+    ),
+    "another policy restricts": (*policy("tasks", f"AS RESTRICTIVE USING {OWN_ROWS}"), "enforced"),
+    "a policy refuses another role": (*policy("tasks", "AS RESTRICTIVE TO pg_monitor USING (false)"), "enforced"),
+}
+
+
+@pytest.mark.parametrize("served", DATABASES[1:], indirect=True)
+def test_another_set_up_is_ready_if_every_call_works(served: Flask) -> None:
+    for name, (spoil, mend, security) in FIT.items():
+        with spoilt(served, spoil, mend):
+            response = served.test_client().get("/health/ready")
+            assert (response.status_code, response.get_json().get("row_level_security")) == (200, security), name
+            assert statuses(served) == {200, 201, 204}, name
+
+
+def test_restored_without_owner_it_names_the_command_that_brings_it_back(
+    postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    superuser = as_superuser(postgresql).username
+    for table in (*TABLES, "alembic_version"):
+        sql(postgresql, f'ALTER TABLE {table} OWNER TO "{superuser}"; REVOKE ALL ON {table} FROM PUBLIC, {ROLE}')
+    app = make(postgresql)
+    response = app.test_client().get("/health/ready")
+    message = f"The database denies rights that the service needs: {SAYS_MORE}"
+    assert (response.status_code, response.get_json()) == (503, {"error": message})
+    assert statuses(app) == {500}
+    (line,) = re.findall("GET /health/ready: (.*)", capsys.readouterr().err)
+    assert all(f"permission denied for table {table}" in line for table in TABLES)
+    (command,) = re.findall("as the owner of the tables: (.*)", line)
+    sql(postgresql, command)
+    response = app.test_client().get("/health/ready")
+    assert response.get_json() == ready("enforced")
+    assert statuses(app) == {200, 201, 204}
