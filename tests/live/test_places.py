@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, text
+from sqlalchemy import URL, event, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings
@@ -18,13 +18,14 @@ from tests.identity.tokens import key, signed_by
 from tests.support import Caller, Make, session, silent_database, statements_of
 from tests.test_places import SHARE, THREADS
 from todo.db import connections as database
-from todo.web import places
+from todo.db import db
+from todo.web import accounts
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that are slow sooner, and wait for a lock less long."""
-    monkeypatch.setattr(places, "SLOW", 0.3)
+    monkeypatch.setattr(accounts, "SLOW", 0.3)
     monkeypatch.setattr(database, "STATEMENT_LIMITS", database.STATEMENT_LIMITS.replace("'1s'", "'700ms'"))
 
 
@@ -49,7 +50,7 @@ def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, pos
     alice, bob = Caller(app, "alice"), Caller(app, "bob")
     with locked_tasks(postgresql), ThreadPoolExecutor(SHARE) as pool:
         waiting = [pool.submit(toggle, alice) for _ in range(SHARE)]
-        time.sleep(0.5)
+        time.sleep(0.4)
         with statements_of(app) as statements:
             refused = alice("GET")
             assert statements == []
@@ -87,6 +88,15 @@ def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, silent: URL
     alice = Caller(make(silent), "alice")
     with ThreadPoolExecutor(THREADS) as pool:
         assert Counter(pool.map(lambda _: alice("GET").status_code, range(2 * THREADS))) == {503: 2 * THREADS}
+
+
+def test_searches_at_once_wait_for_a_database_that_wakes(make: Make, postgresql: URL) -> None:
+    """Longer than a request waits for a connection in use."""
+    alice = Caller(app := make(postgresql), "alice")
+    with app.app_context():
+        event.listen(db.engine, "do_connect", lambda *_: time.sleep(1.2))
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(lambda _: alice("GET", query="?q=milk").status_code, range(3))] == [200] * 3
 
 
 READY, TASKS = "/health/ready", "/api/alice/tasks"
