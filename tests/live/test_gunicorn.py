@@ -165,10 +165,11 @@ def test_two_workers_lose_no_write_and_make_one_user(live: Server, database: URL
     assert sql(database, "SELECT id FROM users") == [("carol",)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGINT]])
 def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_progress(
-    server: URL, tmp_path: Path, number: signal.Signals
+    server: URL, tmp_path: Path, numbers: list[signal.Signals]
 ) -> None:
+    """Also if it is still waiting for its old workers after a HUP."""
     with migrated_database("postgresql", server) as database, ExitStack() as stack:
         live = stack.enter_context(gunicorn(database, tmp_path / "log", WEB_CONCURRENCY="1"))
         pool = stack.enter_context(ThreadPoolExecutor(1))
@@ -179,8 +180,11 @@ def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_p
             waiting = pool.submit(live.request, "POST", "/api/alice/tasks", json={"title": "x"})
             while sql(database, WAITING) == []:
                 time.sleep(0.01)
+            if signal.SIGHUP in numbers:
+                os.kill(live.process.pid, signal.SIGHUP)
+                wait_until(lambda: live.log.read_text().count("Booting worker") == 2, 15)
             started = time.monotonic()
-            os.kill(live.process.pid, number)
+            os.kill(live.process.pid, numbers[-1])
             time.sleep(0.3)
             connection.rollback()
             assert waiting.result()[0] == 201
