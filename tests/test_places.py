@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL
 
 from tests.conftest import url_of
 from tests.support import Caller, Make, statements_of
@@ -159,39 +158,6 @@ def test_after_long_searches_others_are_refused_until_those_are_forgiven(clock: 
     search(searches, clock, 0)
 
 
-def test_quick_searches_are_never_refused(clock: Clock) -> None:
-    searches = Searches(*NONE_FREE, clock)
-    for _ in range(10_000):
-        search(searches, clock, accounts.SLOW_SEARCH - 0.01)
-
-
-def test_a_search_that_is_excused_costs_nothing(clock: Clock) -> None:
-    searches = Searches(*NONE_FREE, clock)
-    searches.start(place := searches.take("alice"))
-    clock.now += 5
-    searches.leave(place, is_excused=True)
-    search(searches, clock, 0)
-
-
-def test_searches_of_a_user_run_one_after_the_other() -> None:
-    searches = Searches(*NONE_FREE)
-    running = most = 0
-
-    def run(_number: int) -> None:
-        nonlocal running, most
-        place = searches.take("alice")
-        searches.start(place)
-        running += 1
-        most = max(most, running)
-        time.sleep(0.002)
-        running -= 1
-        searches.leave(place)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(run, range(30)))
-    assert most == 1
-
-
 def test_searches_that_wait_are_refused_as_soon_as_nothing_is_left() -> None:
     searches = Searches(*NONE_FREE)
     running = searches.take("alice")
@@ -245,16 +211,3 @@ def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "15")
     assert refused.get_json() == {"error": "Too many searches at once: wait before the next"}
     assert alice("GET").status_code == bob("GET", query="?q=milk").status_code == 200
-
-
-def test_an_address_that_asks_whether_the_service_is_ready_has_a_share_too(
-    make: Make, database: URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Every request is slow, and hardly forgiven.
-    monkeypatch.setattr(accounts, "SLOW", 0.0)
-    monkeypatch.setattr(accounts, "FORGIVEN", 1e-6)
-    client = (app := make(database)).test_client()
-    assert client.get("/health/ready").status_code == 200
-    for _ in range(SHARE):
-        app.extensions["places_of_addresses"].take("127.0.0.1")
-    assert [client.get(f"/health/{name}").status_code for name in ("ready", "live")] == [429, 200]

@@ -29,12 +29,12 @@ def components() -> Iterable[str]:
     """What flask-smorest adds to a document."""
     app = Flask(__name__)
     app.config.update(API_TITLE="x", API_VERSION="1", OPENAPI_VERSION="3.1.0")
-    return dict(flask_smorest.Api(app).spec.components.schemas)
+    return list[str](flask_smorest.Api(app).spec.components.schemas)
 
 
 def documented() -> Iterable[str]:
     """The attributes of a view that flask-smorest has documented."""
-    return vars(cast(Any, flask_smorest.Blueprint)("x", __name__).doc(x=1)(lambda: None))
+    return list(vars(cast(Any, flask_smorest.Blueprint)("x", __name__).doc(x=1)(lambda: None)))
 
 
 def compiled() -> Iterable[str]:
