@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 from flask import Flask
+from sqlalchemy import URL, event
 
 from tests.conftest import url_of
 from tests.support import Caller, Make, statements_of
+from todo.db import db
 from todo.errors import TooManyAtOnce, Unavailable
 from todo.web import accounts
 from todo.web.accounts import Places, Searches
@@ -188,6 +190,15 @@ def test_searches_that_wait_for_one_without_a_connection_hold_only_what_connecti
         searches.leave(running)
         for search in as_completed(kept):
             searches.leave(search.result())
+
+
+def test_searches_at_once_wait_for_a_database_that_wakes(make: Make, database: URL) -> None:
+    """Longer than a request waits for a connection in use."""
+    alice = Caller(app := make(database), "alice")
+    with app.app_context():
+        event.listen(db.engine, "do_connect", lambda *_: time.sleep(0.8))
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(lambda _: alice("GET", query="?q=milk").status_code, range(3))] == [200] * 3
 
 
 def test_what_searches_outside_of_a_request_has_no_turn_to_wait_for() -> None:

@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, event, text
+from sqlalchemy import URL, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings
@@ -18,7 +18,6 @@ from tests.identity.tokens import key, signed_by
 from tests.support import Caller, Make, session, silent_database, statements_of
 from tests.test_places import NONE_FREE, SHARE, THREADS, Clock, search
 from todo.db import connections as database
-from todo.db import db
 from todo.web import accounts
 from todo.web.accounts import Searches
 
@@ -127,15 +126,6 @@ def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, silent: URL
     alice = Caller(make(silent), "alice")
     with ThreadPoolExecutor(THREADS) as pool:
         assert Counter(pool.map(lambda _: alice("GET").status_code, range(2 * THREADS))) == {503: 2 * THREADS}
-
-
-def test_searches_at_once_wait_for_a_database_that_wakes(make: Make, postgresql: URL) -> None:
-    """Longer than a request waits for a connection in use."""
-    alice = Caller(app := make(postgresql), "alice")
-    with app.app_context():
-        event.listen(db.engine, "do_connect", lambda *_: time.sleep(1.2))
-    with ThreadPoolExecutor(3) as pool:
-        assert [*pool.map(lambda _: alice("GET", query="?q=milk").status_code, range(3))] == [200] * 3
 
 
 READY, TASKS = "/health/ready", "/api/alice/tasks"
