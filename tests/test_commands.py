@@ -274,11 +274,12 @@ NEED_DATABASE = [
 ]
 
 
-def test_a_command_names_the_database_if_nobody_has(make: Make, url: URL) -> None:
+def test_a_command_names_the_database_if_nobody_has(make: Make, sqlite: URL) -> None:
     """A job without its environment would else look fine."""
-    told = f"DATABASE_URL is not set: the database is {url.database}\n"
-    assert run(make(url, is_database_default=True), "ready").stderr == told
-    assert run(make(url), "ready").stderr == ""
+    told = f"DATABASE_URL is not set: the database is {sqlite.database}\n"
+    for command in [["ready"], *NEED_DATABASE]:
+        assert run(make(sqlite, is_database_default=True), *command).stderr.startswith(told), command
+        assert "DATABASE_URL" not in run(make(sqlite), *command).stderr, command
 
 
 @pytest.mark.parametrize("backend", AWAY)
