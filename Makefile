@@ -48,7 +48,7 @@ live: $(VENV)/installed-dev ## Run the tests that start processes: gunicorn, com
 programs: ## Install the programs that make ecosystem needs (as root, on Debian)
 	@$(call programs,chromium curl dbus nginx npm openssl pgbouncer prometheus redis-server systemd)
 
-ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Test with a browser, typed clients, containers, systemd, Redis, Prometheus and PgBouncer
+ecosystem: programs $(VENV)/installed-dev $(TYPESCRIPT)/node_modules ## Test with a browser, typed clients, containers, systemd, nginx, Redis, Prometheus and PgBouncer
 	$(BIN)/pytest tests/ecosystem -m ecosystem -o faulthandler_timeout=300 -n 2 --dist loadfile
 	TEST_THROUGH=pgbouncer $(BIN)/pytest -n 3 --dist worksteal
 	TEST_THROUGH=pgbouncer $(BIN)/pytest tests/live/test_concurrent.py tests/live/test_database.py tests/live/test_round_trips.py

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -75,6 +76,8 @@ access_log_format = '%(h)s %(t)s "%(r)s" %(s)s %(B)s %(L)s'
 MANY, TURNS, TURN = 4, 5, 0.001
 # How many workers share connections evenly, and the number of connections of a worker that accepts none.
 SHARING, NONE = 64, 0xFFFFFFFF
+# The signals that end gunicorn.
+ENDS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 # Seconds until a worker that could not load the app is replaced.
 ANOTHER_LOAD = 5
 
@@ -111,6 +114,10 @@ def _place(worker: Any) -> int:
     return int(worker.metrics_process) % SHARING
 
 
+class EndOfReload(Exception):
+    """A signal to end arrived during a reload."""
+
+
 def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
     """Load the app on trial, at the start and before each HUP. This is the earliest hook: at first, old is None.
 
@@ -126,18 +133,48 @@ def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
         is_text = settings.log_format == "text"
         sys.stderr.write(said if is_text else refusal(said.strip().removeprefix("todo: "), os.environ) + "\n")
         sys.exit(status)
-    reload = server.reload
+    _limit_reloads(server)
+    # Shared with the workers: 1 once one of them has loaded the app.
+    server.has_loaded = mmap.mmap(-1, 1)
+
+
+def _limit_reloads(server: Any) -> None:
+    """Reload only what loads on trial, and end during a reload as soon as at any other time."""
+    reload, reap_workers, queue = server.reload, server.reap_workers, server.signal
+    server.is_ending = False
+
+    def note_end(number: int, frame: Any) -> None:
+        if number in ENDS:
+            server.is_ending = True
+            # A trial may take as long as a start may.
+            for trial in multiprocessing.active_children():
+                trial.kill()
+        queue(number, frame)
+
+    def reap_workers_until_end() -> None:
+        reap_workers()
+        if server.is_ending:
+            raise EndOfReload
 
     def reload_if_it_loads() -> None:
         status, said = _trial(server, is_reload=True)
+        if server.is_ending:
+            return
         if status:
             server.log.error("Not reloaded, the workers keep running: %s", said.strip())
-        else:
+            return
+        # gunicorn waits for the old workers, and notices no other signal until then. It calls this each time.
+        server.reap_workers = reap_workers_until_end
+        try:
             reload()
+        except EndOfReload:
+            server.log.info("The reload ends early")
+        finally:
+            server.reap_workers = reap_workers
 
+    # gunicorn's handler of all signals. It only queues them.
+    server.signal = note_end
     server.reload = reload_if_it_loads
-    # Shared with the workers: 1 once one of them has loaded the app.
-    server.has_loaded = mmap.mmap(-1, 1)
 
 
 def _trial(server: Any, *, is_reload: bool) -> tuple[int, str]:

@@ -41,7 +41,7 @@ from tests.support import (
 from todo import create_app
 from todo.db import db
 from todo.db.ownership import Owned
-from todo.web import places
+from todo.web import accounts
 
 DATABASES = ("sqlite", "postgresql", "partitioned", "like citus")
 #: For a test of PostgreSQL's own; in the leg of tests/citus, Citus.
@@ -98,7 +98,7 @@ def apps(server: URL) -> Iterator[dict[str, Flask]]:
         partition(urls["partitioned"])
         if IS_ON_CITUS:
             urls["citus"] = stack.enter_context(distributed_database())
-        with mock.patch.multiple(places, SLOW=60.0, SLOW_SEARCH=60.0):
+        with mock.patch.multiple(accounts, SLOW=60.0, SLOW_SEARCH=60.0):
             apps = {name: create_app(settings(url)) for name, url in urls.items()}
         pretend(apps["like citus"])
         yield apps

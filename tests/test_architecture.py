@@ -2,9 +2,11 @@
 
 import ast
 from importlib import import_module
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 
 from tests.support import ROOT
 from todo.db.table import OwnedTable
@@ -61,6 +63,10 @@ def test_every_module_says_what_it_is_for() -> None:
     assert [path for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
+def test_every_module_has_fewer_than_250_lines() -> None:
+    assert [path for path in MODULES if path.read_text().count("\n") >= 250] == []
+
+
 def test_no_module_imports_inside_a_function() -> None:
     for path in MODULES:
         for function in ast.walk(ast.parse(path.read_text())):
@@ -77,10 +83,24 @@ class TestFeature:
     """Each resource."""
 
     def test_its_layers_import_in_one_direction(self, feature: str) -> None:
-        for number, layer in enumerate(LAYERS):
-            for later in LAYERS[number + 1 :]:
-                found = imports(ROOT / f"todo/{feature}/{layer}.py")
-                assert not [name for name in found if name.startswith(f"todo.{feature}.{later}")], (layer, later)
+        for layer, later in combinations(LAYERS, 2):
+            found = imports(ROOT / f"todo/{feature}/{layer}.py")
+            assert not [name for name in found if name.startswith(f"todo.{feature}.{later}")], (layer, later)
+
+    def test_its_views_call_the_service_alone_and_the_service_knows_no_model(self, feature: str) -> None:
+        views, service = (ROOT / f"todo/{feature}/{layer}.py" for layer in ("views", "service"))
+        models, queries = (f"todo.{feature}.{layer}" for layer in ("models", "queries"))
+        database = ("todo.db", "todo.users", "todo.idempotency", "sqlalchemy", models, queries)
+        for name in [name for name in imports(views) if name.startswith(database)]:
+            module, _, imported = name.rpartition(".")
+            kind = getattr(import_module(module), imported)
+            assert isinstance(kind, type), f"{name} is no type of rows or results"
+            assert issubclass(kind, Struct), f"{name} is no type of rows or results"
+        functions = vars(import_module(f"todo.{feature}.service"))
+        for node in ast.walk(ast.parse(views.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "service":
+                assert functions[node.attr].__module__ == f"todo.{feature}.service", node.attr
+        assert not [name for name in imports(service) if name.startswith((models, "sqlalchemy", "todo.web", "flask"))]
 
     def test_its_views_decide_nothing(self, feature: str) -> None:
         tree = ast.parse((ROOT / f"todo/{feature}/views.py").read_text())

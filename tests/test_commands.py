@@ -16,7 +16,6 @@ from config import JwtSettings
 from tests.support import SECRET, Call, Caller, Make, empty_database, sql
 from todo.db.commands import on_database
 from todo.db.ownership import Owned
-from todo.tasks.commands import make_tasks
 from todo.users import commands
 
 pytestmark = pytest.mark.sql
@@ -80,14 +79,6 @@ class TestToken:
         assert client.get("/api/bob/tasks", headers=headers).status_code == 403
         assert sql(url, "SELECT id, email FROM users") == [("alice", "alice@example.com")]
 
-    def test_it_holds_no_longer_than_asked_for(self, app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("todo.identity.commands.time", lambda: datetime.now(UTC).timestamp() - 3600)
-        for minutes, status in (("59", 401), ("61", 200)):
-            token = run(app, "token", "alice", "--minutes", minutes).stdout.strip()
-            # The leeway is half a minute.
-            response = app.test_client().get("/api/alice/tasks", headers={"Authorization": f"Bearer {token}"})
-            assert response.status_code == status
-
     @pytest.mark.parametrize(
         ("provider", "jwt", "why"),
         [
@@ -144,13 +135,6 @@ class TestSeed:
         assert len(transactions) == (5 if url.get_backend_name() == "sqlite" else 3)
         assert len(alice.titles()) == 6
         assert min(alice.titles()) < "First"
-
-    def test_a_user_gets_the_same_each_time(self) -> None:
-        def texts(user_id: str) -> list[tuple[str, str, str]]:
-            return [(task["title"], task["description"], task["status"]) for task in make_tasks(user_id, 30, 10**16)]
-
-        assert texts("alice") == texts("alice")
-        assert texts("alice") != texts("bob")
 
     def test_bad_arguments_are_refused(self, app: Flask, url: URL) -> None:
         for arguments in (["alice", "--count", "0"], ["alice", "--count", "1000001"], ["a/b"], []):
@@ -274,11 +258,12 @@ NEED_DATABASE = [
 ]
 
 
-def test_a_command_names_the_database_if_nobody_has(make: Make, url: URL) -> None:
+def test_a_command_names_the_database_if_nobody_has(make: Make, sqlite: URL) -> None:
     """A job without its environment would else look fine."""
-    told = f"DATABASE_URL is not set: the database is {url.database}\n"
-    assert run(make(url, is_database_default=True), "ready").stderr == told
-    assert run(make(url), "ready").stderr == ""
+    told = f"DATABASE_URL is not set: the database is {sqlite.database}\n"
+    for command in [["ready"], *NEED_DATABASE]:
+        assert run(make(sqlite, is_database_default=True), *command).stderr.startswith(told), command
+        assert "DATABASE_URL" not in run(make(sqlite), *command).stderr, command
 
 
 @pytest.mark.parametrize("backend", AWAY)

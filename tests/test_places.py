@@ -4,22 +4,26 @@ tests/live/test_places.py has requests that wait: waves of them, and those witho
 """
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, event
 
 from tests.conftest import url_of
 from tests.support import Caller, Make, statements_of
-from todo.errors import TooManyAtOnce
-from todo.web import places
-from todo.web.places import Places, Searches, turn_to_search
+from todo.db import db
+from todo.errors import TooManyAtOnce, Unavailable
+from todo.web import accounts
+from todo.web.accounts import Places, Searches
+from todo.web.places import turn_to_search
 
 pytestmark = pytest.mark.sql
 
 #: Two of eight threads are the share of one caller.
 THREADS, SHARE = 8, 2
+#: What Searches asks of the pool: how many connections are free, and how long a request waits for one.
+NONE_FREE = (lambda: 0, 5.0)
 
 
 class Clock:
@@ -73,7 +77,7 @@ def alice(clock: Clock) -> Holder:
 
 def test_quick_requests_are_never_refused_however_many_come(alice: Holder) -> None:
     for _ in range(100):
-        alice.spend(places.SLOW - 0.01, at_once=THREADS)
+        alice.spend(accounts.SLOW - 0.01, at_once=THREADS)
         assert not alice.is_refused(at_once=30)
 
 
@@ -81,7 +85,7 @@ def test_a_share_of_slow_requests_is_let_run_and_no_more(alice: Holder, clock: C
     running = [alice.places.take("alice") for _ in range(SHARE)]
     for place in running:
         alice.places.start(place)
-    clock.now += places.SLOW
+    clock.now += accounts.SLOW
     assert not alice.is_refused()
     clock.now += 0.01
     assert alice.is_refused()
@@ -103,15 +107,15 @@ def test_after_a_wave_of_slow_requests_the_share_holds_for_all_until_it_is_forgi
     alice.spend(0.6, at_once=THREADS)
     assert alice.is_refused(at_once=SHARE + 1) == 10, "after (0.6 * 8 - 0.5 * 2) / 0.4 s it may go on"
     assert not alice.is_refused(at_once=SHARE)
-    clock.now += (0.6 * THREADS - places.SLOW * SHARE) / (places.FORGIVEN * THREADS) + 0.01
+    clock.now += (0.6 * THREADS - accounts.SLOW * SHARE) / (accounts.FORGIVEN * THREADS) + 0.01
     assert not alice.is_refused(at_once=30)
 
 
 def test_quick_requests_add_nothing_to_a_debt_and_it_has_an_end(alice: Holder, clock: Clock) -> None:
     alice.spend(60, at_once=THREADS)
     alice.spend(0.1, at_once=SHARE)
-    assert alice.is_refused(at_once=SHARE + 1) == places.LONGEST
-    clock.now += places.LONGEST - 0.2
+    assert alice.is_refused(at_once=SHARE + 1) == accounts.LONGEST
+    clock.now += accounts.LONGEST - 0.2
     assert alice.is_refused(at_once=SHARE + 1) == 1
     clock.now += 0.2
     assert not alice.is_refused(at_once=SHARE + 1)
@@ -127,12 +131,12 @@ def test_the_share_is_a_quarter_of_the_threads_and_at_least_one(clock: Clock, th
 
 def test_callers_who_owe_nothing_are_forgotten(clock: Clock) -> None:
     taken = Places(THREADS, clock)
-    for number in range(2 * places.MANY):
+    for number in range(2 * accounts.MANY):
         Holder(taken, clock, f"quick {number}").spend(0.01)
     assert not taken._accounts
-    for number in range(2 * places.MANY):
+    for number in range(2 * accounts.MANY):
         Holder(taken, clock, f"slow {number}").spend(1)
-    assert len(taken._accounts) <= places.MANY
+    assert len(taken._accounts) <= accounts.MANY
 
 
 def search(searches: Searches, clock: Clock, seconds: float) -> None:
@@ -144,53 +148,20 @@ def search(searches: Searches, clock: Clock, seconds: float) -> None:
 
 
 def test_after_long_searches_others_are_refused_until_those_are_forgiven(clock: Clock) -> None:
-    searches = Searches(clock)
+    searches = Searches(*NONE_FREE, clock)
     search(searches, clock, 0.5)
-    search(searches, clock, places.SEARCHES)
-    most_forgiven = (0.5 + places.SEARCHES) * places.SEARCHES_FORGIVEN
-    clock.now += (0.5 - most_forgiven) / places.SEARCHES_FORGIVEN - 0.01
+    search(searches, clock, accounts.SEARCHES)
+    most_forgiven = (0.5 + accounts.SEARCHES) * accounts.SEARCHES_FORGIVEN
+    clock.now += (0.5 - most_forgiven) / accounts.SEARCHES_FORGIVEN - 0.01
     with pytest.raises(TooManyAtOnce):
         search(searches, clock, 0)
     searches.leave(searches.take("bob"))
-    clock.now += most_forgiven / places.SEARCHES_FORGIVEN + 0.02
+    clock.now += most_forgiven / accounts.SEARCHES_FORGIVEN + 0.02
     search(searches, clock, 0)
-
-
-def test_quick_searches_are_never_refused(clock: Clock) -> None:
-    searches = Searches(clock)
-    for _ in range(10_000):
-        search(searches, clock, places.SLOW_SEARCH - 0.01)
-
-
-def test_a_search_that_is_excused_costs_nothing(clock: Clock) -> None:
-    searches = Searches(clock)
-    searches.start(place := searches.take("alice"))
-    clock.now += 5
-    searches.leave(place, is_excused=True)
-    search(searches, clock, 0)
-
-
-def test_searches_of_a_user_run_one_after_the_other() -> None:
-    searches = Searches()
-    running = most = 0
-
-    def run(_number: int) -> None:
-        nonlocal running, most
-        place = searches.take("alice")
-        searches.start(place)
-        running += 1
-        most = max(most, running)
-        time.sleep(0.002)
-        running -= 1
-        searches.leave(place)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(run, range(30)))
-    assert most == 1
 
 
 def test_searches_that_wait_are_refused_as_soon_as_nothing_is_left() -> None:
-    searches = Searches()
+    searches = Searches(*NONE_FREE)
     running = searches.take("alice")
     with ThreadPoolExecutor(THREADS) as pool:
         waiting = [pool.submit(searches.take, "alice") for _ in range(THREADS)]
@@ -201,8 +172,33 @@ def test_searches_that_wait_are_refused_as_soon_as_nothing_is_left() -> None:
         for search in waiting:
             with pytest.raises(TooManyAtOnce):
                 search.result()
-    assert places.SEARCHES / (THREADS + 1) <= time.monotonic() - started < places.SEARCHES / 2
+    assert accounts.SEARCHES / (THREADS + 1) <= time.monotonic() - started < accounts.SEARCHES / 2
     searches.leave(running)
+
+
+def test_searches_that_wait_for_one_without_a_connection_hold_only_what_connections_are_free_for() -> None:
+    searches = Searches(lambda: 2, 0.1)
+    running = searches.take("alice")
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting = [pool.submit(searches.take, "alice") for _ in range(THREADS)]
+        time.sleep(0.4)
+        assert [type(search.exception()) for search in waiting if search.done()] == [Unavailable] * (THREADS - 2)
+        with pytest.raises(Unavailable):
+            searches.take("alice")
+        kept = [search for search in waiting if not search.done()]
+        searches.start(running)
+        searches.leave(running)
+        for search in as_completed(kept):
+            searches.leave(search.result())
+
+
+def test_searches_at_once_wait_for_a_database_that_wakes(make: Make, database: URL) -> None:
+    """Longer than a request waits for a connection in use."""
+    alice = Caller(app := make(database), "alice")
+    with app.app_context():
+        event.listen(db.engine, "do_connect", lambda *_: time.sleep(0.8))
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(lambda _: alice("GET", query="?q=milk").status_code, range(3))] == [200] * 3
 
 
 def test_what_searches_outside_of_a_request_has_no_turn_to_wait_for() -> None:
@@ -213,9 +209,9 @@ def test_what_searches_outside_of_a_request_has_no_turn_to_wait_for() -> None:
 def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     app: Flask, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "SEARCHES", 0.0001)
-    monkeypatch.setattr(places, "SLOW_SEARCH", 0.0)
-    monkeypatch.setattr(places, "SEARCHES_FORGIVEN", 1e-9)
+    monkeypatch.setattr(accounts, "SEARCHES", 0.0001)
+    monkeypatch.setattr(accounts, "SLOW_SEARCH", 0.0)
+    monkeypatch.setattr(accounts, "SEARCHES_FORGIVEN", 1e-9)
     app = make(url_of(app))
     alice, bob = Caller(app, "alice"), Caller(app, "bob")
     alice.create()
@@ -226,16 +222,3 @@ def test_who_searches_too_much_is_refused_searches_and_nothing_else(
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "15")
     assert refused.get_json() == {"error": "Too many searches at once: wait before the next"}
     assert alice("GET").status_code == bob("GET", query="?q=milk").status_code == 200
-
-
-def test_an_address_that_asks_whether_the_service_is_ready_has_a_share_too(
-    make: Make, database: URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Every request is slow, and hardly forgiven.
-    monkeypatch.setattr(places, "SLOW", 0.0)
-    monkeypatch.setattr(places, "FORGIVEN", 1e-6)
-    client = (app := make(database)).test_client()
-    assert client.get("/health/ready").status_code == 200
-    for _ in range(SHARE):
-        app.extensions["places_of_addresses"].take("127.0.0.1")
-    assert [client.get(f"/health/{name}").status_code for name in ("ready", "live")] == [429, 200]

@@ -4,8 +4,7 @@ The only list of failures. A message is one sentence that the caller sees. It mu
 of another user.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import ClassVar
 
@@ -119,9 +118,8 @@ class KeyLimitReached(Conflict):
     """The user has used all idempotency keys that a user may use in a day. Nothing was written."""
 
     def __init__(self, limit: int | None) -> None:
-        super().__init__(
-            f"A user may use {limit} idempotency keys a day at most: send the request later, or without one"
-        )
+        at_most = f"A user may use {limit} idempotency keys a day at most"
+        super().__init__(f"{at_most}: send the request later, or without one")
 
 
 class SyncTokenGone(TodoError):
@@ -241,19 +239,3 @@ class Unavailable(TodoError):
 
 class DatabaseUnfit(Unavailable):
     """The database lacks something that the service needs. `detail` names it, and the command that adds it."""
-
-    def __init__(self, message: str, detail: str) -> None:
-        super().__init__(message)
-        self.detail: str = detail
-
-
-@cache
-def by_status() -> Mapping[int, type[TodoError]]:
-    """Return, for each status, the first failure in this module that has it."""
-    return {failure.status: failure for failure in reversed([*_subclasses(TodoError)])}
-
-
-def _subclasses(failure: type[TodoError]) -> Iterator[type[TodoError]]:
-    for kind in failure.__subclasses__():
-        yield kind
-        yield from _subclasses(kind)

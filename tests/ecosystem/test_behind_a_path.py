@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, expect
 from sqlalchemy import URL
 
 from tests.ecosystem.browser import visiting
+from tests.ecosystem.proxy import nginx
 from tests.ecosystem.test_docs import authorize, execute, try_out
-from tests.faults.proxy import nginx
 from tests.live import Server, gunicorn
 from tests.support import ROOT, sql, token
 

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.ecosystem.programs import program
-from tests.faults.proxy import nginx
+from tests.ecosystem.proxy import nginx
 from tests.live import PATIENCE, Server, free_port, gunicorn
 from todo.web.rate_limits import PAUSE, TIMEOUT
 

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.ecosystem.machine import Machine, booted
-from tests.faults.proxy import nginx
+from tests.ecosystem.proxy import nginx
 from tests.live import Server, free_port
 from tests.live.pages import copy_project
 from tests.live.wire import wire_to

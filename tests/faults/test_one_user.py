@@ -14,7 +14,7 @@ from tests.faults.load import held
 from tests.faults.test_slow_clients import p99
 from tests.live import Server, gunicorn
 from tests.support import Caller, close, empty_database, migrated_app, sql
-from todo.web.places import LONGEST
+from todo.web.accounts import LONGEST
 
 #: What the attacker has: enough for statements that take seconds.
 TASKS, ORDINARY = 1300, 100_000

@@ -14,7 +14,7 @@ from threading import Event, Thread
 
 import pytest
 
-from tests.faults.proxy import nginx
+from tests.ecosystem.proxy import nginx
 from tests.live import Server, gunicorn
 from tests.support import Caller, close, migrated_app, sqlite_database, token
 

@@ -147,6 +147,11 @@ def test_a_set_without_a_usable_key_is_named(check: Check, issuer: Issuer) -> No
     assert_refused(check(signed_by(key()), jwks_url=issuer.url), line)
 
 
+def test_both_secrets_are_named(check: Check) -> None:
+    line = "signature: expected one by JWT_SECRET or JWT_SECRET_PREVIOUS, the token has another"
+    assert_refused(check(token(key=f"{SECRET}!"), previous_secret=SECRET * 2), f'{line}, with alg "HS256" and no kid')
+
+
 @pytest.mark.parametrize("kind", ["public_key", "jwks_url"])
 def test_a_signature_by_another_key_is_told(check: Check, issuer: Issuer, kind: str) -> None:
     signed = signed_by(key("P-256", "stranger"), "a")

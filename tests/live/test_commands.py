@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy import URL
 from tests.live import gunicorn
 from tests.support import ROOT, SECRET, Caller, Make
 from tests.test_commands import owned, run
+from todo.tasks.commands import make_tasks
 
 #: Of the user's clock, whenever that was, and of the user's row.
 INSTANTS = {"changed_at": None, "forgotten_at": None, "incarnation": None}
@@ -133,3 +135,20 @@ def test_progress_is_shown_if_a_command_takes_long_at_a_terminal(sqlite: URL) ->
     assert "Writing" not in on_a_terminal(sqlite, "users", "export", "alice", is_read=True)
     assert re.search(r"Erasing .*100%", on_a_terminal(sqlite, "users", "delete", "alice", "--yes"))
     assert on_a_terminal(sqlite, "seed", "alice", "--count", "50") == ""
+
+
+def test_a_user_is_given_the_same_tasks_each_time() -> None:
+    def texts(user_id: str) -> list[tuple[str, str, str]]:
+        return [(task["title"], task["description"], task["status"]) for task in make_tasks(user_id, 30, 10**16)]
+
+    assert texts("alice") == texts("alice")
+    assert texts("alice") != texts("bob")
+
+
+def test_a_token_holds_no_longer_than_asked_for(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("todo.identity.commands.time", lambda: datetime.now(UTC).timestamp() - 3600)
+    for minutes, status in (("59", 401), ("61", 200)):
+        token = run(app, "token", "alice", "--minutes", minutes).stdout.strip()
+        # The leeway is half a minute.
+        response = app.test_client().get("/api/alice/tasks", headers={"Authorization": f"Bearer {token}"})
+        assert response.status_code == status

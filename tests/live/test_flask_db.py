@@ -78,6 +78,15 @@ def test_a_process_that_migrates_waits_for_another_and_says_so_once(
     assert tables(fresh) == TABLES
 
 
+@pytest.mark.parametrize("command", ["upgrade", "current", "check"])
+def test_it_names_the_database_if_nobody_has(sqlite: URL, make: Make, command: str) -> None:
+    told = f"DATABASE_URL is not set: the database is {sqlite.database}\n"
+    for is_default in (True, False):
+        result = flask_db(make(sqlite, is_database_default=is_default), command)
+        assert result.exit_code == 0
+        assert (told in result.stderr) is is_default
+
+
 @pytest.mark.parametrize("command", ["current", "check"])
 def test_a_look_at_the_database_does_not_wait(
     own: URL, make: Make, capsys: pytest.CaptureFixture[str], command: str

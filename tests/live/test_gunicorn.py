@@ -165,10 +165,11 @@ def test_two_workers_lose_no_write_and_make_one_user(live: Server, database: URL
     assert sql(database, "SELECT id FROM users") == [("carol",)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGINT]])
 def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_progress(
-    server: URL, tmp_path: Path, number: signal.Signals
+    server: URL, tmp_path: Path, numbers: list[signal.Signals]
 ) -> None:
+    """Also if it is still waiting for its old workers after a HUP."""
     with migrated_database("postgresql", server) as database, ExitStack() as stack:
         live = stack.enter_context(gunicorn(database, tmp_path / "log", WEB_CONCURRENCY="1"))
         pool = stack.enter_context(ThreadPoolExecutor(1))
@@ -179,8 +180,11 @@ def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_p
             waiting = pool.submit(live.request, "POST", "/api/alice/tasks", json={"title": "x"})
             while sql(database, WAITING) == []:
                 time.sleep(0.01)
+            if signal.SIGHUP in numbers:
+                os.kill(live.process.pid, signal.SIGHUP)
+                wait_until(lambda: live.log.read_text().count("Booting worker") == 2, 15)
             started = time.monotonic()
-            os.kill(live.process.pid, number)
+            os.kill(live.process.pid, numbers[-1])
             time.sleep(0.3)
             connection.rollback()
             assert waiting.result()[0] == 201
@@ -189,26 +193,35 @@ def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_p
 
 
 def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_path: Path) -> None:
-    """All connections wait for it, and 32 clients ask for more."""
+    """All connections wait for it, and 32 clients ask for more: lists, searches of one user, searches of several."""
     with silent_database() as (_, url), ExitStack() as stack:
         environ = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "8", "METRICS_TOKEN": "a-token-for-prometheus"}
-        live = stack.enter_context(gunicorn(url, tmp_path / "log", ready="/health/live", **environ))
         scraper = f"Authorization: Bearer {environ['METRICS_TOKEN']}"
         metrics = f"GET /metrics HTTP/1.1\r\nHost: localhost\r\n{scraper}\r\n{BYE}\r\n\r\n".encode()
-        pool = stack.enter_context(ThreadPoolExecutor(32))
-        waiting = [
-            pool.submit(live.request, "GET", f"/api/user{number}/tasks", f"user{number}") for number in range(32)
+        servers = [
+            (stack.enter_context(gunicorn(url, tmp_path / f"{number}", ready="/health/live", **environ)), query, users)
+            for number, (query, users) in enumerate([("", 32), ("?q=x", 1), ("?q=x", 8)])
         ]
-        # Two of them wait for a connection first.
+        pool = stack.enter_context(ThreadPoolExecutor(32 * len(servers)))
+        waiting = {
+            live: [
+                pool.submit(live.request, "GET", f"/api/user{number % users}/tasks{query}", f"user{number % users}")
+                for number in range(32)
+            ]
+            for live, query, users in servers
+        }
+        # Two requests of each server wait for a connection first.
         time.sleep(1)
-        started = time.monotonic()
-        for _ in range(50):
-            assert live.request("GET", "/health/live")[0] == 200
-            assert live.raw(metrics).startswith(b"HTTP/1.1 200 ")
-        assert time.monotonic() - started < 5
-        # One for each connection. The worker's own check of its readiness may have one of them.
-        assert sum(not request.done() for request in waiting) in (7, 8)
-        assert {request.result()[0] for request in waiting} == {503}
+        for live, requests in waiting.items():
+            started = time.monotonic()
+            for _ in range(20):
+                assert live.request("GET", "/health/live")[0] == 200
+                assert live.raw(metrics).startswith(b"HTTP/1.1 200 ")
+            assert time.monotonic() - started < 2
+            # One for each connection. The worker's own check of its readiness may have one of them.
+            assert sum(not request.done() for request in requests) in (7, 8)
+        for requests in waiting.values():
+            assert {request.result()[0] for request in requests} == {503}
 
 
 def test_a_killed_worker_is_replaced(live: Server) -> None:

@@ -16,15 +16,21 @@ from config import JwtSettings
 from tests.identity.issuer import after, jwk, key_set, running_issuer
 from tests.identity.tokens import key, signed_by
 from tests.support import Caller, Make, session, silent_database, statements_of
-from tests.test_places import SHARE, THREADS
+from tests.test_places import NONE_FREE, SHARE, THREADS, Clock, search
 from todo.db import connections as database
-from todo.web import places
+from todo.web import accounts
+from todo.web.accounts import Searches
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that are slow sooner, and wait for a lock less long."""
-    monkeypatch.setattr(places, "SLOW", 0.3)
+    monkeypatch.setattr(accounts, "SLOW", 0.3)
     monkeypatch.setattr(database, "STATEMENT_LIMITS", database.STATEMENT_LIMITS.replace("'1s'", "'700ms'"))
 
 
@@ -41,6 +47,39 @@ def toggle(caller: Caller) -> TestResponse:
     return caller("PATCH", f"/{task['id']}/complete")
 
 
+def test_quick_searches_are_never_refused(clock: Clock) -> None:
+    searches = Searches(*NONE_FREE, clock)
+    for _ in range(10_000):
+        search(searches, clock, accounts.SLOW_SEARCH - 0.01)
+
+
+def test_a_search_that_is_excused_costs_nothing(clock: Clock) -> None:
+    searches = Searches(*NONE_FREE, clock)
+    searches.start(place := searches.take("alice"))
+    clock.now += 5
+    searches.leave(place, is_excused=True)
+    search(searches, clock, 0)
+
+
+def test_searches_of_a_user_run_one_after_the_other() -> None:
+    searches = Searches(*NONE_FREE)
+    running = most = 0
+
+    def run(_number: int) -> None:
+        nonlocal running, most
+        place = searches.take("alice")
+        searches.start(place)
+        running += 1
+        most = max(most, running)
+        time.sleep(0.002)
+        running -= 1
+        searches.leave(place)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(run, range(30)))
+    assert most == 1
+
+
 @pytest.mark.usefixtures("hasty")
 def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, postgresql: URL) -> None:
     for user_id in ("alice", "bob"):
@@ -49,7 +88,7 @@ def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, pos
     alice, bob = Caller(app, "alice"), Caller(app, "bob")
     with locked_tasks(postgresql), ThreadPoolExecutor(SHARE) as pool:
         waiting = [pool.submit(toggle, alice) for _ in range(SHARE)]
-        time.sleep(0.5)
+        time.sleep(0.4)
         with statements_of(app) as statements:
             refused = alice("GET")
             assert statements == []
@@ -150,3 +189,16 @@ def test_the_time_that_a_provider_takes_counts_for_nobody(
     app = make(postgresql, identity_provider=f"tests.identity.providers:{provider}")
     for _ in range(2):
         assert at_once(app, TASKS) == {status: THREADS}
+
+
+def test_an_address_that_asks_whether_the_service_is_ready_has_a_share_too(
+    make: Make, database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every request is slow, and hardly forgiven.
+    monkeypatch.setattr(accounts, "SLOW", 0.0)
+    monkeypatch.setattr(accounts, "FORGIVEN", 1e-6)
+    client = (app := make(database)).test_client()
+    assert client.get("/health/ready").status_code == 200
+    for _ in range(SHARE):
+        app.extensions["places_of_addresses"].take("127.0.0.1")
+    assert [client.get(f"/health/{name}").status_code for name in ("ready", "live")] == [429, 200]

@@ -13,6 +13,49 @@ from tests.support import ROOT
 FIELD, RESOURCE = (edits((ROOT / f"docs/add-a-{name}.md").read_text()) for name in ("field", "resource"))
 
 
+SCHEMAS = "todo/tasks/schemas.py"
+FUNCTION = '''
+def is_pinned_field(*, required: bool) -> fields.Boolean:
+    """Return the field for whether a task is pinned."""
+    invalid = "is_pinned must be true or false"
+    return fields.Boolean(
+        required=required, error_messages={"invalid": invalid, "null": invalid}, metadata={"examples": [False]}
+    )
+'''
+MIGRATION = '''
+"""Add is_pinned to tasks"""
+
+from alembic import op
+
+revision = "9002"
+down_revision = "9001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the column."""
+    op.execute("ALTER TABLE tasks ADD COLUMN is_pinned BOOLEAN DEFAULT '0' NOT NULL")
+
+
+def downgrade() -> None:
+    """Drop the column."""
+    op.drop_column("tasks", "is_pinned")
+'''
+#: Another field in the way of the page, that is neither a text nor ever null.
+OTHER_FIELD = [
+    Edit("todo/tasks/models.py", 'is_pinned: Mapped[bool] = mapped_column(server_default="0")\n', "    status: Mapped"),
+    Edit("migrations/versions/9002_add_is_pinned_to_tasks.py", MIGRATION.lstrip()),
+    Edit("todo/tasks/queries.py", "is_pinned: bool\n", "    status: str"),
+    Edit("todo/tasks/queries.py", '"is_pinned": Task.is_pinned == bindparam("is_pinned"),\n', '"status": Task.status'),
+    Edit(SCHEMAS, FUNCTION.lstrip(), "class TaskSchema", is_before=True),
+    Edit(SCHEMAS, "is_pinned = is_pinned_field(required=True)\n", "status = ", within="class TaskSchema"),
+    Edit(SCHEMAS, "is_pinned = is_pinned_field(required=False)\n", "description = ", within="class NewTaskSchema"),
+    Edit(SCHEMAS, "is_pinned = is_pinned_field(required=False)\n", "status = ", within="class TaskChangesSchema"),
+    Edit(SCHEMAS, "is_pinned = is_pinned_field(required=False)\n", "status = ", within="class TaskListQuerySchema"),
+]
+
+
 def lines(found: list[Edit]) -> int:
     """How many lines the edits add."""
     return sum(edit.text.count("\n") for edit in found)
@@ -77,14 +120,14 @@ def test_what_is_forgotten_makes_a_test_fail(copy: Path, forgotten: str) -> None
     assert tested.returncode == 1, tested.stdout[-3000:]
 
 
-def after_the_field(edit: Edit) -> Edit:
+def after_the_fields(edit: Edit) -> Edit:
     """The edit of the resource's page, with the next number for its migration."""
-    text = edit.text.replace('"9001"', '"9002"').replace('"0010"', '"9001"')
-    return replace(edit, path=edit.path.replace("9001", "9002"), text=text)
+    text = edit.text.replace('"9001"', '"9003"').replace('"0010"', '"9002"')
+    return replace(edit, path=edit.path.replace("9001", "9003"), text=text)
 
 
 def test_after_both_everything_else_passes(copy: Path) -> None:
-    for edit in [*FIELD, *map(after_the_field, RESOURCE)]:
+    for edit in [*FIELD, *OTHER_FIELD, *map(after_the_fields, RESOURCE)]:
         edit.apply(copy)
     assert make(copy, "openapi").returncode == 0
     tested = make(copy, "test")

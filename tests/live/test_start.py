@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.live import PATIENCE, Server, free_port, gunicorn, running
-from tests.support import ROOT, SECRET, as_superuser, empty_database, sql
+from tests.support import ROOT, SECRET, as_superuser, empty_database, sql, wait_until
 
 PROVIDER = """
 from todo.identity import Identity
@@ -148,6 +148,18 @@ def test_a_hangup_onto_what_does_not_load_leaves_the_workers_as_they_are(copy: P
     assert SECRET not in log.read_text()
     assert set(load.answers) == {(404, "Task not found"), (404, "No task of that id")}
     print(f"{len(BROKEN) + 1} hangups under {sum(load.answers.values())} requests, none failed")
+
+
+def test_it_ends_while_code_is_on_trial(copy: Path, url: URL, tmp_path: Path) -> None:
+    with gunicorn(url, tmp_path / "log", cwd=copy, IDENTITY_PROVIDER="provider:identify") as live:
+        wait_for_workers(live)
+        (copy / "provider.py").write_text(f"{PROVIDER}\nimport time\ntime.sleep(600)\n")
+        hang_up(live)
+        wait_until(lambda: len(live.workers()) == 3)
+        time.sleep(0.2)
+        os.kill(live.process.pid, signal.SIGTERM)
+        assert live.process.wait(5) == 0
+    assert "Not reloaded" not in live.log.read_text()
 
 
 def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(

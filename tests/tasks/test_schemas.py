@@ -12,13 +12,13 @@ from msgspec.structs import astuple
 
 from todo.tasks.queries import TaskRow
 from todo.tasks.schemas import TITLE, NewTaskSchema, TaskSchema
-from todo.web.schemas import RowSchema
+from todo.web.schemas import RowSchema, example_of
 
 INSTANTS = ["2025-01-09T12:34:56.000000Z", "0999-12-31T23:59:59.000007Z"]
 TEXTS = ["Buy milk", "söck 🧦 日本", 'quotes " and \\', "\x01\t\n\x7f\u2028", "</script>", "e\u0301\u200b\u202e"]
 ROWS = [
     convert(
-        dict.fromkeys(TaskRow.__struct_fields__)
+        example_of(TaskSchema)
         | {"id": 2**63 - 1 - number, "user_id": "jörg", "title": text, "description": description, "status": status}
         | {"created_at": instant, "updated_at": INSTANTS[-number % len(INSTANTS)]},
         TaskRow,

@@ -38,7 +38,7 @@ def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, Non
             db.session.remove()
             command(*arguments, **options)
         except DatabaseUnfit as error:
-            raise click.ClickException(error.detail) from error
+            raise click.ClickException(error.detail or error.message) from error
         except DATABASE_ERRORS as error:
             raise click.ClickException(f"The database failed: {describe(error)}") from error
         except OSError as error:

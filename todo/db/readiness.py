@@ -142,7 +142,7 @@ def unfit(connection: Connection, unmet: Sequence[tuple[str, str]], revisions: s
     wrong = [kind for kind, _ in unmet]
     if wrong.count(SCHEMA) == len(db.metadata.tables) and revisions is None and ENCODING not in wrong:
         says = f"The database {EMPTY}: {UPGRADE}"
-        return DatabaseUnfit(says, says)
+        return DatabaseUnfit(says, detail=says)
     wrong = list(dict.fromkeys(wrong))
     repairs: list[str] = []
     if SETTING in wrong:
@@ -159,7 +159,7 @@ def unfit(connection: Connection, unmet: Sequence[tuple[str, str]], revisions: s
     says = f"The database {' and '.join(wrong)}"
     return DatabaseUnfit(
         f"{says}: {UPGRADE if repairs == [UPGRADE] else 'the log of the service says more'}",
-        f"{says}: {'; '.join([*(detail for _, detail in unmet), *where, *repairs])}",
+        detail=f"{says}: {'; '.join([*(detail for _, detail in unmet), *where, *repairs])}",
     )
 
 

@@ -95,4 +95,6 @@ def _expected_id(provider: JwtProvider) -> str:
 def _signer(settings: JwtSettings) -> str:
     if settings.jwks_url is not None:
         return "that key of JWT_JWKS_URL"
-    return "JWT_PUBLIC_KEY" if settings.secret is None else "JWT_SECRET"
+    if settings.secret is None:
+        return "JWT_PUBLIC_KEY"
+    return "JWT_SECRET" if settings.previous_secret is None else "JWT_SECRET or JWT_SECRET_PREVIOUS"

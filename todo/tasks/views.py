@@ -26,7 +26,7 @@ from todo.web.schemas import example_of
 NEW = example_of(TaskSchema, status="incomplete")
 COMPLETED = example_of(TaskSchema, updated_at="2025-01-10T08:00:00.000000Z")
 
-blp = Resource("tasks", __name__, missing=TaskNotFound, description="The tasks of one user.")
+blp = Resource("tasks", __name__, noun="task", missing=TaskNotFound, description="The tasks of one user.")
 
 
 @blp.collection

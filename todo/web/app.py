@@ -13,7 +13,8 @@ from werkzeug.exceptions import BadHost, ClientDisconnected, HTTPException
 from werkzeug.routing import BaseConverter
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from todo.errors import InternalError, NotAuthenticated, OwnershipViolated, TodoError, by_status
+from todo.errors import InternalError, NotAuthenticated, OwnershipViolated, TodoError
+from todo.web.statuses import by_status
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,12 @@ import flask_smorest
 from flask import request
 from marshmallow import fields
 
-from todo.errors import TodoError, by_status
+from todo.errors import TodoError
 from todo.web.conditions import expected_of, revalidated
 from todo.web.openapi import ETAG, document_error
 from todo.web.parsing import Parser
 from todo.web.schemas import HeaderSchema, NoQuerySchema
+from todo.web.statuses import by_status
 
 View = TypeVar("View", bound=Callable[..., Any])
 

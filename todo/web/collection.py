@@ -69,10 +69,10 @@ class OwnedView(MethodView):
 class Collection(Blueprint):
     """The blueprint of all rows of each user: /api/<user_id>/{name}."""
 
-    def __init__(self, name: str, import_name: str, *, description: str) -> None:
-        """name: the plural, as in paths."""
+    def __init__(self, name: str, import_name: str, *, noun: str, description: str) -> None:
+        """name: the plural, as in paths. noun: the singular, as in operation ids and messages."""
         super().__init__(name, import_name, url_prefix=f"/api/<user_id>/{name}", description=description)
-        self._noun = name.removesuffix("s")
+        self._noun = noun
 
     def collection(self, view: type[OwnedView]) -> type[OwnedView]:
         """Route all rows of a user to the view."""
@@ -100,7 +100,9 @@ class Collection(Blueprint):
         def decorate(view: View) -> View:
             @wraps(view)
             def list_rows(owned: OwnedView, parameters: Mapping[str, Any]) -> tuple[Raw, dict[str, str]]:
-                values = [parameters.get(name) or None for name in names]
+                given = [parameters.get(name) for name in names]
+                # An empty text is no filter, but false and 0 are.
+                values = [None if value == "" else value for value in given]
                 filters = {name: value for name, value in zip(names, values, strict=True) if value is not None}
                 cursor, limit = parameters.get("cursor"), parameters.get("limit", PAGE_LIMIT)
                 after = None if cursor is None else decode_cursor(owned.user_id, values, cursor)

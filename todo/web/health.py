@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 blp = Blueprint("health", __name__, url_prefix="/health", description="Health checks, without authentication.")
 
+#: For examples. No migration of this project has this number, so that it stays an example.
+REVISION = "9001"
+
 
 class Readiness(Protocol):
     """The result of checking a usable database."""
@@ -79,7 +82,7 @@ class ReadinessSchema(HealthSchema):
         allow_none=True,
         metadata={
             "description": "The last migration that the database has run. `null`: it is not known.",
-            "examples": ["0009"],
+            "examples": [REVISION],
         },
     )
     schema_revision_wanted = fields.String(
@@ -88,7 +91,7 @@ class ReadinessSchema(HealthSchema):
         metadata={
             "description": "The newest migration that the service knows. Other than `schema_revision` for a while in "
             "each deploy. `null`: the service has no migrations beside it.",
-            "examples": ["0009"],
+            "examples": [REVISION],
         },
     )
 

@@ -24,12 +24,12 @@ class Opaque:
         self._digest = digest
         self._message = message
 
-    def encode(self, belongs_to: Sequence[str | None], *numbers: int) -> str:
+    def encode(self, belongs_to: Sequence[str | int | None], *numbers: int) -> str:
         """Return the text."""
         digest = hashlib.sha256(json.dumps(belongs_to).encode()).digest()[: self._digest]
         return base64.urlsafe_b64encode(self._layout.pack(*numbers, digest)).decode()
 
-    def decode(self, belongs_to: Sequence[str | None], text: str, read: Callable[..., Read]) -> Read:
+    def decode(self, belongs_to: Sequence[str | int | None], text: str, read: Callable[..., Read]) -> Read:
         """Return what `read` returns for the numbers. It raises ValueError or OverflowError for impossible ones.
 
         Raises InvalidInput also unless encode() made the text for the same.

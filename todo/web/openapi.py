@@ -12,9 +12,10 @@ from flask import Flask, Response, current_app, request
 from marshmallow import fields
 from werkzeug.exceptions import HTTPException
 
-from todo.errors import TodoError, by_status
+from todo.errors import TodoError
 from todo.web.app import answer_http_exception
 from todo.web.schemas import Output
+from todo.web.statuses import by_status
 
 PARAMETER_ORDER = ("path", "query", "header")
 

@@ -17,12 +17,12 @@ PAGE_BYTES = 1024 * 1024
 _CURSOR = Opaque("qq", 8, "Invalid cursor")
 
 
-def encode_cursor(user_id: str, filters: Sequence[str | None], created_at: str, row_id: int) -> str:
+def encode_cursor(user_id: str, filters: Sequence[str | int | None], created_at: str, row_id: int) -> str:
     """Return the cursor for what follows the row, in the user's list with these filters."""
     return _CURSOR.encode([user_id, *filters], to_microseconds(created_at), row_id)
 
 
-def decode_cursor(user_id: str, filters: Sequence[str | None], cursor: str) -> tuple[str, int]:
+def decode_cursor(user_id: str, filters: Sequence[str | int | None], cursor: str) -> tuple[str, int]:
     """Return the (created_at, id) of a cursor.
 
     Raises InvalidInput unless encode_cursor() made it for this user and these filters. With other filters the list

@@ -49,9 +49,9 @@ class IdempotencyKeySchema(HeaderSchema):
 class Resource(Collection):
     """The blueprint of a resource whose rows belong to users: /api/<user_id>/{name} and below."""
 
-    def __init__(self, name: str, import_name: str, *, missing: type[NotFound], description: str) -> None:
-        """name: the plural, as in paths. missing: the failure if the user has no row with the id."""
-        super().__init__(name, import_name, description=description)
+    def __init__(self, name: str, import_name: str, *, noun: str, missing: type[NotFound], description: str) -> None:
+        """name, noun: as for Collection. missing: the failure if the user has no row with the id."""
+        super().__init__(name, import_name, noun=noun, description=description)
         self._missing = missing
         self._id = f"{self._noun}_id"
         self._path_schema = Input.from_dict({self._id: id_field(self._noun)}, name=f"{self._noun.capitalize()}Path")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.proxy import CONFIGURATION, nginx
+from tests.ecosystem.proxy import CONFIGURATION, nginx
 from tests.live import Server, gunicorn
 from tests.support import close, migrated_app, sqlite_database, token
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.ecosystem
 
 MEBIBYTE = 1024 * 1024
 BYE = "Connection: close"
@@ -256,7 +256,7 @@ def test_the_log_tells_a_service_that_is_away_from_one_that_is_silent(
 ) -> None:
     text = CONFIGURATION.read_text()
     (tmp_path / "quick.conf").write_text(text.replace("proxy_read_timeout 15s;", "proxy_read_timeout 300ms;"))
-    monkeypatch.setattr("tests.faults.proxy.CONFIGURATION", tmp_path / "quick.conf")
+    monkeypatch.setattr("tests.ecosystem.proxy.CONFIGURATION", tmp_path / "quick.conf")
     with sqlite_database() as url, ExitStack() as stack:
         with gunicorn(url, tmp_path / "gunicorn", ready="/health/live") as live:
             proxy = stack.enter_context(nginx(live, tmp_path))
@@ -291,7 +291,7 @@ def test_the_logs_of_nginx_bear_no_query_when_its_disk_or_its_connections_give_o
     few = CONFIGURATION.read_text().replace("worker_processes auto;", "worker_processes 1;")
     few = few.replace("worker_connections 8192;", "worker_connections 16;").replace("keepalive 32;", "")
     (tmp_path / "few.conf").write_text(few)
-    monkeypatch.setattr("tests.faults.proxy.CONFIGURATION", tmp_path / "few.conf")
+    monkeypatch.setattr("tests.ecosystem.proxy.CONFIGURATION", tmp_path / "few.conf")
     with nginx(live, tmp_path) as proxy, ExitStack() as stack:
         (tmp_path / "body").rename(tmp_path / "elsewhere")
         headers = [f"Content-Length: {MEBIBYTE // 2}"]
