@@ -176,13 +176,13 @@ def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_p
         half = head("POST", "/api/alice/tasks", f"Content-Length: {len(BODY)}") + BODY[:5]
         with socket.create_connection(("127.0.0.1", live.port)) as stuck, session(database) as connection:
             stuck.sendall(half)
+            if signal.SIGHUP in numbers:
+                os.kill(live.process.pid, signal.SIGHUP)
+                wait_until(lambda: live.log.read_text().count("Booting worker") == 2, 15)
             connection.exec_driver_sql("LOCK TABLE tasks")
             waiting = pool.submit(live.request, "POST", "/api/alice/tasks", json={"title": "x"})
             while sql(database, WAITING) == []:
                 time.sleep(0.01)
-            if signal.SIGHUP in numbers:
-                os.kill(live.process.pid, signal.SIGHUP)
-                wait_until(lambda: live.log.read_text().count("Booting worker") == 2, 15)
             started = time.monotonic()
             os.kill(live.process.pid, numbers[-1])
             time.sleep(0.3)
