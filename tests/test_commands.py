@@ -94,6 +94,11 @@ class TestToken:
         (line,) = result.stderr.splitlines()
         assert why in line
 
+    def test_help_is_of_the_group_and_after_a_user_of_mint(self, apps: dict[str, Flask]) -> None:
+        for arguments, says in ((["--help"], "check"), (["alice", "--help"], "--minutes")):
+            helped = run(apps["sqlite"], "token", *arguments)
+            assert (helped.exit_code, says in helped.stdout) == (0, True)
+
     def test_what_the_service_does_not_accept_is_refused(self, apps: dict[str, Flask]) -> None:
         user_ids = [["a/b"], [""], ["."], ["x" * 256], ["a\nb"], ["\udcff"]]
         options = [["--minutes", "0"], ["--email", ""], ["--email", "x" * 321]]

@@ -1,5 +1,6 @@
 """Bodies, errors and routes of each kind of call; tasks are the example."""
 
+import json
 import logging
 
 import pytest
@@ -9,6 +10,7 @@ from werkzeug.exceptions import ImATeapot, ServiceUnavailable, Unauthorized
 from tests.support import Caller, settings
 from todo import create_app
 from todo.errors import OwnershipViolated, Unavailable
+from todo.web.paging import PAGE_BYTES, fit
 
 CALLS_WITH_BODY = [("POST", ""), ("PUT", "/1"), ("PATCH", "/1/complete")]
 
@@ -247,3 +249,11 @@ def test_every_answer_has_the_headers_that_restrict_browsers(
         }
         is_conditional = "ETag" in answer.headers and answer.request.method in ("GET", "HEAD")
         assert answer.headers["Cache-Control"] == ("private, no-cache" if is_conditional else "no-store")
+
+
+def test_a_page_is_filled_to_the_last_byte_and_has_a_row_at_least() -> None:
+    # The JSON of two texts has two quotes each, two brackets and a comma. A line feed ends the page.
+    filled = "x" * (PAGE_BYTES - 8)
+    for rows, limit, count in (([filled, ""], 2, 2), ([filled, "x"], 2, 1), ([filled * 2, ""], 2, 1), (["", ""], 1, 1)):
+        fitting, raw = fit(rows, limit)
+        assert (fitting, json.loads(bytes(raw))) == (count, rows[:count])

@@ -358,6 +358,23 @@ def test_a_token_between_pages_knows_the_deletions_of_the_pages_before(
     assert answer(client) == (410, GONE)
 
 
+def test_a_token_in_the_middle_of_a_forgotten_instant_is_410(
+    app: Flask, url: URL, alice: Caller, statements: list[str]
+) -> None:
+    for _ in range(3):
+        alice.create()
+    client = Client(alice, limit=2)
+    client.sync()
+    alice("PATCH", query="?status=incomplete", json={"status": "complete"})
+    alice("DELETE", query="?status=complete")
+    deleted_before(url, "alice", 31)
+    client.token = earlier(str(client.token), 31)
+    assert client.page(), "one of three deletions is left"
+    prune(app)
+    statements.clear()
+    assert answer(client) == (410, GONE)
+
+
 def test_an_erasure_that_is_interrupted_leaves_no_gap(
     app: Flask, alice: Caller, statements: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
