@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from array import array
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -140,16 +141,10 @@ def nworkers_changed(server: Any, _new: int, old: int | None) -> None:
 
 def _limit_reloads(server: Any) -> None:
     """Reload only what loads on trial, and end during a reload as soon as at any other time."""
-    reload, reap_workers, queue = server.reload, server.reap_workers, server.signal
+    reload, reap_workers = server.reload, server.reap_workers
     server.is_ending = False
-
-    def note_end(number: int, frame: Any) -> None:
-        if number in ENDS:
-            server.is_ending = True
-            # A trial may take as long as a start may.
-            for trial in multiprocessing.active_children():
-                trial.kill()
-        queue(number, frame)
+    # gunicorn's handler of all signals. It only queues them.
+    server.signal = _noting_ends(server, server.signal)
 
     def reap_workers_until_end() -> None:
         reap_workers()
@@ -157,6 +152,9 @@ def _limit_reloads(server: Any) -> None:
             raise EndOfReload
 
     def reload_if_it_loads() -> None:
+        # A signal to end may have come before this one, or during the trial.
+        if server.is_ending:
+            return
         status, said = _trial(server, is_reload=True)
         if server.is_ending:
             return
@@ -172,9 +170,21 @@ def _limit_reloads(server: Any) -> None:
         finally:
             server.reap_workers = reap_workers
 
-    # gunicorn's handler of all signals. It only queues them.
-    server.signal = note_end
     server.reload = reload_if_it_loads
+
+
+def _noting_ends(server: Any, queue: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
+    """A handler of signals that calls `queue`, and notes at once when gunicorn is to end."""
+
+    def note_end(number: int, frame: Any) -> None:
+        if number in ENDS:
+            server.is_ending = True
+            # A trial may take as long as a start may.
+            for trial in multiprocessing.active_children():
+                trial.kill()
+        queue(number, frame)
+
+    return note_end
 
 
 def _trial(server: Any, *, is_reload: bool) -> tuple[int, str]:

@@ -192,6 +192,18 @@ def test_searches_that_wait_for_one_without_a_connection_hold_only_what_connecti
             searches.leave(search.result())
 
 
+def test_a_search_that_gets_no_connection_takes_those_that_wait_for_it_along() -> None:
+    """Else the next one would wait as long again, and so on."""
+    searches = Searches(lambda: THREADS, 5.0)
+    running = searches.take("alice")
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting = [pool.submit(searches.take, "alice") for _ in range(3)]
+        time.sleep(0.1)
+        searches.leave(running)
+        assert [type(search.exception(1)) for search in waiting] == [Unavailable] * 3
+    searches.leave(searches.take("alice"))
+
+
 def test_searches_at_once_wait_for_a_database_that_wakes(make: Make, database: URL) -> None:
     """Longer than a request waits for a connection in use."""
     alice = Caller(app := make(database), "alice")

@@ -46,8 +46,10 @@ class Keys:
         self.issuer.answer = body("", 500)
 
     def find(self, kid: str | None) -> Any:
-        """The key of that id."""
-        return self.set.find(kid).key.public_numbers()
+        """The key of that id, which then verifies a token."""
+        key = self.set.find(kid)
+        self.set.refresh_if_old()
+        return key.key.public_numbers()
 
     def assert_found(self, *kids: str | None, is_key: Any) -> None:
         for kid in kids:

@@ -511,6 +511,20 @@ class TestProvider:
             assert [reason_for(provider, signed_by(signer, kid, algorithm)) for _ in range(2)] == [None, None]
         assert reason_for(provider, signed_by(A, kid)) in (Refusal.SIGNATURE, Refusal.ALGORITHM)
 
+    def test_keys_that_are_old_are_fetched_for_a_signature_that_is_not_theirs_and_not_beside_it(
+        self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else the fetch because of their age would be under way, and the caller would not wait for it."""
+        provider = provider_of(jwks_url=issuer.url)
+        issuer.serve(jwk(A, "a"))
+        assert reason_for(provider, signed_by(A, "a")) is None
+        monkeypatch.setattr(provider.key_set, "_clock", lambda: time.monotonic() + LIFETIME)
+        assert reason_for(provider, signed_by(C, "a")) == Refusal.SIGNATURE
+        replaced = key_set(jwk(B, "a"))
+        issuer.answer = lambda handler: (time.sleep(0.2), replaced(handler))[1]
+        monkeypatch.setattr(provider.key_set, "_clock", lambda: time.monotonic() + 3 * LIFETIME)
+        assert reason_for(provider, signed_by(B, "a")) is None
+
     def test_the_algorithms_that_are_set_narrow_those_of_the_key(self, issuer: Issuer) -> None:
         issuer.serve(jwk(RSA, "a"))
         provider = provider_of(jwks_url=issuer.url, algorithms=("RS512", "PS256"))

@@ -157,6 +157,9 @@ def test_it_ends_while_code_is_on_trial(copy: Path, url: URL, tmp_path: Path) ->
         hang_up(live)
         wait_until(lambda: len(live.workers()) == 3)
         time.sleep(0.2)
+        # This one waits for the first. It must not put the code on trial again.
+        hang_up(live)
+        time.sleep(0.2)
         os.kill(live.process.pid, signal.SIGTERM)
         assert live.process.wait(5) == 0
     assert "Not reloaded" not in live.log.read_text()

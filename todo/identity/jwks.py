@@ -71,8 +71,6 @@ class KeySet:
         """
         key = self._cached(kid)
         if key is not None:
-            if self._clock() >= self._fetched_at + LIFETIME:
-                self._refresh(is_for_unknown=False)
             return key
         fetch, is_mine = self._refresh(is_for_unknown=True)
         if is_mine or (self._current() is None and not fetch.is_retry):
@@ -102,6 +100,14 @@ class KeySet:
         elif self._is_under_way(fetch):
             raise Unavailable
         return self._newer(kid, key)
+
+    def refresh_if_old(self) -> None:
+        """Fetch the set in the background if the keys are LIFETIME old. Call it when a key has verified a token.
+
+        Not before: the same call may need a fetch that it can wait for.
+        """
+        if self._clock() >= self._fetched_at + LIFETIME:
+            self._refresh(is_for_unknown=False)
 
     def fetch_early(self) -> None:
         """Fetch the set in the background, before a token needs a key. A failure is only logged."""

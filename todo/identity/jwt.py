@@ -136,12 +136,15 @@ class JwtProvider:
     def _identified(self, token: str) -> Identity:
         key = self._find_key(token)
         try:
-            return self._verified(token, key)
+            identity = self._verified(token, key)
         except (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError):
             other = self._find_other_key(token, key)
             if other is None:
                 raise
-        return self._verified(token, other)
+            identity = self._verified(token, other)
+        if self.key_set is not None:
+            self.key_set.refresh_if_old()
+        return identity
 
     def algorithms_for(self, token: str) -> tuple[str, ...]:
         """The algorithms that the `alg` of this token may name. Raises Unavailable."""

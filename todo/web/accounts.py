@@ -124,7 +124,7 @@ class Searches(Accounts):
         """Wait for the caller's other searches. Raises TooManyAtOnce when the account is used up.
 
         The wait counts too, but only from the moment when the running search gets its connection. Raises Unavailable
-        if it gets none, and other requests need the thread.
+        if it gets none, or if it has none yet and other requests need the thread.
         """
         with self._changed:
             account = self._accounts.setdefault(caller, Account())
@@ -160,7 +160,7 @@ class Searches(Accounts):
             self._changed.notify_all()
 
     def _wait_for_start(self, running: Place) -> bool:
-        """Wait until the running search gets its connection, or ends. Returns False if the thread is needed.
+        """Wait until the running search gets its connection. Returns False if it ends without, or the thread is needed.
 
         The wait holds a thread, but no connection: the pool does not know of it. So it counts as one of the pool's, and
         like those it ends if there are too few: after `patience`, or at once if another search has waited in vain.
@@ -170,7 +170,8 @@ class Searches(Accounts):
             if self._is_stuck and self._unstarted > self._free():
                 return False
             if self._changed.wait_for(lambda: self._has_started(running), self._patience):
-                return True
+                # If it got none in all its time, this one will not wait as long again.
+                return running.since is not None
             if is_needed := self._unstarted > self._free():
                 self._is_stuck = True
             return not is_needed
