@@ -201,7 +201,7 @@ class TooManyRequests(TodoError):
 class TooManyAtOnce(TooManyRequests):
     """The caller's slow requests already hold, or have held, the most threads that one caller may hold.
 
-    seconds: when the next one may run.
+    seconds: when the next one may run at the earliest.
     """
 
     message = "Too many slow requests at once: wait for those that are running"

@@ -104,7 +104,7 @@ COUNTS = {
     default=KEYS_KEPT_FOR,
     show_default=True,
     metavar="HOURS",
-    help="Keep idempotency keys for so many hours",
+    help="Keep idempotency keys for so many hours. A create with a key deletes those of its user after 24",
 )
 @click.option(
     "--deletions",
@@ -112,7 +112,8 @@ COUNTS = {
     default=DELETIONS_KEPT_FOR,
     show_default=True,
     metavar="DAYS",
-    help="Keep deletions for so many days: a client that did not sync meanwhile starts again",
+    help="Keep deletions for so many days: a client that did not sync meanwhile starts again. A deletion of the same user "
+    "forgets them after 30",
 )
 @on_database
 def prune(keys: int, deletions: int) -> None:
