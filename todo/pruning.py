@@ -112,8 +112,8 @@ COUNTS = {
     default=DELETIONS_KEPT_FOR,
     show_default=True,
     metavar="DAYS",
-    help="Keep deletions for so many days: a client that did not sync meanwhile starts again. A deletion of the same user "
-    "forgets them after 30",
+    help="Keep deletions for so many days: a client that did not sync meanwhile starts again. A deletion of the same "
+    "user forgets them after 30",
 )
 @on_database
 def prune(keys: int, deletions: int) -> None:
