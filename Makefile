@@ -69,7 +69,7 @@ faults: $(VENV)/installed-dev ## Run all fault tests: break PostgreSQL, workers,
 fuzz: $(VENV)/installed-dev ## Send random requests for some minutes (SEED=1 EXAMPLES=50: repeatable, and shorter)
 	@$(BIN)/python -m tests.fuzz
 
-mutants: $(VENV)/installed-dev ## Put small faults into the code and list those that no test finds; takes hours (SEED=1 COUNT=50 WORKERS=1)
+mutants: $(VENV)/installed-dev ## Put small faults into the code and list those that no test finds; takes two hours (COMMIT=main SEED=1 COUNT=50 WORKERS=1)
 	@$(BIN)/python -m tests.mutants
 
 # With environment markers the audit would silently skip packages of other platforms. Without them a package may have two pins: the

@@ -1,19 +1,8 @@
 """What `make mutants` runs: it puts small faults into todo/ and config.py, one at a time, and sees if a test fails.
 
-First all tests run once (but tests/ecosystem and tests/faults), to record how long each takes and which lines it
-reaches. Then COUNT mutants, drawn by SEED, run in copies of what is committed, WORKERS at once. The first test that
-fails kills a mutant; so does a run that does not end in time.
-
-- In a function, the tests that reach the line run: BATCH of them at first, or what takes QUICK seconds, the rest only
-  for a mutant that survives those, and at most PATIENCE seconds long. `spread` has their order.
-- A value that is named at import is reached by the tests that reach a line with that name, in any file.
-- A line that runs at import, at the start of an app that many tests share, or once in a process (its file has a cache,
-  or compiles SQL) has few tests of its own. All that reach its file, or a line that names a function of it, follow.
-  With the first ones run those in the file of its name, and those of AT_IMPORT.
-- Of any other line these come last: they may start a process that reaches it.
-- A test that fails the same way without the mutant, as some do that rely on an earlier one, is left out, and said so.
-  One of tests/live kills only if it fails a second time, alone.
-- Where no test reaches a line in its own process, those of THROUGH_PROCESSES run.
+COUNT mutants of the COMMIT, drawn by SEED, are judged in WORKERS copies of it. First the tests of the module run: the
+files of its name, and those in a folder of its folder's name. Then all tests of `make test`. The first one that fails
+kills the mutant, if it fails once more, alone: some have limits of time, and fail by chance on a busy machine.
 
 Not mutated: docstrings, annotations, TypeVar, the type of cast(), what stands within an f-string, and the texts and
 examples of the OpenAPI document. INTO/results.txt has a line for each mutant; the next run goes on where one stopped.
@@ -27,26 +16,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy as copied
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from coverage import CoverageData
-
 from tests.support import ROOT, postgresql_server
 
 INTO = Path(os.environ.get("INTO") or ROOT / ".mutants").absolute()
-BATCH, QUICK, PATIENCE = 60, 8, 150
-THROUGH_PROCESSES = ("tests/live/test_start.py", "tests/live/test_commands.py", "tests/live/test_gunicorn.py")
-#: Their tests read what is made at import, the OpenAPI document and the tables, and reach no line of it.
-AT_IMPORT = ("tests/test_openapi.py", "tests/test_migrations.py")
-ONCE = re.compile(r"@cache|cache\(|@compiles|_compiled")
+#: Seconds that a run of tests may take. One that takes longer kills the mutant too.
+PATIENCE = 900
+#: How often the tests run until one fails twice.
+ATTEMPTS = 3
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$", re.MULTILINE)
 #: Fields of the OpenAPI document, and variables that hold nothing else.
 TEXTS = {"description", "metadata", "example", "examples", "EXAMPLE", "COMPLETED", "ERROR_RESPONSES"}
@@ -172,113 +157,6 @@ def mutants_of(path: str, node: Any, statement: Any = None, is_in_function: bool
         yield from mutants_of(path, part, statement, is_in_function or is_in_body)
 
 
-class Reach:
-    """Which tests reach which lines, and how long each takes: from one run of all of them, which is kept in INTO."""
-
-    def __init__(self, copy: Path, environ: dict[str, str], workers: int) -> None:
-        coverage, log = INTO / "coverage", INTO / "tests.log"
-        if not log.exists():
-            command = ["pytest", "tests", "-vv", "-p", "no:cacheprovider", f"-n{workers if workers > 1 else 0}"]
-            # Also tests/live, which pyproject.toml leaves out of `make test`.
-            command += ["-o", "norecursedirs=.*", "-o", "faulthandler_timeout=300"]
-            command += ["--cov", "--cov-context=test", "--cov-report=", "--cov-fail-under=0", "--durations=0"]
-            command += ["--ignore=tests/ecosystem", "--ignore=tests/faults", f"--basetemp={copy.parent}/tmp"]
-            with (unfinished := INTO / "tests.unfinished").open("w") as file:
-                options: Any = {"cwd": copy, "env": environ | {"COVERAGE_FILE": str(coverage)}, "stdout": file}
-                subprocess.run([sys.executable, "-m", *command], **options, stderr=subprocess.STDOUT, check=False)
-            unfinished.rename(log)
-        report = log.read_text()
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.trusted: set[str] = set()
-        for seconds, test in re.findall(r"^([\d.]+)s (?:call|setup) +(\S.*)$", report, re.MULTILINE):
-            self.seconds[test] += float(seconds)
-        # A run that takes long outlives what some tests prepare at its start: they have a second try.
-        for test in failures(copy, FAILED.findall(report), environ, 600, len(self.seconds)):
-            self.leave_out(test)
-        contexts = CoverageData(str(coverage))
-        contexts.read()
-        self.lines = {path: contexts.contexts_by_lineno(str(copy / path)) for path in sources(copy)}
-        self.trees = {path: ast.parse((copy / path).read_text()) for path in sources(copy)}
-
-    def leave_out(self, test: str) -> bool:
-        """Forget a test that fails without any mutant, whatever its parameters; whether it was known."""
-        name = test.partition("[")[0]
-        found = [one for one in list(self.seconds) if one.partition("[")[0] == name]
-        for one in found:
-            self.seconds.pop(one, None)
-        print(f"{len(found)} tests left out, since one fails without any mutant: {test}", flush=True)
-        return bool(found)
-
-    def tests(self, mutant: Mutant) -> list[str]:
-        """The tests for a mutant, in the order that they are taken in."""
-        lines, statement = self.lines[mutant.path], mutant.statement
-        body = getattr(statement, "body", None)
-        numbers = {*range(mutant.old.lineno, mutant.old.end_lineno + 1)}
-        numbers |= {*range(statement.lineno, body[0].lineno if body else statement.end_lineno + 1)}
-        contexts = {context for number in numbers for context in lines.get(number, ())}
-        if not mutant.is_in_function:
-            targets = getattr(statement, "targets", [getattr(statement, "target", None)])
-            for name in {getattr(target, "id", None) for target in targets} - {None}:
-                contexts |= self.users(name)
-        direct = self.known(contexts)
-        is_shared = (
-            not mutant.is_in_function
-            or any(not context or context.endswith("|setup") for context in contexts)
-            or ONCE.search(ast.unparse(self.trees[mutant.path])) is not None
-        )
-        rest = own = {test for test in self.seconds if Path(test.partition("::")[0]).name in own_files(mutant.path)}
-        if is_shared:
-            functions = [node for node in self.trees[mutant.path].body if isinstance(node, ast.FunctionDef)]
-            rest = self.known(chain(*lines.values(), *(self.users(function.name) for function in functions)))
-            direct |= own
-        if not direct:
-            direct = {test for test in self.seconds if test.startswith(THROUGH_PROCESSES)}
-        return self.spread(direct, mutant.path) + self.spread(rest - direct, mutant.path)
-
-    def users(self, name: str) -> set[str]:
-        """What reaches a line, in whatever file, that has that name."""
-        nodes = ((path, node) for path, tree in self.trees.items() for node in ast.walk(tree))
-        uses = (
-            (path, node.lineno) for path, node in nodes if name in {getattr(node, of, None) for of in ("id", "attr")}
-        )
-        return {context for path, number in uses for context in self.lines[path].get(number, ())}
-
-    def known(self, contexts: Iterable[str]) -> set[str]:
-        return {context.rpartition("|")[0] for context in contexts} & self.seconds.keys()
-
-    def haste(self, test: str) -> tuple[bool, float]:
-        """What sorts the fastest first, and those on PostgreSQL last."""
-        return any(name in test for name in ("postgresql", "partitioned", "citus")), self.seconds[test]
-
-    def spread(self, tests: set[str], path: str) -> list[str]:
-        """The fastest of each test file, file after file, until none is left.
-
-        Near files have more in each turn: 20 tests where the file has the name of the module or is one of AT_IMPORT, 5
-        where its folder has the name of the module's, else 1.
-        """
-        by_file: dict[str, list[str]] = defaultdict(list)
-        for test in sorted(tests, key=self.haste, reverse=True):
-            by_file[test.partition("::")[0]].append(test)
-
-        def portion(file: str) -> int:
-            if Path(file).name in own_files(path):
-                return 20
-            is_beside = "/" in path and Path(file).parent.name == Path(path).parent.name
-            return 5 if is_beside else 1
-
-        files = sorted(by_file, key=lambda file: (-portion(file), self.haste(by_file[file][-1])))
-        order = []
-        while any(by_file.values()):
-            order += [by_file[file].pop() for file in files for _ in range(min(portion(file), len(by_file[file])))]
-        return order
-
-
-def own_files(path: str) -> set[str]:
-    """The names of the test files that are first asked about a module."""
-    module = Path(path).parent if path.endswith("__init__.py") else Path(path)
-    return {f"test_{module.stem}.py", *(Path(file).name for file in AT_IMPORT)}
-
-
 def sources(folder: Path) -> list[str]:
     """The files to mutate."""
     return ["config.py", *sorted(str(path.relative_to(folder)) for path in (folder / "todo").rglob("*.py"))]
@@ -292,65 +170,51 @@ def end_processes(folder: Path) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-def failures(copy: Path, tests: list[str], environ: dict[str, str], patience: float, most: int = 1) -> list[str]:
-    """The tests that failed, the run itself, or "timeout" where it did not end."""
-    if not tests:
-        return []
-    listed, log = copy.parent / "tests", copy.parent / "log"
-    listed.write_text("\n".join(tests))
-    command = [sys.executable, "-m", "pytest", f"--maxfail={most}", "-q", "-p", "no:cacheprovider", "-n0", "--tb=no"]
+def failure(copy: Path, tests: Sequence[str], environ: dict[str, str]) -> str | None:
+    """Return the first test that failed, or how else the run did not end well; None if all passed."""
+    log = copy.parent / "log"
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n0", "--tb=no"]
     with log.open("w") as file:
         options: Any = {"cwd": copy, "env": environ, "stdout": file, "stderr": file}
-        process = subprocess.Popen([*command, f"--basetemp={copy.parent}/tmp", f"@{listed}"], **options)
+        process = subprocess.Popen([*command, f"--basetemp={copy.parent}/tmp", *tests], **options)
     try:
-        code = process.wait(patience)
+        code = process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
-        return ["timeout"]
+        return "the time"
     finally:
         process.kill()
         process.wait()
         end_processes(copy.parent)
-    output = log.read_text(errors="replace")
-    # A mutant may change what a test is parametrized with, and by that its id.
-    lost = {line.partition(f"{copy}/")[2] for line in re.findall("^ERROR: not found: .*", output, re.MULTILINE)}
-    if code == 4 and lost:
-        whole = {test.partition("[")[0] for test in lost if "[" in test}
-        return failures(copy, [test for test in tests if test not in lost] + sorted(whole), environ, patience)
-    return [] if code in {0, 5} else FAILED.findall(output) or [f"exit code {code} of pytest"]
+    found = FAILED.findall(log.read_text(errors="replace"))
+    # 5: none of these tests is one of `make test`.
+    return None if code in {0, 5} else found[0] if found else f"exit code {code} of pytest"
 
 
-def judge(mutant: Mutant, copy: Path, reach: Reach, environ: dict[str, str], doubted: frozenset[str]) -> str:
-    """Run the tests against the mutant, without the doubted ones: "killed by …" or "SURVIVED …"."""
-    tests = [test for test in reach.tests(mutant) if test not in doubted]
-    # What has a limit of its own must end well within it: this machine may be busy.
-    quick = [
-        test for test, spent in zip(tests, accumulate(map(reach.seconds.get, tests)), strict=True) if spent < QUICK
-    ]
-    ran, rest = sorted(quick[:BATCH], key=reach.haste), tests[len(quick[:BATCH]) :]
+def own_tests(copy: Path, path: str) -> list[str]:
+    """The test files and folders of a module: those of its name, and of its folder's."""
+    module = Path(path).parent if path.endswith("__init__.py") else Path(path)
+    found = {*(copy / "tests").rglob(f"test_{module.stem}.py"), copy / "tests" / module.parent.name}
+    return sorted(str(each.relative_to(copy)) for each in found if each.exists() and each != copy / "tests")
+
+
+def judge(mutant: Mutant, copy: Path, environ: dict[str, str]) -> str:
+    """Run the tests against the mutant: "killed by …" or "SURVIVED …"."""
     source = (copy / mutant.path).read_text()
     (copy / mutant.path).write_text(mutant.apply(source))
-    limit = min(120, 40 + 10 * sum(reach.seconds[test] for test in ran))
-    failed, note = failures(copy, ran, environ, limit), f"{len(tests)} tests"
-    if rest and not failed:
-        ran, failed = rest, failures(copy, rest, environ, PATIENCE)
-        if failed == ["timeout"]:
-            failed, note = [], f"{note}, which did not all run in {PATIENCE} s"
-    killer = failed[0] if failed else None
-    # These have limits of time, and share a server with the other worker's: one may have failed by chance.
-    if killer in ran and killer.startswith("tests/live/") and not failures(copy, [killer], environ, 300):
-        doubted |= {killer}
-    (copy / mutant.path).write_text(source)
-    if not killer:
-        return f"SURVIVED {note}"
-    if killer in doubted:
-        return judge(mutant, copy, reach, environ, doubted)
-    if killer in ran and killer not in reach.trusted:
-        # It may fail in this order whatever the code is: there are tests that pass only after others.
-        for test in failures(copy, ran[: ran.index(killer) + 1], environ, 300):
-            if reach.leave_out(test):
-                return judge(mutant, copy, reach, environ, doubted)
-        reach.trusted.add(killer)
-    return f"killed by {killer}"
+    doubted: list[str] = []
+    try:
+        for tests in (own_tests(copy, mutant.path), ["tests"]):
+            for _ in range(ATTEMPTS if tests else 0):
+                skipped = [f"--deselect={test}" for test in doubted]
+                killer = failure(copy, [*tests, *skipped], environ)
+                if killer is None:
+                    break
+                if not killer.startswith("tests/") or "::" not in killer or failure(copy, [killer], environ):
+                    return f"killed by {killer}"
+                doubted.append(killer)
+    finally:
+        (copy / mutant.path).write_text(source)
+    return " ".join(["SURVIVED", *(["without", *doubted] if doubted else [])])
 
 
 def drawn(folder: Path, seed: int, count: int) -> list[Mutant]:
@@ -364,23 +228,24 @@ def drawn(folder: Path, seed: int, count: int) -> list[Mutant]:
     return chance.sample(mutants, len(mutants))[:count]
 
 
-def copy_of_tree(folder: Path) -> Path:
+def copy_of_tree(folder: Path, commit: str) -> Path:
     """What is committed, without what an earlier run left in it."""
     copy = folder / "tree"
     if not copy.exists():
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
         (copy / ".venv").symlink_to(sys.prefix)
         (copy / ".git/info/exclude").write_text(".venv\n")
-    subprocess.run(["git", "checkout", "--quiet", "."], cwd=copy, check=True)
+    subprocess.run(["git", "checkout", "--quiet", "--force", commit], cwd=copy, check=True)
     return copy
 
 
 def main() -> int:
     """Judge each mutant that has no line in the results yet, and print the share of those killed."""
     seed, count, workers = (int(os.environ.get(*of)) for of in (("SEED", "2026"), ("COUNT", "300"), ("WORKERS", "2")))
-    copies = [copy_of_tree(INTO / f"worker{number}") for number in range(workers)]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=copies[0], check=True, capture_output=True, text=True)
-    mutants, results, title = drawn(copies[0], seed, count), INTO / "results.txt", f"SEED={seed} of {commit.stdout}"
+    named = ["git", "rev-parse", os.environ.get("COMMIT", "HEAD")]
+    commit = subprocess.run(named, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    copies = [copy_of_tree(INTO / f"worker{number}", commit) for number in range(workers)]
+    mutants, results, title = drawn(copies[0], seed, count), INTO / "results.txt", f"SEED={seed} of {commit}\n"
     if not results.exists():
         results.write_text(title)
     if not results.read_text().startswith(title):
@@ -392,11 +257,10 @@ def main() -> int:
     inherited = dict(os.environ)
     with postgresql_server() as server:
         environ = inherited | {"TEST_DATABASE_URL": server.render_as_string(hide_password=False)}
-        reach = Reach(copies[0], environ, workers)
 
         def judge_one(number: int) -> None:
             copy, begun = idle.get(), time.monotonic()
-            verdict = judge(mutants[number], copy, reach, environ, frozenset())
+            verdict = judge(mutants[number], copy, environ)
             idle.put(copy)
             line = f"{number:03} {mutants[number]} | {verdict} ({time.monotonic() - begun:.0f} s)"
             print(line, flush=True)
