@@ -94,6 +94,10 @@ class TestToken:
         (line,) = result.stderr.splitlines()
         assert why in line
 
+    @pytest.mark.parametrize("minutes", ["1", "525600"])
+    def test_it_holds_for_a_minute_to_a_year(self, apps: dict[str, Flask], minutes: str) -> None:
+        assert run(apps["sqlite"], "token", "alice", "--minutes", minutes).exit_code == 0
+
     def test_help_is_of_the_group_and_after_a_user_of_mint(self, apps: dict[str, Flask]) -> None:
         for arguments, says in ((["--help"], "check"), (["alice", "--help"], "--minutes")):
             helped = run(apps["sqlite"], "token", *arguments)
@@ -101,7 +105,7 @@ class TestToken:
 
     def test_what_the_service_does_not_accept_is_refused(self, apps: dict[str, Flask]) -> None:
         user_ids = [["a/b"], [""], ["."], ["x" * 256], ["a\nb"], ["\udcff"]]
-        options = [["--minutes", "0"], ["--email", ""], ["--email", "x" * 321]]
+        options = [["--minutes", "0"], ["--minutes", "525601"], ["--email", ""], ["--email", "x" * 321]]
         for arguments in (*user_ids, *(["alice", *option] for option in options)):
             result = run(apps["sqlite"], "token", *arguments)
             assert (result.exit_code, result.stdout) == (2, ""), arguments
