@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from flask import Blueprint
-from sqlalchemy import ColumnElement, Integer, Select, bindparam, case, delete, func, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, delete, func, literal, select, tuple_, update
 
 from todo.db import db
 from todo.db.commands import BATCH, on_database, transaction
@@ -16,7 +16,7 @@ from todo.db.deletions import KEPT_FOR as DELETIONS_KEPT_FOR
 from todo.db.deletions import Deletion
 from todo.db.ownership import Owned, evaluated_once, table_of
 from todo.db.statements import database
-from todo.db.types import UtcInstant, hours_ago
+from todo.db.types import UtcInstant, hours_ago, later_of
 from todo.idempotency.models import IdempotencyKey
 from todo.idempotency.queries import IS_OUTLIVED
 from todo.idempotency.queries import KEPT_FOR as KEYS_KEPT_FOR
@@ -74,11 +74,7 @@ LATEST = select(func.max(OLDEST.limit(bindparam("batch", type_=Integer)).subquer
 UP_TO = bindparam("latest", type_=UtcInstant)
 # It takes the lock on the user first, as `flask users delete` does. A sync that does not know these deletions must
 # start again.
-FORGET = (
-    update(User)
-    .where(User.id == bindparam("of_user"))
-    .values(forgotten_at=case((User.forgotten_at < UP_TO, UP_TO), else_=User.forgotten_at))
-)
+FORGET = update(User).where(User.id == bindparam("of_user")).values(forgotten_at=later_of(User.forgotten_at, UP_TO))
 DELETE_DELETIONS = delete(Deletion).where(*IN_FEED, Deletion.deleted_at <= UP_TO)
 
 #: The most rows of a table that are counted.

@@ -246,7 +246,7 @@ def test_citus_carries_out_every_statement_on_one_machine(
 def test_a_command_changes_the_rows_of_one_user_at_a_time(
     app: Flask, url: URL, catalog: Catalog, statements: list[str], command: str, output: str
 ) -> None:
-    """It may look for the users of whom there is something to change."""
+    """A command may search all users for rows to change."""
     alice = Caller(app, "alice")
     old = alice("POST", json={"title": "x"}, headers=KEY).get_json()
     alice("DELETE", f"/{old['id']}")

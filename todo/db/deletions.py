@@ -54,6 +54,11 @@ class Deletion(Owned, Model):
     __table_args__ = (PrimaryKeyConstraint("user_id", "resource", "deleted_at", "row_id"),)
 
 
+def is_of(model: type[Owned]) -> ColumnElement[bool]:
+    """SQL: whether a row of the model was deleted."""
+    return Deletion.resource == literal(table_of(model).name)
+
+
 def note_gone(model: type[Owned], gone: CTE, clock: CTE, old: CTE) -> ReturningInsert[int, str]:
     """Return the statement that notes the rows of the model that another part, `gone`, deletes, and forgets `old` ones.
 
@@ -77,18 +82,14 @@ def note_in_turn(model: type[Any], *criteria: ColumnElement[bool]) -> list[Inser
 def old_ones(model: type[Owned]) -> Select[str]:
     """Return one row: the instant up to which a deletion of a row of the model forgets others; NULL if none are old."""
     is_old = Deletion.deleted_at < hours_ago(literal_column(str(KEPT_FOR * 24)))
-    oldest = owned_by(Deletion, select(Deletion.deleted_at)).where(_is_of(model), is_old)
+    oldest = owned_by(Deletion, select(Deletion.deleted_at)).where(is_of(model), is_old)
     oldest = oldest.order_by(Deletion.deleted_at).limit(FORGOTTEN_AT_ONCE)
     return select(func.max(oldest.subquery().c.deleted_at, type_=UtcInstant()).label("latest"))
 
 
 def _forget(model: type[Owned], latest: Select[Any]) -> Delete:
     up_to = Deletion.deleted_at <= latest.scalar_subquery()
-    return owned_by(Deletion, delete(Deletion)).where(_is_of(model), up_to)
-
-
-def _is_of(model: type[Owned]) -> ColumnElement[bool]:
-    return Deletion.resource == literal_column(f"'{table_of(model).name}'")
+    return owned_by(Deletion, delete(Deletion)).where(is_of(model), up_to)
 
 
 def note(rows: Select[Any]) -> Insert:

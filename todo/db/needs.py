@@ -42,7 +42,7 @@ POLICIES_OF_ROLE = """
     FROM pg_policy WHERE polrelid = {table}::regclass
     AND EXISTS (SELECT FROM unnest(polroles) AS role WHERE role = 0 OR pg_has_role(role, 'USAGE'))
 """
-#: What a policy says of the rows that it shows, and of those that it accepts.
+#: The two conditions of a policy: which rows it shows, and which new rows it accepts.
 RULES = "concat(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))"
 #: Whether a policy refuses every row.
 REFUSES = "coalesce('false' IN (pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)), false)"

@@ -15,7 +15,6 @@ from sqlalchemy import (
     case,
     cast,
     func,
-    literal,
     null,
     select,
     tuple_,
@@ -24,7 +23,7 @@ from sqlalchemy import (
 
 from todo.db import db
 from todo.db.clock import header_of, is_news
-from todo.db.deletions import Deletion
+from todo.db.deletions import Deletion, is_of
 from todo.db.ownership import owned_by
 from todo.db.statements import Names
 from todo.db.types import UtcInstant, octets
@@ -64,7 +63,7 @@ def changes_of(model: type[Any], columns: Sequence[Any], names: Names) -> Compou
             for column in columns
         ]
         deleted = owned_by(Deletion, select(*marks)).where(
-            Deletion.resource == literal(model.__tablename__),
+            is_of(model),
             tuple_(Deletion.deleted_at, Deletion.row_id) > _place("deletions_after"),
         )
         deleted = _limited(deleted.order_by(Deletion.deleted_at, Deletion.row_id), names)
