@@ -4,7 +4,7 @@ The only list of failures. A message is one sentence that the caller sees. It mu
 of another user.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import ceil
 from typing import ClassVar
 
@@ -20,12 +20,12 @@ class TodoError(Exception):
     status: ClassVar[int]
     #: Headers that HTTP requires with this status.
     headers: Mapping[str, str] = {}
-    #: For the OpenAPI document: the name of the component, its description, and an example of the message (empty:
-    #: `message`), and headers that only some of the responses have.
+    #: For the OpenAPI document: the name of the component, its description, an example of the message (empty:
+    #: `message`), and the headers that only some of the responses have, each with an example.
     component: ClassVar[str] = ""
     description: ClassVar[str] = ""
     example: ClassVar[str] = ""
-    optional_headers: ClassVar[Sequence[str]] = ()
+    extra_headers: Mapping[str, str] = {}
 
     message = ""
 
@@ -195,7 +195,7 @@ class TooManyRequests(TodoError):
         "The caller sent too many requests, or too many slow ones at once. The `RateLimit-…` headers are present if "
         "the service has a rate limit."
     )
-    optional_headers = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+    extra_headers: Mapping[str, str] = {"RateLimit-Limit": "600", "RateLimit-Remaining": "0", "RateLimit-Reset": "30"}
 
 
 class TooManyAtOnce(TooManyRequests):

@@ -37,13 +37,13 @@ PAGE_ETAG = {
         'W/"2025-01-09T12:34:56.123456Z-1a2b3c4d"',
     )
 }
-#: The headers of failures: description and example.
-FAILURE_HEADERS: Mapping[str, tuple[str, str]] = {
-    "WWW-Authenticate": ("The expected authentication scheme (RFC 6750).", "Bearer"),
-    "Retry-After": ("Seconds to wait before the next attempt.", "30"),
-    "RateLimit-Limit": ("Requests allowed in one time window.", "600"),
-    "RateLimit-Remaining": ("Requests left in this window.", "0"),
-    "RateLimit-Reset": ("Seconds until the next window begins.", "30"),
+#: What the headers of failures say.
+FAILURE_HEADERS = {
+    "WWW-Authenticate": "The expected authentication scheme (RFC 6750).",
+    "Retry-After": "Seconds to wait before the next attempt.",
+    "RateLimit-Limit": "Requests allowed in one time window.",
+    "RateLimit-Remaining": "Requests left in this window.",
+    "RateLimit-Reset": "Seconds until the next window begins.",
 }
 
 
@@ -55,10 +55,10 @@ class ApiErrorSchema(Output):
 
 def document_error(failure: type[TodoError]) -> dict[str, Any]:
     """Return the OpenAPI response object of a failure."""
-    headers = {}
-    for name in (*failure.headers, *failure.optional_headers):
-        description, example = FAILURE_HEADERS[name]
-        headers[name] = header(description, failure.headers.get(name, example), required=name in failure.headers)
+    headers = {
+        name: header(FAILURE_HEADERS[name], example, required=name in failure.headers)
+        for name, example in {**failure.headers, **failure.extra_headers}.items()
+    }
     body = {"error": failure.example or failure.message}
     content = {"application/json": {"schema": ApiErrorSchema, "example": body}}
     return {"description": failure.description, "content": content} | ({"headers": headers} if headers else {})
