@@ -35,8 +35,6 @@ ROOT = Path(__file__).parent.parent
 SECRET = "the secret of the test suite, 32+"
 #: The role that owns each test's PostgreSQL database and that the app connects as; it bypasses no policy.
 ROLE, PASSWORD = "todo_test_owner", "todo"
-#: Rows, while a session of the database waits for a lock.
-WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 #: The fields of a task that the service alone sets, and what a body may have in their place: values of any kind.
 OUTPUT_ONLY = [name for name, field in TaskSchema().fields.items() if field.dump_only]
@@ -144,11 +142,6 @@ class Caller:
 def tag_of(task: dict[str, Any]) -> str:
     """The entity tag of a task, made from what the client has."""
     return f'"{task["id"]}@{task["updated_at"]}"'
-
-
-def status_of(method: str, path: str) -> int:
-    """The status of one of REQUESTS that succeeds."""
-    return {"POST": 201, "DELETE": 204}.get(method, 200) if "?status" not in path else 200
 
 
 Call = Callable[..., Caller]

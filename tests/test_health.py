@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from flask_migrate import downgrade
 from sqlalchemy import URL
 
 from tests.conftest import DATABASES, url_of
 from tests.support import (
     ROLE,
-    ROOT,
     Caller,
     Make,
     close,
-    migrate,
     migrated_database,
     partition,
     postgresql_database,
@@ -287,21 +284,6 @@ def test_the_service_is_ready_if_every_call_works(served: Flask, caplog: pytest.
             told = f"The database has what the service needs; row-level security: {security}\n"
             assert (result.exit_code, result.stdout) == (0, told)
             assert logged.format(head=head) in result.stderr
-
-
-def test_what_is_missing_because_the_migrations_are_behind_takes_an_upgrade(
-    postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
-    app = make(postgresql)
-    with app.app_context():
-        downgrade(directory=str(ROOT / "migrations"), revision="0003")
-    message = "The database lacks tables or columns: run flask db upgrade"
-    assert app.test_client().get("/health/ready").get_json() == {"error": message}
-    assert (
-        f"the database is at migration 0003, this code at {readiness.revision_wanted()}; run" in capsys.readouterr().err
-    )
-    migrate(app)
-    assert app.test_client().get("/health/ready").status_code == 200
 
 
 def test_what_is_missing_because_the_code_is_behind_takes_other_code(

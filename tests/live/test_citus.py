@@ -14,8 +14,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL
 
-from tests.live.test_sharding import CALLS, KEY
-from tests.support import ROOT, Caller, later, session, sql, status_of
+from tests.live.test_sharding import CALLS, KEY, status_of
+from tests.support import ROOT, Caller, later, session, sql
 from todo.db.connections import LimitedCursor
 from todo.db.ownership import Owned
 

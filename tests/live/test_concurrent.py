@@ -15,7 +15,8 @@ from flask import Flask
 from sqlalchemy import URL, Connection
 
 from tests.conftest import on_postgresql
-from tests.support import WAITING, Call, Caller, Make, later, session, sql
+from tests.live import WAITING
+from tests.support import Call, Caller, Make, later, session, sql
 from tests.tasks.test_bulk import clear, complete_all
 from tests.test_commands import run
 from tests.test_idempotency import KEY, age, create, keys_of, prune

@@ -16,9 +16,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL
 
-from tests.live import Server, gunicorn
+from tests.live import WAITING, Server, gunicorn
 from tests.support import (
-    WAITING,
     close,
     empty_database,
     migrated_app,

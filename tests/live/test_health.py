@@ -4,11 +4,13 @@ import re
 
 import pytest
 from flask import Flask
+from flask_migrate import downgrade
 from sqlalchemy import URL
 
 from tests.conftest import DATABASES
-from tests.support import ROLE, Make, as_superuser, sql
+from tests.support import ROLE, ROOT, Make, as_superuser, migrate, sql
 from tests.test_health import OWN_ROWS, SAYS_MORE, TABLES, granted, policy, ready, replaced, served, spoilt, statuses
+from todo.db import readiness
 
 __all__ = ["served"]
 
@@ -69,3 +71,18 @@ def test_restored_without_owner_it_names_the_command_that_brings_it_back(
     response = app.test_client().get("/health/ready")
     assert response.get_json() == ready("enforced")
     assert statuses(app) == {200, 201, 204}
+
+
+def test_what_is_missing_because_the_migrations_are_behind_takes_an_upgrade(
+    postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(postgresql)
+    with app.app_context():
+        downgrade(directory=str(ROOT / "migrations"), revision="0003")
+    message = "The database lacks tables or columns: run flask db upgrade"
+    assert app.test_client().get("/health/ready").get_json() == {"error": message}
+    assert (
+        f"the database is at migration 0003, this code at {readiness.revision_wanted()}; run" in capsys.readouterr().err
+    )
+    migrate(app)
+    assert app.test_client().get("/health/ready").status_code == 200

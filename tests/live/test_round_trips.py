@@ -7,8 +7,9 @@ from flask import Flask
 from sqlalchemy import URL
 
 from tests.conftest import url_of
+from tests.live.test_sharding import status_of
 from tests.live.wire import Wire, wire_to
-from tests.support import REQUESTS, Caller, Make, close, migrated_database, settings, status_of
+from tests.support import REQUESTS, Caller, Make, close, migrated_database, settings
 from todo import create_app
 
 pytestmark = pytest.mark.sql
