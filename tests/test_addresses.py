@@ -23,9 +23,10 @@ def test_each_address_of_a_host_has_its_name_and_its_port(monkeypatch: pytest.Mo
         assert parameters == found | {"port": ports}
 
 
-def test_without_a_host_the_socket_is_left_to_libpq() -> None:
-    hosts.resolve_hosts(parameters := {"dbname": "todo"}, 0.0)
-    assert parameters == {"dbname": "todo"}
+@pytest.mark.parametrize("given", [{"dbname": "todo"}, {"host": "db.example", "hostaddr": "192.0.2.1"}])
+def test_a_socket_and_an_address_that_is_given_are_left_to_libpq(given: dict[str, str]) -> None:
+    hosts.resolve_hosts(parameters := dict(given), 0.0)
+    assert parameters == given
 
 
 @pytest.mark.parametrize(

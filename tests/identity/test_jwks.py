@@ -394,6 +394,8 @@ class TestFailures:
         enough.set()
 
     def test_a_fetch_that_has_not_ended_by_its_time_is_given_up(self, keys: Keys) -> None:
+        are_kept: list[bool] = []
+        keys.set.observe(are_kept.append)
         keys.serve_slowly(a=A)
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(keys.set.find, "a")
@@ -410,7 +412,7 @@ class TestFailures:
                 waiting.result()
         join_fetches()
         keys.assert_found("b", is_key=B)
-        assert keys.requests == 2
+        assert (keys.requests, are_kept) == (2, [True, False])
 
     @pytest.mark.parametrize(
         ("url", "reason"),

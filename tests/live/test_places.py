@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 from config import JwtSettings
 from tests.identity.issuer import after, jwk, key_set, running_issuer
 from tests.identity.tokens import key, signed_by
+from tests.live.wire import wire_to
 from tests.support import Caller, Make, session, silent_database, statements_of
 from tests.test_places import NONE_FREE, SHARE, THREADS, Clock, search
 from todo.db import connections as database
@@ -126,6 +127,24 @@ def test_a_database_that_is_silent_makes_nobody_a_debtor(make: Make, silent: URL
     alice = Caller(make(silent), "alice")
     with ThreadPoolExecutor(THREADS) as pool:
         assert Counter(pool.map(lambda _: alice("GET").status_code, range(2 * THREADS))) == {503: 2 * THREADS}
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_database_that_falls_silent_makes_nobody_a_debtor(
+    make: Make, postgresql: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of statements. Who owes nothing may send another wave of slow requests."""
+    monkeypatch.setattr(database, "REQUEST_BUDGET", 0.6)
+    with wire_to(postgresql) as (wire, url), ThreadPoolExecutor(THREADS) as pool:
+        alice = Caller(make(url), "alice")
+        path = f"/{alice.create()['id']}/complete"
+        for is_silent in (True, False):
+            with locked_tasks(postgresql):
+                waiting = [pool.submit(alice, "PATCH", path) for _ in range(THREADS)]
+                time.sleep(0.3)
+                if is_silent:
+                    wire.forget()
+                assert Counter(change.result().status_code for change in waiting) == {503: THREADS}
 
 
 READY, TASKS = "/health/ready", "/api/alice/tasks"
