@@ -130,7 +130,7 @@ def nested(begin: str, end: str) -> str:
 R = Refusal
 #: What PyJWT makes a number of before it looks at its kind may seem a date that is past, or in the future.
 DATES = 'null true false "1" "4102444800" "2099-01-01T00:00:00Z" "" [4102444800] [] {} NaN Infinity -Infinity 1e400 -1 '
-DATES += " ".join(["-4102444800", "1" + "0" * 400, "-1" + "0" * 400])
+DATES += " ".join(["-4102444800", "253402300800", "1" + "0" * 400, "-1" + "0" * 400])
 KEYS = '"http://127.0.0.1:9/keys" null ["AA"] {"kty":"oct","k":"AA"}'
 
 #: The tokens that are refused alike under every kind of key, by the reasons that may be given.

@@ -53,6 +53,13 @@ def test_another_set_up_is_ready_if_every_call_works(served: Flask) -> None:
             assert statuses(served) == {200, 201, 204}, name
 
 
+def test_of_a_database_whose_migrations_have_branches_each_revision_is_named(served: Flask) -> None:
+    another = ("INSERT INTO alembic_version VALUES ('9999')", "DELETE FROM alembic_version WHERE version_num = '9999'")
+    with spoilt(served, *another):
+        found = served.test_client().get("/health/ready").get_json()
+    assert sorted(found["schema_revision"].split(",")) == [found["schema_revision_wanted"], "9999"]
+
+
 def test_restored_without_owner_it_names_the_command_that_brings_it_back(
     postgresql: URL, make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def on_database(command: Callable[Parameters, None]) -> Callable[Parameters, Non
         tell_default_database()
         try:
             check_database()
+            # Its connection goes back to the pool, where the command takes it: one connection is enough.
             db.session.remove()
             command(*arguments, **options)
         except DatabaseUnfit as error:
