@@ -16,7 +16,7 @@ from sqlalchemy import URL, Connection
 
 from tests.conftest import on_postgresql
 from tests.live import WAITING
-from tests.support import Call, Caller, Make, later, session, sql
+from tests.support import Call, Caller, Make, later, session, sql, wait_until
 from tests.tasks.test_bulk import clear, complete_all
 from tests.test_commands import run
 from tests.test_idempotency import KEY, age, create, keys_of, prune
@@ -194,6 +194,21 @@ def test_a_change_that_waited_for_another_is_503_under_a_setting_that_fails_some
             time.sleep(0.01)
         connection.commit()
         assert change.result().status_code == 503
+
+
+@on_postgresql
+@pytest.mark.parametrize("keys", [("", ""), ("a", "b")])
+def test_of_two_creates_that_wait_for_the_user_one_has_room(make: Make, url: URL, keys: tuple[str, str]) -> None:
+    """tests/live/test_races.py has fifty at once. These two are sure to have begun before either ends."""
+    alice = Caller(make(url, max_tasks=2), "alice")
+    alice.create()
+    with session(url) as connection, ThreadPoolExecutor(2) as pool:
+        connection.exec_driver_sql("SELECT 1 FROM users WHERE id = 'alice' FOR UPDATE")
+        each = [{"Idempotency-Key": key} if key else {} for key in keys]
+        creates = [pool.submit(alice, "POST", json={"title": "x"}, headers=headers) for headers in each]
+        wait_until(lambda: len(sql(url, WAITING)) == len(creates))
+        connection.commit()
+        assert sorted(create.result().status_code for create in creates) == [201, 409]
 
 
 def test_fifty_first_tasks_at_once_make_one_user_and_fifty_tasks(call: Call, url: URL) -> None:
