@@ -32,6 +32,7 @@ def failure(url: URL, statement: str) -> str:
         ("SELECT 1 'secret'", "SyntaxError 42601"),
         ("SELECT 'secret' FROM secrets", 'UndefinedTable 42P01: relation "secrets" does not exist'),
         (RAISE.format("P0001"), "RaiseException P0001"),
+        (RAISE.format("3F000"), "InvalidSchemaName 3F000: secret"),
         (RAISE.format("ZZ001"), "DatabaseError ZZ001"),
         (
             "SET statement_timeout = 10; SELECT pg_sleep(5)",
@@ -40,8 +41,7 @@ def failure(url: URL, statement: str) -> str:
     ],
 )
 def test_postgresqls_sentence_is_told_where_it_quotes_no_value(server: URL, statement: str, told: str) -> None:
-    found = failure(server, statement)
-    assert found == told
+    assert failure(server, statement) == told
 
 
 def test_where_no_connection_is_made_the_drivers_sentence_is_told(server: URL) -> None:

@@ -400,10 +400,10 @@ class TestFailures:
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(keys.set.find, "a")
             keys.issuer.wait_for(1)
-            keys.now = TIMEOUT - 0.001
+            keys.now = 1.999
             _, is_another = keys.set._refresh(is_for_unknown=False)
             assert not is_another
-            keys.now = TIMEOUT
+            keys.now = 2.0
             keys.serve(b=B)
             keys.assert_found("b", is_key=B)
             keys.go.set()

@@ -124,8 +124,9 @@ class TestUnusableKeys:
         for kid, private_key in (("a", A), ("b", B)):
             keys.issuer.serve(jwk(private_key, kid), jwk(B, "x", use="enc"))
             keys.find(kid)
-        join_fetches()
-        assert len(self.messages(caplog)) == 2
+        keys.issuer.serve(*(dict(reversed(each.items())) for each in (jwk(B, "x", use="enc"), jwk(B, "b"))))
+        keys.assert_unknown("a")
+        assert len(self.messages(caplog)) == 2, "the order is no change"
 
     @pytest.mark.parametrize("jwks", [[], [{"kty": "oct", "kid": "x"}]], ids=["none", "none usable"])
     def test_a_set_without_a_usable_key_is_a_warning(

@@ -11,6 +11,7 @@ from tests.conftest import DATABASES
 from tests.support import ROLE, ROOT, Make, as_superuser, migrate, sql
 from tests.test_health import OWN_ROWS, SAYS_MORE, TABLES, granted, policy, ready, replaced, served, spoilt, statuses
 from todo.db import readiness
+from todo.db.figures import number_of
 
 __all__ = ["served"]
 
@@ -51,6 +52,11 @@ def test_another_set_up_is_ready_if_every_call_works(served: Flask) -> None:
             response = served.test_client().get("/health/ready")
             assert (response.status_code, response.get_json().get("row_level_security")) == (200, security), name
             assert statuses(served) == {200, 201, 204}, name
+
+
+@pytest.mark.parametrize(("revision", "number"), [(None, 0), ("0010", 10), ("9001,0010", 9001), ("a3f", 0)])
+def test_the_number_of_a_revision_is_for_the_figures(revision: str | None, number: int) -> None:
+    assert number_of(revision) == number
 
 
 def test_of_a_database_whose_migrations_have_branches_each_revision_is_named(served: Flask) -> None:
