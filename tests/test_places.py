@@ -174,6 +174,7 @@ def test_searches_that_wait_are_refused_as_soon_as_nothing_is_left() -> None:
                 search.result()
     assert accounts.SEARCHES / (THREADS + 1) <= time.monotonic() - started < accounts.SEARCHES / 2
     searches.leave(running)
+    assert not any(account.held for account in searches._accounts.values()), "all places are given back"
 
 
 def test_searches_that_wait_for_one_without_a_connection_hold_only_what_connections_are_free_for() -> None:

@@ -69,7 +69,7 @@ class Parser(FlaskParser):
 def _read_body(req: Request) -> bytes:
     if "Transfer-Encoding" in req.headers:
         raise LengthRequired
-    if not req.content_length and req.environ.get("SERVER_PROTOCOL", "").startswith("HTTP/1"):
+    if not req.content_length and req.environ["SERVER_PROTOCOL"].startswith("HTTP/1"):
         # In HTTP/1 there is no body without either header (RFC 9112 section 6.3). In HTTP/2 there may be one.
         return b""
     body = req.get_data()
