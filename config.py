@@ -298,7 +298,7 @@ class Settings:
     #: Whether DATABASE_URL is not set, so that the `flask` command uses a file in the instance folder.
     is_database_default: bool = False
     #: Flask's command line sets this variable for its own process; nothing else does.
-    is_flask_command: bool = _setting("FLASK_RUN_FROM_CLI", False, "true".__eq__)
+    is_flask_command: bool = _setting("FLASK_RUN_FROM_CLI", False, "true".__eq__, first=())
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:

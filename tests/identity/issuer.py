@@ -156,8 +156,12 @@ def jwk(private_key: Any, kid: object = None, **members: object) -> Jwk:
     return found | ({} if kid is None else {"kid": kid}) | members
 
 
+def running_fetches() -> list[threading.Thread]:
+    """The threads that fetch a key set at this moment."""
+    return [thread for thread in threading.enumerate() if thread.name == "jwks"]
+
+
 def join_fetches() -> None:
     """Wait for the fetches in the background to end."""
-    for thread in threading.enumerate():
-        if thread.name == "jwks":
-            thread.join(5)
+    for fetch in running_fetches():
+        fetch.join(5)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from itertools import count
 from threading import Event
-from threading import enumerate as running_threads
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from tests.identity.issuer import (
     key_set,
     redirect_to,
     reset,
+    running_fetches,
     sending,
 )
 from tests.identity.tokens import FITTING, base64url, key, payload, pem, signed_by
@@ -484,7 +484,7 @@ class TestColdStart:
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(keys.set.find, "a")
             keys.issuer.wait_for(1)
-            assert all(thread.daemon for thread in running_threads() if thread.name == "jwks"), "a process can end"
+            assert {fetch.daemon for fetch in running_fetches()} == {True}, "a process can end"
             keys.now = TIMEOUT - 0.1
             started_at = time.monotonic()
             keys.assert_unavailable("a")

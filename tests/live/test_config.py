@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from config import load_settings
 from tests.support import ROOT, SECRET, token
 from tests.test_config import CHOICES_FAULTS, KEY_FAULT, POSTGRESQL, UNREAD_FAULT
 
@@ -59,3 +60,8 @@ def test_token_check_reads_stdin_and_the_settings_of_the_environment(audience: s
     command = ["-m", "flask", "token", "check"]
     result = run(command, f"Bearer {token(aud=audience)}\n", JWT_SECRET=SECRET, JWT_AUDIENCE="todo")
     assert (result.returncode, len(result.stdout.splitlines()), result.stderr) == (status, 1, "")
+
+
+def test_a_variable_that_flask_sets_is_no_setting_that_can_be_wrong() -> None:
+    environ = {"IDENTITY_PROVIDER": "development", "DATABASE_URL": "sqlite:///x", "FLASK_RUN_FROM_CLI": ""}
+    assert not load_settings(environ).is_flask_command
