@@ -7,10 +7,11 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -209,8 +210,13 @@ def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_pat
             ]
             for live, query, users in servers
         }
-        # Two requests of each server wait for a connection first.
-        time.sleep(1)
+
+        def held(requests: list[Future[Any]]) -> int:
+            return sum(not request.done() for request in requests)
+
+        # All others are refused, soon after the first two of each server have waited for a connection. Before that, the
+        # thread that the first request to /metrics starts could take a connection too.
+        wait_until(lambda: all(held(requests) <= 8 for requests in waiting.values()))
         for live, requests in waiting.items():
             started = time.monotonic()
             for _ in range(20):
@@ -218,7 +224,7 @@ def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_pat
                 assert live.raw(metrics).startswith(b"HTTP/1.1 200 ")
             assert time.monotonic() - started < 2
             # One for each connection. The worker's own check of its readiness may have one of them.
-            assert sum(not request.done() for request in requests) in (7, 8)
+            assert held(requests) in (7, 8)
         for requests in waiting.values():
             assert {request.result()[0] for request in requests} == {503}
 
