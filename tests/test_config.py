@@ -33,7 +33,7 @@ FULL = JWT | {
     "LOG_FORMAT": "json",
     "WEB_THREADS": "16",
     "WEB_CONCURRENCY": "3",
-    "RATE_LIMIT": "600 per minute; 10/second;600 per minute",
+    "RATE_LIMIT": "9 per 366 day; 10/second;9 per 366 day",
     "RATE_LIMIT_STORAGE": "rediss://todo:secret@redis.example:6380/1",
     "TRUSTED_PROXIES": "2",
     "MAX_TASKS_PER_USER": "1000000",
@@ -62,7 +62,7 @@ def test_everything_can_be_set() -> None:
         log_format="json",
         threads=16,
         workers=3,
-        rate_limits=tuple(parse_many("10 per second; 600 per minute")),
+        rate_limits=tuple(parse_many("10 per second; 9 per 366 day")),
         rate_limit_storage="rediss://todo:secret@redis.example:6380/1",
         trusted_proxies=2,
         max_tasks=1_000_000,
@@ -237,7 +237,7 @@ BAD_VALUES = {
     HEADERS_FAULT: ["*", "X-*", "X-One,", "X-One X-Two", "X-One: 1", "X-Ünicode"],
     LIMIT_FAULT: [
         *("600", "600 per fortnight", "0 per minute", "5 per 0 minute", "5/0minute", "-1 per minute", "٣ per minute"),
-        *("600 per minute;", "1 per 2 year", f"{'9' * 5000} per minute"),
+        *("600 per minute;", "1 per 367 day", f"{'9' * 5000} per minute"),
     ],
     STORAGE_FAULT: [
         *("memory://", "redis://", "REDIS://redis.example", "redis://:secret@redis.example:port", "redis://[::1"),

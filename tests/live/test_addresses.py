@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
+import psycopg2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -45,6 +47,18 @@ def wired(url: URL) -> Iterator[tuple[Wire, URL]]:
 def status(app: Flask) -> int:
     """The status of a call."""
     return Caller(app, "alice")("GET").status_code
+
+
+def test_if_no_host_has_an_address_each_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(host: str, *_: object, **_options: object) -> NoReturn:
+        raise socket.gaierror(-2, f"{host[:1].upper()} is unknown")
+
+    monkeypatch.setattr(hosts_module, "getaddrinfo", look_up)
+    with pytest.raises(psycopg2.OperationalError) as caught:
+        hosts_module.resolve_hosts({"host": "a.example,b.example", "port": "5432"}, time.monotonic() + 5)
+    assert str(caught.value) == (
+        "could not find the address of a.example: A is unknown; could not find the address of b.example: B is unknown"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import URL
+from flask import Flask
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
 
 from tests.live.wire import wire_to
 from tests.support import Caller, Make, silent_database
@@ -29,6 +31,17 @@ def test_one_silent_connection_tells_of_the_others(
         with app.app_context(), db.engine.connect():
             assert not is_unavailable(alice)
         assert wire.connections == 4
+
+
+def test_the_text_of_an_error_has_no_parameter(app: Flask, url: URL) -> None:
+    """Users wrote the parameters, and any library may print an error."""
+    # Not an error for which PostgreSQL quotes the line.
+    fault = "abs('x', 1)" if url.get_backend_name() == "sqlite" else "1 / 0"
+    statement = text(f"SELECT {fault} WHERE :title <> ''")
+    with app.app_context(), pytest.raises(DBAPIError) as caught:
+        db.session.execute(statement, {"title": "a private title"})
+    assert f"SELECT {fault} WHERE" in str(caught.value)
+    assert "private" not in str(caught.value)
 
 
 def test_a_connection_that_was_just_made_is_not_replaced_once_more(

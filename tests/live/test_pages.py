@@ -7,9 +7,12 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from flask import Flask
 from sqlalchemy import URL
 
-from tests.support import Caller, plans_of_statements, sql
+from tests.support import Caller, acting_for, plans_of_statements, sql
+from todo.pages import PageWanted
+from todo.tasks.queries import TASKS
 
 pytestmark = pytest.mark.sql
 
@@ -46,6 +49,19 @@ def test_a_page_that_the_caller_has_is_read_no_further_than_the_clock(
     assert work_of(tag, 304) == few
     alice.create()
     assert work_of(tag, 200) > few
+
+
+@pytest.mark.parametrize(("size", "rows"), [(1, 1), (23, 1), (24, 2), (46, 2), (47, 3), (1000, 6)])
+def test_the_database_sends_no_more_texts_than_a_page_has(app: Flask, alice: Caller, size: int, rows: int) -> None:
+    """A thousand of the longest tasks would be many times the page. Here the texts of each task have 23 bytes."""
+    gone = alice.create()["id"]
+    for _ in range(6):
+        alice.create("1234", description="éé")
+    alice("DELETE", f"/{gone}")
+    changes = PageWanted(1000, size, deletions_after=("2000-01-01T00:00:00.000000Z", 0))
+    with acting_for(app, "alice"):
+        assert len(TASKS.list("alice", {}, PageWanted(1000, size)).rows) == rows
+        assert len(TASKS.changes("alice", changes).rows) == (7 if size == 1000 else rows)
 
 
 def test_the_change_feed_is_read_off_the_index(alice: Caller, url: URL) -> None:
