@@ -92,11 +92,13 @@ class BulkStatements:
         rows = owned_by(model, select(model.id)).where(*self._criteria(names))
         return rows.order_by(model.created_at, model.id).limit(most)
 
-    def _picked(self, names: Names, **options: Any) -> tuple[CTE, CTE, list[ColumnElement[bool]]]:
+    def _picked(
+        self, names: Names, forgotten_at: ColumnElement[str] | None = None
+    ) -> tuple[CTE, CTE, list[ColumnElement[bool]]]:
         """Return the rows that the call found, one more than MOST; the clock; and whether a row is to be changed."""
         picked = self._pick(names, MOST + 1).cte("picked")
         first = select(picked.c.id).limit(MOST).cte("first")
-        clock = tick(select(picked.c.id).exists(), **options).cte("clock")
+        clock = tick(select(picked.c.id).exists(), forgotten_at=forgotten_at).cte("clock")
         # Another change may have come first, while this one waited for the clock. So the criteria are asked again.
         return picked, clock, [self._model.id.in_(select(first.c.id)), *self._criteria(names)]
 

@@ -136,10 +136,10 @@ class OwnedTable(Generic[Row]):
         clock = tick(forgotten_at=old_ones(model).scalar_subquery())
         return [clock, *note_in_turn(model, *is_expected), gone.returning(model.id, model.user_id)]
 
-    def _tick(self, names: Names, **options: Any) -> Update:
+    def _tick(self, names: Names, forgotten_at: ColumnElement[str] | None = None) -> Update:
         # Only if there is something to change: after a refused change every client has the current clock.
         row = owned_by(self._model, select(self._model.id)).where(*self._is_expected(names))
-        return tick(row.exists(), **options)
+        return tick(row.exists(), forgotten_at=forgotten_at)
 
     def _is_expected(self, names: Names) -> Criteria:
         """SQL: whether it is the row, in an expected state. Of several changes the database decides which is first."""
