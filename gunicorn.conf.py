@@ -178,6 +178,10 @@ def _noting_ends(server: Any, queue: Callable[[int, Any], None]) -> Callable[[in
 
     def note_end(number: int, frame: Any) -> None:
         if number in ENDS:
+            if os.getpid() != server.pid:
+                # A worker that was just forked, and has no handlers of its own yet. If it only queued the signal, it
+                # would serve until gunicorn kills it, in the middle of its answers.
+                os._exit(0)
             server.is_ending = True
             # A trial may take as long as a start may.
             for trial in multiprocessing.active_children():

@@ -165,6 +165,22 @@ def test_it_ends_while_code_is_on_trial(copy: Path, url: URL, tmp_path: Path) ->
     assert "Not reloaded" not in live.log.read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_a_worker_that_is_told_to_end_just_after_its_fork_ends(
+    copy: Path, url: URL, tmp_path: Path, number: signal.Signals
+) -> None:
+    """It does not yet handle signals itself then, here for two seconds."""
+    with (copy / "gunicorn.conf.py").open("a") as file:
+        file.write("\nhook = post_fork\ndef post_fork(server, worker):\n    sleep(2)\n    hook(server, worker)\n")
+    with gunicorn(url, tmp_path / "log", cwd=copy, IDENTITY_PROVIDER="provider:identify") as live:
+        wait_for_workers(live)
+        is_reload = number == signal.SIGHUP
+        os.kill(live.process.pid if is_reload else live.workers()[0], number)
+        wait_until(lambda: live.log.read_text().count("Booting worker") == (4 if is_reload else 3))
+        os.kill(live.process.pid, signal.SIGTERM)
+        assert live.process.wait(5) == 0
+
+
 def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(
     copy: Path, url: URL, tmp_path: Path
 ) -> None:
