@@ -216,7 +216,7 @@ def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_pat
 
         # All others are refused, soon after the first two of each server have waited for a connection. Before that, the
         # thread that the first request to /metrics starts could take a connection too.
-        wait_until(lambda: all(held(requests) <= 8 for requests in waiting.values()))
+        wait_until(lambda: all(held(requests) <= 8 for requests in waiting.values()), 8)
         for live, requests in waiting.items():
             started = time.monotonic()
             for _ in range(20):
