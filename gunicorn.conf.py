@@ -174,7 +174,7 @@ def _limit_reloads(server: Any) -> None:
 
 
 def _noting_ends(server: Any, queue: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
-    """A handler of signals that calls `queue`, and notes at once when gunicorn is to end."""
+    """A handler of signals that calls `queue`, and notes at once when gunicorn is to end. Workers inherit it."""
 
     def note_end(number: int, frame: Any) -> None:
         if number in ENDS:

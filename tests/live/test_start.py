@@ -155,13 +155,13 @@ def test_it_ends_while_code_is_on_trial(copy: Path, url: URL, tmp_path: Path) ->
         wait_for_workers(live)
         (copy / "provider.py").write_text(f"{PROVIDER}\nimport time\ntime.sleep(600)\n")
         hang_up(live)
-        wait_until(lambda: len(live.workers()) == 3, 20)
+        wait_until(lambda: len(live.workers()) == 3, PATIENCE)
         time.sleep(0.2)
         # This one waits for the first. It must not put the code on trial again.
         hang_up(live)
         time.sleep(0.2)
         os.kill(live.process.pid, signal.SIGTERM)
-        assert live.process.wait(15) == 0
+        assert live.process.wait(10) == 0
     assert "Not reloaded" not in live.log.read_text()
 
 
@@ -176,9 +176,9 @@ def test_a_worker_that_is_told_to_end_just_after_its_fork_ends(
         wait_for_workers(live)
         is_reload = number == signal.SIGHUP
         os.kill(live.process.pid if is_reload else live.workers()[0], number)
-        wait_until(lambda: live.log.read_text().count("Booting worker") == (4 if is_reload else 3), 20)
+        wait_for_line(live, "Booting worker", 4 if is_reload else 3)
         os.kill(live.process.pid, signal.SIGTERM)
-        assert live.process.wait(15) == 0
+        assert live.process.wait(10) == 0
     # A worker that starts asks itself whether it is ready.
     assert "/health/ready" not in live.log.read_text().rpartition("Handling signal: term")[2]
 
