@@ -33,6 +33,8 @@ from todo.web.conditions import representation_of
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the secret of the test suite, 32+"
+#: Seconds to wait for what must come. It takes one or two, but many times as long on a busy machine.
+PATIENCE = 60.0
 #: The role that owns each test's PostgreSQL database and that the app connects as; it bypasses no policy.
 ROLE, PASSWORD = "todo_test_owner", "todo"
 
@@ -148,7 +150,7 @@ Call = Callable[..., Caller]
 Make = Callable[..., Flask]
 
 
-def wait_until(holds: Callable[[], Any], seconds: float = 5.0, pause: float = 0.001) -> Any:
+def wait_until(holds: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.001) -> Any:
     """Return what the function returns, once it is true. Raises AssertionError if that takes longer."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):

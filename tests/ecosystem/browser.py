@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.ecosystem.programs import program
-from tests.live import PATIENCE
-from tests.support import ROOT
+from tests.support import PATIENCE, ROOT
 
 #: How many calls the page shows.
 CALLS = sum(map(len, json.loads((ROOT / "docs/openapi.json").read_text())["paths"].values()))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.ecosystem.programs import program
+from tests.support import PATIENCE
 
 SCRIPT = Path(__file__).with_name("machine.sh")
 #: Where process control is written: of all controllers together, or of systemd alone.
@@ -75,7 +76,7 @@ def booted(folder: Path, project: Path) -> Iterator[Machine]:
 
 def _started(process: subprocess.Popen[bytes], log: Path) -> Machine:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         for pid in children.read_text().split():

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import URL
 
 from tests.ecosystem.programs import program
-from tests.live import PATIENCE, free_port
+from tests.live import free_port
+from tests.support import PATIENCE
 
 CONFIGURATION = """
 [databases]

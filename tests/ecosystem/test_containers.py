@@ -20,9 +20,9 @@ import pytest
 
 from tests.ecosystem.containers import SYSTEM_PATH, Image, build, in_container
 from tests.ecosystem.programs import program
-from tests.live import PATIENCE, PROGRAMS, Server, free_port, running
+from tests.live import PROGRAMS, Server, free_port, running
 from tests.live.containers import compose, copy_context
-from tests.support import ROOT, SECRET
+from tests.support import PATIENCE, ROOT, SECRET
 
 pytestmark = pytest.mark.ecosystem
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.ecosystem.proxy import CONFIGURATION, nginx
 from tests.live import Server, gunicorn
-from tests.support import close, migrated_app, sqlite_database, token
+from tests.support import PATIENCE, close, migrated_app, sqlite_database, token
 
 pytestmark = pytest.mark.ecosystem
 
@@ -219,7 +219,7 @@ def test_connections_to_gunicorn_are_kept(live: Server, proxy: Server) -> None:
 
 def logged(folder: Path, request_id: str) -> str:
     """The line of nginx's log about that request."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while True:
         lines = [line for line in (folder / "access.log").read_text().splitlines() if line.endswith(f" {request_id}")]
         if lines or time.monotonic() > deadline:

@@ -16,7 +16,8 @@ from sqlalchemy import URL
 
 from tests.ecosystem.programs import program
 from tests.ecosystem.proxy import nginx
-from tests.live import PATIENCE, Server, free_port, gunicorn
+from tests.live import Server, free_port, gunicorn
+from tests.support import PATIENCE
 from todo.web.rate_limits import PAUSE, TIMEOUT
 
 pytestmark = pytest.mark.ecosystem

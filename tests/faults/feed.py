@@ -20,8 +20,8 @@ from sqlalchemy import URL, Boolean, Column, Identity, MetaData, Select, Table, 
 
 from tests.faults.ledger import Task
 from tests.faults.load import PAUSE, Answers, Client, Unanswered
-from tests.live import PATIENCE, Server
-from tests.support import session, sql
+from tests.live import Server
+from tests.support import PATIENCE, session, sql
 from todo.db.types import BigIdentity, UtcInstant
 from todo.tasks import models
 from todo.web.sync import decode_token

@@ -10,8 +10,7 @@ from typing import Any
 import psycopg2
 from sqlalchemy import URL, NullPool, create_engine, make_url
 
-from tests.live import PATIENCE
-from tests.support import name_runtime_folder, sql
+from tests.support import PATIENCE, name_runtime_folder, sql
 
 
 class PostgreSql:

@@ -20,7 +20,7 @@ from tests.faults.test_slow_clients import p99
 from tests.identity.issuer import EcKey, Issuer, jwk
 from tests.identity.tokens import base64url
 from tests.live import Server, free_port, running
-from tests.support import close, migrated_app, sqlite_database, token
+from tests.support import PATIENCE, close, migrated_app, sqlite_database, token
 from todo.identity.jwks import LONGEST_PAUSE, TIMEOUT
 
 pytestmark = pytest.mark.faults
@@ -87,7 +87,7 @@ def service(key: EcKey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     with trusting(issuer, tmp_path_factory.mktemp("keys") / "log") as live:
         known = token(key=key, algorithm="ES256", headers={"kid": "known"}, exp=int(time.time()) + 3600)
         service = Service(live, issuer, known)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while issuer.requests < WORKERS:
             assert service.get([known])[0] == {200: 1}
             assert time.monotonic() < deadline

