@@ -22,8 +22,8 @@ from tests.support import close, empty_database, migrated_app, partition, sql, s
 THREADS = "64"
 SECONDS = [4, pytest.param(60, marks=pytest.mark.faults)]
 KINDS = ["sqlite", "postgresql", "partitioned", pytest.param("pgbouncer", marks=pytest.mark.faults)]
-#: Seconds within which a planted fault must be found.
-SOON = 10
+#: Seconds within which a planted fault must be found. It mostly takes two, but many times as long on a busy machine.
+SOON = 60
 #: The kinds of writes.
 WRITES = {"create", "create with a key", "update", "toggle", "delete", "bulk", "bulk deletion"}
 
