@@ -7,6 +7,7 @@ import shutil
 import socket
 import sqlite3
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -393,8 +394,16 @@ def pretend(app: Flask) -> Flask:
     return app
 
 
+def wait_for_threads() -> None:
+    """Wait until the database has answered what is asked in the background."""
+    for thread in threading.enumerate():
+        if thread.name == "metrics":
+            thread.join(10)
+
+
 def close(app: Flask) -> None:
     """Close the app's connections."""
+    wait_for_threads()
     with app.app_context():
         db.engine.dispose()
 

@@ -2,7 +2,6 @@
 
 import re
 import resource
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from config import JwtSettings
 from tests.identity.issuer import Issuer, body, join_fetches
 from tests.live import free_port
 from tests.redis_protocol import StandIn
-from tests.support import ROOT, Caller, Make, sql, statements_of, token
+from tests.support import ROOT, Caller, Make, sql, statements_of, token, wait_for_threads
 from tests.tasks.test_sync import deleted_before
 from tests.test_idempotency import age, create
 from todo.db import db, pool
@@ -65,13 +64,6 @@ def settled(app: Flask) -> Flask:
     assert scrape(app).status_code == 200
     wait_for_threads()
     return app
-
-
-def wait_for_threads() -> None:
-    """Wait until the database has answered what is asked in the background."""
-    for thread in threading.enumerate():
-        if thread.name == "metrics":
-            thread.join(10)
 
 
 def scrape(app: Flask, authorization: str | None = f"Bearer {TOKEN}") -> TestResponse:

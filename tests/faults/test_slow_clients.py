@@ -16,7 +16,7 @@ import pytest
 
 from tests.ecosystem.proxy import nginx
 from tests.live import Server, gunicorn
-from tests.support import Caller, close, migrated_app, sqlite_database, token
+from tests.support import Caller, close, migrated_app, sqlite_database, token, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -37,6 +37,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         Caller(app, "bob").create()
         close(app)
         with gunicorn(url, tmp_path_factory.mktemp("slow") / "log") as server:
+            server.wait_for_workers()
             yield server
 
 
@@ -154,7 +155,7 @@ def test_without_a_proxy_slow_clients_hold_every_thread(live: Server, kind: str)
     assert is_answered(live)
     with slow_clients(live.port, kind):
         # It takes a moment until each thread has one of them.
-        assert any(not is_answered(live) for _ in range(1000))
+        wait_until(lambda: not is_answered(live))
         assert not is_answered(live)
     live.wait_until("/health/live")
 

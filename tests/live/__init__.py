@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from tests.support import PATIENCE, ROOT, SECRET, token
+from tests.support import PATIENCE, ROOT, SECRET, token, wait_until
 
 #: Rows, while a session of the database waits for a lock.
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -88,6 +88,10 @@ class Server:
         """The process ids of the workers."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()]
+
+    def wait_for_workers(self, started: int = 2) -> None:
+        """Return once so many workers have loaded the app: each asks whether it is ready. The test has asked once."""
+        wait_until(lambda: self.log.read_text().count("GET /health/ready 200") == started + 1, pause=0.05)
 
     def wait_until(self, path: str) -> None:
         """Return once that path is answered with 200. Raises AssertionError where it is not in time."""

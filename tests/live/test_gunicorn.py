@@ -277,14 +277,13 @@ def test_the_workers_share_connections_that_are_opened_at_once(tmp_path: Path, a
     with sqlite_database() as url:
         close(migrated_app(url))
         with gunicorn(url, tmp_path / "log") as live:
-            # Each worker, once it has loaded the app, asks whether it is ready. The test has asked once.
-            wait_until(lambda: live.log.read_text().count("GET /health/ready 200") == 3)
+            live.wait_for_workers()
             workers = live.workers()
             old = {*workers} if after == signal.SIGHUP else {workers[0]} if after else set[int]()
             if after:
                 os.kill(live.process.pid if after == signal.SIGHUP else workers[0], after)
                 wait_until(lambda: len(live.workers()) == 2 and not old & {*live.workers()})
-                wait_until(lambda: live.log.read_text().count("GET /health/ready 200") == 3 + len(old))
+                live.wait_for_workers(2 + len(old))
             time.sleep(1)
             for _ in range(5):
                 workers = live.workers()

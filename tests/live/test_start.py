@@ -89,11 +89,6 @@ def wait_for_line(server: Server, text: str, count: int) -> str:
     raise AssertionError(server.log.read_text())
 
 
-def wait_for_workers(server: Server) -> None:
-    """Return once both workers have loaded the app: each asks whether it is ready, and the test has asked once."""
-    wait_for_line(server, "GET /health/ready 200", 3)
-
-
 def wait_for_new_workers(server: Server, old: set[int]) -> None:
     """Return once none of the old workers is left."""
     deadline = time.monotonic() + PATIENCE
@@ -125,7 +120,7 @@ def test_a_hangup_onto_what_does_not_load_leaves_the_workers_as_they_are(copy: P
     """And the next one, once that is mended, brings all of the new code, config.py too."""
     log, arguments = tmp_path / "log", ("--timeout", "8")
     with gunicorn(url, log, arguments=arguments, cwd=copy, IDENTITY_PROVIDER="provider:identify") as live:
-        wait_for_workers(live)
+        live.wait_for_workers()
         load, workers = Load(live), set(live.workers())
         with load.going_on():
             for number, (name, text, reason) in enumerate(BROKEN, start=1):
@@ -152,7 +147,7 @@ def test_a_hangup_onto_what_does_not_load_leaves_the_workers_as_they_are(copy: P
 
 def test_it_ends_while_code_is_on_trial(copy: Path, url: URL, tmp_path: Path) -> None:
     with gunicorn(url, tmp_path / "log", cwd=copy, IDENTITY_PROVIDER="provider:identify") as live:
-        wait_for_workers(live)
+        live.wait_for_workers()
         (copy / "provider.py").write_text(f"{PROVIDER}\nimport time\ntime.sleep(600)\n")
         hang_up(live)
         wait_until(lambda: len(live.workers()) == 3)
@@ -173,7 +168,7 @@ def test_a_worker_that_is_told_to_end_just_after_its_fork_ends(
     with (copy / "gunicorn.conf.py").open("a") as file:
         file.write("\nhook = post_fork\ndef post_fork(server, worker):\n    sleep(2)\n    hook(server, worker)\n")
     with gunicorn(url, tmp_path / "log", cwd=copy, IDENTITY_PROVIDER="provider:identify") as live:
-        wait_for_workers(live)
+        live.wait_for_workers()
         is_reload = number == signal.SIGHUP
         os.kill(live.process.pid if is_reload else live.workers()[0], number)
         wait_for_line(live, "Booting worker", 4 if is_reload else 3)
@@ -189,7 +184,7 @@ def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(
     """The log says why, but not in the words of the error, which may quote a secret."""
     provider, wsgi, log = copy / "provider.py", copy / "wsgi.py", tmp_path / "log"
     with gunicorn(url, log, cwd=copy, IDENTITY_PROVIDER="provider:identify") as live:
-        wait_for_workers(live)
+        live.wait_for_workers()
         victim, other = live.workers()
         good = wsgi.read_text()
         provider.write_text(f"raise OSError('{SECRET}')\n")
@@ -204,7 +199,7 @@ def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(
         assert other in live.workers()
         provider.write_text(PROVIDER)
         wsgi.write_text(good)
-        wait_for_line(live, "GET /health/ready 200", 4)
+        live.wait_for_workers(3)
         assert len(live.workers()) == 2
     assert SECRET not in log.read_text()
     assert set(load.answers) == {(404, "Task not found")}
@@ -212,7 +207,7 @@ def test_a_worker_that_dies_while_the_code_does_not_load_takes_nobody_along(
 
 def test_why_code_does_not_load_is_one_line_of_json_each_time(copy: Path, url: URL, tmp_path: Path) -> None:
     with gunicorn(url, tmp_path / "log", arguments=["--graceful-timeout", "1"], cwd=copy, LOG_FORMAT="json") as live:
-        wait_for_workers(live)
+        live.wait_for_workers()
         (copy / "wsgi.py").write_text(f"raise OSError('{SECRET}')\n")
         hang_up(live)
         lines = [wait_for_line(live, "Not reloaded, the workers keep running: todo: the app does not load", 1)]
