@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def lines(found: list[Edit]) -> int:
 def make(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What make does in the copy, as a user types it."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(copy.parent)}
-    return subprocess.run(["make", *arguments], cwd=copy, env=environ, capture_output=True, text=True, check=False)
+    command = ["make", *arguments, f"PYTHON={sys.executable}"]
+    return subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
