@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -368,11 +368,9 @@ def folder() -> Iterator[Path]:
 
 def titles(path: Path) -> set[str]:
     """The titles in a database."""
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    found = {title for (title,) in connection.execute("SELECT title FROM tasks")}
-    connection.close()
-    return found
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return {title for (title,) in connection.execute("SELECT title FROM tasks")}
 
 
 def test_a_copy_of_a_running_sqlite_has_all_that_was_answered_but_cp_loses_tasks(folder: Path, tmp_path: Path) -> None:
