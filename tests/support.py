@@ -394,16 +394,20 @@ def pretend(app: Flask) -> Flask:
     return app
 
 
-def wait_for_threads() -> None:
-    """Wait until the database has answered what is asked in the background."""
-    for thread in threading.enumerate():
-        if thread.name == "metrics":
-            thread.join(10)
+def threads_named(name: str) -> list[threading.Thread]:
+    """The running threads of that name."""
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+def join_threads(name: str) -> None:
+    """Wait for the threads of that name to end."""
+    for thread in threads_named(name):
+        thread.join(10)
 
 
 def close(app: Flask) -> None:
-    """Close the app's connections."""
-    wait_for_threads()
+    """Close the app's connections, once the thread of /metrics is done with them."""
+    join_threads("metrics")
     with app.app_context():
         db.engine.dispose()
 

@@ -120,7 +120,7 @@ def test_a_server_that_never_answers_is_503_within_the_budget(make: Make, monkey
         ("unknown.example", "Name or service not known"),
         ("slow.example", "TimeoutError"),
         # It is refused before any name server is asked.
-        ("d" * 64, "Unicode"),
+        ("d" * 64, "UnicodeError"),
     ],
 )
 def test_a_name_that_is_not_resolved_is_503_within_the_budget(
@@ -139,7 +139,8 @@ def test_a_name_that_is_not_resolved_is_503_within_the_budget(
     assert is_unavailable(Caller(make(URL.create("postgresql+psycopg2", host=host, database="todo")), "alice"))
     assert time.monotonic() - started < 4
     go.set()
-    assert f"could not find the address of {host}: {reason}" in capsys.readouterr().err
+    said = capsys.readouterr().err.replace("UnicodeEncodeE", "UnicodeE")  # so since Python 3.13
+    assert f"could not find the address of {host}: {reason}" in said
 
 
 def test_the_bounds_add_up_to_less_than_ten_seconds() -> None:

@@ -21,7 +21,7 @@ from config import JwtSettings
 from tests.identity.issuer import Issuer, body, join_fetches
 from tests.live import free_port
 from tests.redis_protocol import StandIn
-from tests.support import ROOT, Caller, Make, sql, statements_of, token, wait_for_threads
+from tests.support import ROOT, Caller, Make, join_threads, sql, statements_of, token
 from tests.tasks.test_sync import deleted_before
 from tests.test_idempotency import age, create
 from todo.db import db, pool
@@ -56,13 +56,13 @@ def timing(make: Make, url: URL) -> Flask:
 def _threads() -> Iterator[None]:
     """Ends with what a scrape has begun in the background: it would count into the files of the next test."""
     yield
-    wait_for_threads()
+    join_threads("metrics")
 
 
 def settled(app: Flask) -> Flask:
     """The app, after its first scrape has made it ask the database."""
     assert scrape(app).status_code == 200
-    wait_for_threads()
+    join_threads("metrics")
     return app
 
 
@@ -207,7 +207,7 @@ def test_no_number_of_paths_or_methods_makes_more_series(counting: Flask) -> Non
 
     # The first scrape is not in its own answer.
     series_after(0)
-    wait_for_threads()
+    join_threads("metrics")
     assert series_after(1) == series_after(2) == series_after(3)
 
 
@@ -486,5 +486,5 @@ def test_a_worker_keeps_its_figures_under_the_name_that_it_is_given(make: Make, 
         app = make(database, metrics_token=TOKEN, metrics_folder=str(folder), metrics_process="7")
         app.test_client().get("/nowhere")
         assert now(app)["GET", "unmatched", "404"] == times
-    wait_for_threads()
+    join_threads("metrics")
     assert {path.stem for path in folder.iterdir()} == {f"{kind}_7" for kind in KINDS}

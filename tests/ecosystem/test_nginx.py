@@ -15,7 +15,7 @@ import pytest
 
 from tests.ecosystem.proxy import CONFIGURATION, nginx
 from tests.live import Server, gunicorn
-from tests.support import PATIENCE, close, migrated_app, sqlite_database, token
+from tests.support import close, migrated_app, sqlite_database, token, wait_until
 
 pytestmark = pytest.mark.ecosystem
 
@@ -219,13 +219,12 @@ def test_connections_to_gunicorn_are_kept(live: Server, proxy: Server) -> None:
 
 def logged(folder: Path, request_id: str) -> str:
     """The line of nginx's log about that request."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        lines = [line for line in (folder / "access.log").read_text().splitlines() if line.endswith(f" {request_id}")]
-        if lines or time.monotonic() > deadline:
-            (line,) = lines
-            return line
-        time.sleep(0.01)
+
+    def lines() -> list[str]:
+        return [line for line in (folder / "access.log").read_text().splitlines() if line.endswith(f" {request_id}")]
+
+    (line,) = wait_until(lines, pause=0.01)
+    return str(line)
 
 
 @pytest.mark.parametrize("sent", [None, "from-the-front-end", "b" * 128, "b" * 129, "a b", 'a"b', "ü"])

@@ -19,7 +19,7 @@ from tests.ecosystem.proxy import nginx
 from tests.live import Server, free_port
 from tests.live.pages import copy_project
 from tests.live.wire import wire_to
-from tests.support import PATIENCE, ROOT, SECRET, empty_database, sql, token
+from tests.support import ROOT, SECRET, empty_database, sql, token, wait_until
 
 pytestmark = pytest.mark.ecosystem
 
@@ -185,10 +185,7 @@ def test_a_reload_onto_code_that_does_not_load_fails_and_changes_nothing(
 def test_killed_it_starts_again(machine: Machine, live: Server) -> None:
     process = main_process(machine)
     machine.do("kill", "-KILL", process)
-    deadline = time.monotonic() + PATIENCE
-    while main_process(machine) in ("0", process):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: main_process(machine) not in ("0", process), pause=0.1)
     assert live.request("GET", "/health/live")[0] == 200
 
 

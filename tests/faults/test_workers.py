@@ -8,16 +8,6 @@ import pytest
 
 from tests.faults.conftest import Judge, Service
 from tests.faults.load import load
-from tests.live import Server
-from tests.support import PATIENCE
-
-
-def wait_for_new_workers(live: Server, old: set[int]) -> None:
-    """Return once none of the old workers is left and there are two."""
-    deadline = time.monotonic() + PATIENCE
-    while old & set(live.workers()) or len(live.workers()) != 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(4, marks=pytest.mark.faults)])
@@ -28,7 +18,7 @@ def test_a_worker_that_is_killed_loses_and_repeats_no_write(service: Service, ju
                 time.sleep(0.4)
                 os.kill(victim, signal.SIGKILL)
                 writers.fault_ended()
-                wait_for_new_workers(service.live, {victim})
+                service.live.wait_for_new_workers({victim})
         time.sleep(0.8)
     account = judge(writers, may_break=True)
     assert account.answers.statuses["broken"], "no request was under way"
@@ -42,7 +32,7 @@ def test_a_rolling_hangup_fails_no_request(service: Service, judge: Judge) -> No
             time.sleep(0.5)
             old = set(service.live.workers())
             os.kill(service.live.process.pid, signal.SIGHUP)
-            wait_for_new_workers(service.live, old)
+            service.live.wait_for_new_workers(old)
         writers.fault_ended()
         time.sleep(0.5)
     assert judge(writers).answers.failures == []

@@ -3,9 +3,9 @@
 import json
 import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from tests.support import wait_until
+from tests.support import join_threads, wait_until
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 Jwk = dict[str, Any]
@@ -156,12 +156,5 @@ def jwk(private_key: Any, kid: object = None, **members: object) -> Jwk:
     return found | ({} if kid is None else {"kid": kid}) | members
 
 
-def running_fetches() -> list[threading.Thread]:
-    """The threads that fetch a key set at this moment."""
-    return [thread for thread in threading.enumerate() if thread.name == "jwks"]
-
-
-def join_fetches() -> None:
-    """Wait for the fetches in the background to end."""
-    for fetch in running_fetches():
-        fetch.join(5)
+#: Waits for the fetches in the background to end.
+join_fetches = partial(join_threads, "jwks")

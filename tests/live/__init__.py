@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import count
@@ -92,6 +92,10 @@ class Server:
     def wait_for_workers(self, started: int = 2) -> None:
         """Return once so many workers have loaded the app: each asks whether it is ready. The test has asked once."""
         wait_until(lambda: self.log.read_text().count("GET /health/ready 200") == started + 1, pause=0.05)
+
+    def wait_for_new_workers(self, old: Collection[int]) -> None:
+        """Return once none of the old workers is left and there are two."""
+        wait_until(lambda: len(self.workers()) == 2 and set(old).isdisjoint(self.workers()), pause=0.02)
 
     def wait_until(self, path: str) -> None:
         """Return once that path is answered with 200. Raises AssertionError where it is not in time."""

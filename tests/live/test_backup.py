@@ -20,7 +20,7 @@ from sqlalchemy.exc import ProgrammingError
 from tests.faults.server import PostgreSql, postgresql
 from tests.live import PROGRAMS, gunicorn
 from tests.live.pages import blocks, copy_project, perform
-from tests.support import PATIENCE, ROOT, Caller, Make, close, migrated_app, partition, sql, sqlite_database
+from tests.support import ROOT, Caller, Make, close, migrated_app, partition, sql, sqlite_database, wait_until
 from tests.test_health import statuses
 
 PAGE = (ROOT / "docs/backup.md").read_text()
@@ -323,19 +323,15 @@ def test_the_log_of_changes_goes_back_to_a_moment(tmp_path: Path) -> None:
         time.sleep(0.5)
         own.sql("DROP TABLE kept")
         own.sql("SELECT pg_switch_wal()")
-        deadline = time.monotonic() + PATIENCE
-        while own.sql("SELECT last_archived_time > :moment FROM pg_stat_archiver", moment=moment) != [(True,)]:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        is_archived = "SELECT last_archived_time > :moment FROM pg_stat_archiver"
+        wait_until(lambda: own.sql(is_archived, moment=moment) == [(True,)], pause=0.1)
         environ["PGDATA"] = str(restored)
         run(re.sub("2025-01-09 12:34:56[+]00", moment, GO_BACK))
         control = f"pg_ctl --silent --wait --log={folder}/log -o '-h \"\" -k {folder}'"
         run(f"{control} start")
         try:
             url = own.url.set(query={"host": str(folder)})
-            while sql(url, "SELECT pg_is_in_recovery()") != [(False,)]:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            wait_until(lambda: sql(url, "SELECT pg_is_in_recovery()") == [(False,)], pause=0.1)
             assert sql(url, "SELECT one FROM kept") == [(1,)]
         finally:
             run(f"{control} -m fast stop")

@@ -234,7 +234,7 @@ def test_what_needs_no_database_is_answered_while_the_database_is_silent(tmp_pat
 def test_a_killed_worker_is_replaced(live: Server) -> None:
     victim = live.workers()[0]
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: victim not in live.workers() and len(live.workers()) == 2)
+    live.wait_for_new_workers({victim})
     live.wait_until("/health/ready")
 
 
@@ -250,7 +250,7 @@ def test_a_killed_worker_is_replaced_without_the_folder_for_temporary_files(tmp_
             workers = live.workers()
             for pid in workers:
                 os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: len(live.workers()) == 2 and not {*workers} & {*live.workers()})
+            live.wait_for_new_workers(workers)
             live.wait_until("/health/ready")
 
 
@@ -272,18 +272,20 @@ def burst(live: Server, stack: ExitStack, connections: int) -> None:
         assert connection.getresponse().read()
 
 
-@pytest.mark.parametrize("after", [None, signal.SIGHUP, signal.SIGKILL])
-def test_the_workers_share_connections_that_are_opened_at_once(tmp_path: Path, after: signal.Signals | None) -> None:
+@pytest.mark.parametrize(("after", "replaced"), [(None, 0), (signal.SIGHUP, 2), (signal.SIGKILL, 1)])
+def test_the_workers_share_connections_that_are_opened_at_once(
+    tmp_path: Path, after: signal.Signals | None, replaced: int
+) -> None:
     with sqlite_database() as url:
         close(migrated_app(url))
         with gunicorn(url, tmp_path / "log") as live:
             live.wait_for_workers()
-            workers = live.workers()
-            old = {*workers} if after == signal.SIGHUP else {workers[0]} if after else set[int]()
             if after:
-                os.kill(live.process.pid if after == signal.SIGHUP else workers[0], after)
-                wait_until(lambda: len(live.workers()) == 2 and not old & {*live.workers()})
-                live.wait_for_workers(2 + len(old))
+                old = live.workers()[:replaced]
+                os.kill(live.process.pid if after == signal.SIGHUP else old[0], after)
+                live.wait_for_new_workers(old)
+                live.wait_for_workers(2 + replaced)
+            # A new worker shares connections soon after it has loaded the app.
             time.sleep(1)
             for _ in range(5):
                 workers = live.workers()

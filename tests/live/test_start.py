@@ -89,14 +89,6 @@ def wait_for_line(server: Server, text: str, count: int) -> str:
     raise AssertionError(server.log.read_text())
 
 
-def wait_for_new_workers(server: Server, old: set[int]) -> None:
-    """Return once none of the old workers is left."""
-    deadline = time.monotonic() + PATIENCE
-    while old & set(server.workers()):
-        assert time.monotonic() < deadline, server.log.read_text()
-        time.sleep(0.05)
-
-
 #: A file, what it becomes, and what is then in the log.
 BROKEN = [
     ("todo/tasks/views.py", "def broken(:\n", "SyntaxError in {file}, line "),
@@ -138,7 +130,7 @@ def test_a_hangup_onto_what_does_not_load_leaves_the_workers_as_they_are(copy: P
                 "from config import NOT_FOUND\n" + errors.read_text().replace('"Task not found"', "NOT_FOUND")
             )
             hang_up(live)
-            wait_for_new_workers(live, workers)
+            live.wait_for_new_workers(workers)
             assert live.request("GET", "/api/alice/tasks/1") == (404, {"error": "No task of that id"})
     assert SECRET not in log.read_text()
     assert set(load.answers) == {(404, "Task not found"), (404, "No task of that id")}
@@ -247,7 +239,7 @@ def test_it_starts_from_another_folder_with_a_provider_of_yet_another(
         assert len(workers) == 2
         assert live.request("GET", "/api/alice/tasks") == (200, [])
         hang_up(live)
-        wait_for_new_workers(live, workers)
+        live.wait_for_new_workers(workers)
         assert live.request("GET", "/api/alice/tasks") == (200, [])
 
 
