@@ -13,10 +13,10 @@ from flask.typing import ResponseReturnValue
 from config import JwtSettings
 from tests.identity.issuer import Issuer, after, body, jwk, key_set
 from tests.identity.tokens import key
-from tests.support import close, settings
+from tests.support import PATIENCE, close, settings
 from todo import create_app
 from todo.errors import InvalidCredentials, Unavailable
-from todo.identity import current_identity
+from todo.identity import current_identity, jwks
 from todo.identity.jwks import KeySet
 from todo.identity.keys import VerificationKey
 
@@ -108,6 +108,12 @@ def with_who(app: Flask) -> Flask:
         return jsonify(user_id=identity.user_id, email=identity.email, claims=dict(identity.claims))
 
     return app
+
+
+@pytest.fixture(autouse=True)
+def patient_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give fetches more than their two seconds: a busy machine may stand still for longer."""
+    monkeypatch.setattr(jwks, "TIMEOUT", PATIENCE)
 
 
 @pytest.fixture

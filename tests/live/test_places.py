@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from threading import Event
 
 import pytest
@@ -13,12 +14,14 @@ from sqlalchemy import URL, text
 from werkzeug.test import TestResponse
 
 from config import JwtSettings
-from tests.identity.issuer import after, jwk, key_set, running_issuer
+from tests.identity.issuer import after, body, jwk, key_set, running_issuer
 from tests.identity.tokens import key, signed_by
 from tests.live.wire import wire_to
-from tests.support import Caller, Make, session, silent_database, statements_of
+from tests.support import PATIENCE, Caller, Make, session, silent_database, statements_of, wait_until
 from tests.test_places import NONE_FREE, SHARE, THREADS, Clock, search
 from todo.db import connections as database
+from todo.errors import Unavailable
+from todo.identity.jwks import KeySet
 from todo.web import accounts
 from todo.web.accounts import Searches
 
@@ -198,6 +201,31 @@ def test_of_those_who_name_unknown_keys_one_waits_and_a_known_user_at_their_addr
         go.set()
         assert waiting.result() == 401
         assert at_once(app, TASKS, known) == {200: THREADS}
+
+
+def test_nobody_waits_for_a_fetch_of_keys_longer_than_two_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    enough = Event()
+
+    def trickle(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+        while not enough.wait(0.1):
+            handler.wfile.write(b".")
+
+    with running_issuer() as issuer, ThreadPoolExecutor() as pool:
+        started_at = time.monotonic()
+        issuer.answer = trickle
+        trickling = pool.submit(KeySet(issuer.url, ()).find, "a")
+        issuer.wait_for(1)
+        issuer.answer = after(enough, body(""))
+        silent = pool.submit(KeySet(issuer.url, ()).find, "a")
+        try:
+            for waiting in (trickling, silent):
+                with pytest.raises(Unavailable):
+                    waiting.result(PATIENCE)
+            assert 2 <= time.monotonic() - started_at < PATIENCE
+            wait_until(lambda: "TimeoutError" in caplog.text)
+        finally:
+            enough.set()
 
 
 @pytest.mark.usefixtures("hasty")
