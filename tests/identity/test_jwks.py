@@ -27,7 +27,7 @@ from tests.identity.issuer import (
 )
 from tests.identity.tokens import FITTING, base64url, key, payload, pem, signed_by
 from tests.live import free_port
-from tests.support import threads_named, token
+from tests.support import threads_named, token, wait_until
 from todo.errors import InvalidCredentials, Unavailable
 from todo.identity import jwks
 from todo.identity.jwks import GRACE, LIFETIME, LONGEST_PAUSE, MOST_FETCHES, SIZE_LIMIT, KeySet
@@ -380,6 +380,7 @@ class TestFailures:
         keys.now = jwks.TIMEOUT
         keys.serve(b=B)
         keys.assert_found("b", is_key=B)
+        wait_until(lambda: are_kept == [True])
         keys.go.set()
         join_fetches()
         assert (keys.set.ids(), are_kept) == (["b"], [True, False])
