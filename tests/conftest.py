@@ -21,6 +21,7 @@ from tests.ecosystem.pgbouncer import goes_through, pgbouncer
 from tests.identity.issuer import Issuer, running_issuer
 from tests.support import (
     PASSWORD,
+    PATIENCE,
     ROLE,
     Call,
     Caller,
@@ -39,7 +40,7 @@ from tests.support import (
     templates,
 )
 from todo import create_app
-from todo.db import db
+from todo.db import db, search
 from todo.db.ownership import Owned
 from todo.web import accounts
 
@@ -89,7 +90,7 @@ def server() -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def apps(server: URL) -> Iterator[dict[str, Flask]]:
-    """The app on each database. Nothing is slow to it, so that a busy machine makes nobody a 429."""
+    """The app on each database. Nothing is slow to it, so that a busy machine makes nobody a 429 or a 422."""
     with ExitStack() as stack:
         kinds = ("sqlite", *["postgresql"] * 3)
         urls = dict(
@@ -101,7 +102,8 @@ def apps(server: URL) -> Iterator[dict[str, Flask]]:
         with mock.patch.multiple(accounts, SLOW=60.0, SLOW_SEARCH=60.0):
             apps = {name: create_app(settings(url)) for name, url in urls.items()}
         pretend(apps["like citus"])
-        yield apps
+        with mock.patch.object(search, "SEARCH_LIMIT", PATIENCE):
+            yield apps
         for app in apps.values():
             close(app)
 
