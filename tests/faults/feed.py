@@ -423,6 +423,11 @@ class Feed:
         trail = read_trail(self._trails)
         return [found for user_id, each in copies for found in compare(user_id, each, trail[user_id])]
 
+    def kinds_written(self) -> set[str]:
+        """The kinds of writes that there have been so far."""
+        # list(), because writers go on.
+        return {kind for writer in self._writers for kind in list(writer.written)}
+
     def account(self) -> Account:
         """Compare everything, once the load has stopped: the last copies with the table too."""
         tasks, trail = read_tasks(self.url), read_trail(self._trails)

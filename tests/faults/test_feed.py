@@ -15,7 +15,7 @@ from tests.faults.feed import USERS, Copy, Difference, Version, compare, feed, k
 from tests.faults.planted import CREATE_LATER, FAULTS, HARMLESS
 from tests.faults.server import PostgreSql
 from tests.live import gunicorn
-from tests.support import close, empty_database, migrated_app, partition, sql, sql_as_role
+from tests.support import close, empty_database, migrated_app, partition, sql, sql_as_role, wait_until
 
 #: So many that no writer is refused, though the writers of a user wait for each other: the service limits the share of
 #: its threads that a user may hold for long.
@@ -94,11 +94,11 @@ def test_a_client_that_follows_the_changes_misses_none(
     with serving(kind, own_postgresql, tmp_path) as service:
         with feed(service.live, service.url) as load:
             trouble(service, seconds)
+            wait_until(lambda: load.kinds_written() == WRITES)
         account = load.account()
     record_property("figures", account.figures())
     assert account.differences == []
     assert account.answers.refused == []
-    assert set(account.written) == WRITES
     assert account.unchanged
     assert account.answers.statuses["broken"], "no request was under way when a worker was killed"
     assert account.instants > 5 * seconds

@@ -98,7 +98,8 @@ def test_slow_requests_of_one_user_hold_a_share_and_others_go_on(make: Make, pos
             assert statements == []
         assert toggle(bob).status_code == 200
         assert [slow.result().status_code for slow in waiting] == [503, 503]
-    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) in range(1, 4), "a second, and more on a busy machine"
     assert refused.get_json() == {"error": "Too many slow requests at once: wait for those that are running"}
     assert alice("GET").status_code == 200
 

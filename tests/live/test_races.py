@@ -13,6 +13,9 @@ from tests.support import migrated_database, tag_of
 from tests.test_idempotency import MILK
 from tests.test_quotas import LIMIT
 
+#: So many that nobody is refused for slow requests: the service limits the share of its threads that a user may hold.
+THREADS = "64"
+
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
@@ -24,15 +27,15 @@ def url(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
 @pytest.fixture(scope="module")
 def live(url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A gunicorn of three workers."""
-    with gunicorn(url, tmp_path_factory.mktemp("live") / "log", WEB_CONCURRENCY="3") as live:
+    with gunicorn(url, tmp_path_factory.mktemp("live") / "log", WEB_CONCURRENCY="3", WEB_THREADS=THREADS) as live:
         yield live
 
 
 @pytest.fixture(scope="module")
 def limited(url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same with a limit."""
-    log = tmp_path_factory.mktemp("limited") / "log"
-    with gunicorn(url, log, WEB_CONCURRENCY="3", MAX_TASKS_PER_USER=f"{LIMIT}") as limited:
+    log, limit = tmp_path_factory.mktemp("limited") / "log", f"{LIMIT}"
+    with gunicorn(url, log, WEB_CONCURRENCY="3", WEB_THREADS=THREADS, MAX_TASKS_PER_USER=limit) as limited:
         yield limited
 
 
