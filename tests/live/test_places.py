@@ -65,8 +65,8 @@ def test_a_search_that_is_excused_costs_nothing(clock: Clock) -> None:
     search(searches, clock, 0)
 
 
-def test_searches_of_a_user_run_one_after_the_other() -> None:
-    searches = Searches(*NONE_FREE)
+def test_searches_of_a_user_run_one_after_the_other(clock: Clock) -> None:
+    searches = Searches(*NONE_FREE, clock)
     running = most = 0
 
     def run(_number: int) -> None:
