@@ -30,7 +30,7 @@ from tests.live import free_port
 from tests.support import threads_named, token, wait_until
 from todo.errors import InvalidCredentials, Unavailable
 from todo.identity import jwks
-from todo.identity.jwks import GRACE, LIFETIME, LONGEST_PAUSE, MOST_FETCHES, SIZE_LIMIT, KeySet
+from todo.identity.jwks import GRACE, LIFETIME, LONGEST_PAUSE, MOST_FETCHES, SIZE_LIMIT, TIMEOUT, KeySet
 from todo.identity.jwt import JwtProvider
 from todo.identity.keys import VerificationKey
 from todo.refusals import Refusal
@@ -369,6 +369,7 @@ class TestFailures:
         assert keys.set.ids() == ["a"]
 
     def test_a_fetch_that_has_not_ended_by_its_time_is_given_up(self, keys: Keys) -> None:
+        assert TIMEOUT == 2, "docs/decisions/key-set.md"
         are_kept: list[bool] = []
         keys.set.observe(are_kept.append)
         keys.serve_slowly(a=A)
