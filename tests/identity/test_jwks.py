@@ -39,6 +39,12 @@ A, B, C, RSA = key(), key("P-256", "b"), key("P-256", "c"), key("RSA")
 SHORT_PAUSES = (1, 2, 4, 8, LONGEST_PAUSE, LONGEST_PAUSE)
 
 
+def test_the_numbers_are_those_of_the_page() -> None:
+    """docs/decisions/key-set.md. Other tests count in them, or replace them."""
+    assert (LIFETIME, GRACE, TIMEOUT, SIZE_LIMIT) == (300, 3600, 2, 1024 * 1024)
+    assert (LONGEST_PAUSE, MOST_FETCHES) == (10, 10)
+
+
 class TestFind:
     """Which key is found for which id."""
 
@@ -369,7 +375,6 @@ class TestFailures:
         assert keys.set.ids() == ["a"]
 
     def test_a_fetch_that_has_not_ended_by_its_time_is_given_up(self, keys: Keys) -> None:
-        assert TIMEOUT == 2, "docs/decisions/key-set.md"
         are_kept: list[bool] = []
         keys.set.observe(are_kept.append)
         keys.serve_slowly(a=A)
