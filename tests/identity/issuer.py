@@ -31,9 +31,11 @@ class Issuer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                issuer.requests += 1
                 issuer.paths.add(self.path)
-                issuer.answer(self)
+                answer = issuer.answer
+                # Who waits for this request may set another answer from here on.
+                issuer.requests += 1
+                answer(self)
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -213,16 +213,21 @@ def test_nobody_waits_for_a_fetch_of_keys_longer_than_two_seconds(caplog: pytest
             handler.wfile.write(b".")
 
     with running_issuer() as issuer, ThreadPoolExecutor() as pool:
+        issuer.serve(jwk(key(), "a"))
+        known = KeySet(issuer.url, ())
+        found = known.find("a")
         started_at = time.monotonic()
         issuer.answer = trickle
         trickling = pool.submit(KeySet(issuer.url, ()).find, "a")
-        issuer.wait_for(1)
+        forged = pool.submit(known.find_newer, "a", found)
+        issuer.wait_for(3)
         issuer.answer = after(enough, body(""))
         silent = pool.submit(KeySet(issuer.url, ()).find, "a")
         try:
             for waiting in (trickling, silent):
                 with pytest.raises(Unavailable):
                     waiting.result(PATIENCE)
+            assert forged.result(PATIENCE) is None
             assert 2 <= time.monotonic() - started_at < PATIENCE
             wait_until(lambda: "TimeoutError" in caplog.text)
         finally:
