@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from tests.live import free_port
 from tests.redis_protocol import StandIn
-from tests.support import Caller, Make, statements_of, token
+from tests.support import Caller, Make, statements_of, token, wait_until
 from todo.web import rate_limits
 
 #: A window that hardly ends in the middle of a test.
@@ -333,14 +333,15 @@ def test_after_the_pause_one_request_asks_for_all(
     stand_in.is_silent = True
     alice = alice_of(99, rate_limit_storage=f"redis://127.0.0.1:{stand_in.port}")
     alice("GET")
-    asked = stand_in.asked
+    wait_until(lambda: stand_in.asked == 1)
     now[0] += rate_limits.PAUSE
     with ThreadPoolExecutor(8) as pool:
         assert {response.status_code for response in pool.map(lambda _: alice("GET"), range(8))} == {200}
-    assert (asked, len(written())) == (1, 1)
+    assert len(written()) == 1
     stand_in.close()
-    time.sleep(0.1)
     # Both questions, and no more, were waiting for an answer.
+    wait_until(lambda: stand_in.asked == 2)
+    time.sleep(0.1)
     assert stand_in.asked == 2
 
 
