@@ -99,11 +99,11 @@ def apps(server: URL) -> Iterator[dict[str, Flask]]:
         partition(urls["partitioned"])
         if IS_ON_CITUS:
             urls["citus"] = stack.enter_context(distributed_database())
-        with mock.patch.multiple(accounts, SLOW=60.0, SLOW_SEARCH=60.0):
+        with mock.patch.multiple(accounts, SLOW=PATIENCE, SLOW_SEARCH=PATIENCE):
             apps = {name: create_app(settings(url)) for name, url in urls.items()}
         pretend(apps["like citus"])
-        with mock.patch.object(search, "SEARCH_LIMIT", PATIENCE):
-            yield apps
+        stack.enter_context(mock.patch.object(search, "SEARCH_LIMIT", PATIENCE))
+        yield apps
         for app in apps.values():
             close(app)
 

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 from typing import Any
 from urllib.parse import quote
 
@@ -314,7 +313,11 @@ def test_what_redis_complains_of_is_not_repeated(alice_of: Any, stand_in: StandI
     assert written() == [absence("ResponseError")]
 
 
-def test_only_the_first_request_waits_for_a_silent_redis(alice_of: Any, stand_in: StandIn, written: Any) -> None:
+def test_only_the_first_request_waits_for_a_silent_redis(
+    alice_of: Any, stand_in: StandIn, written: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than a busy machine lets a request wait.
+    monkeypatch.setitem(rate_limits.OPTIONS, "socket_timeout", 1.0)
     stand_in.is_silent = True
     alice = alice_of(99, rate_limit_storage=f"redis://127.0.0.1:{stand_in.port}")
     seconds = []
@@ -322,8 +325,8 @@ def test_only_the_first_request_waits_for_a_silent_redis(alice_of: Any, stand_in
         start = time.monotonic()
         assert alice("GET").status_code == 200
         seconds.append(time.monotonic() - start)
-    assert seconds[0] >= rate_limits.TIMEOUT
-    assert median(seconds[1:]) < rate_limits.TIMEOUT
+    assert seconds[0] >= 1
+    assert max(seconds[1:]) < 1
     assert written() == [absence("TimeoutError")]
 
 

@@ -228,7 +228,7 @@ def test_nobody_waits_for_a_fetch_of_keys_longer_than_two_seconds(caplog: pytest
                 with pytest.raises(Unavailable):
                     waiting.result(PATIENCE)
             assert forged.result(PATIENCE) is None
-            assert 2 <= time.monotonic() - started_at < PATIENCE
+            assert 2 <= time.monotonic() - started_at < 4
             wait_until(lambda: "TimeoutError" in caplog.text)
         finally:
             enough.set()
