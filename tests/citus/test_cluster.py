@@ -20,7 +20,7 @@ from tests.faults.feed import feed
 from tests.faults.ledger import Findings
 from tests.faults.load import LIMIT, load
 from tests.faults.test_feed import WRITES
-from tests.live import gunicorn
+from tests.live import MANY_THREADS, gunicorn
 from tests.live.test_flask_db import flask_db
 from tests.live.test_migrations import EXAMPLES
 from tests.live.test_sharding import CALLS, status_of
@@ -150,7 +150,7 @@ def test_a_client_that_follows_the_changes_misses_none(tmp_path: Path, seconds: 
     machines = workers()
     with distributed_database() as url:
         trails = keep_trail(url, machines)
-        with gunicorn(url, tmp_path / "log", WEB_THREADS="64", LOG_LEVEL="WARNING") as live:
+        with gunicorn(url, tmp_path / "log", WEB_THREADS=MANY_THREADS, LOG_LEVEL="WARNING") as live:
             with feed(live, url, trails) as writers:
                 for number in range(4):
                     time.sleep(seconds / 4)

@@ -14,12 +14,9 @@ from tests.faults.conftest import Service
 from tests.faults.feed import USERS, Copy, Difference, Version, compare, feed, keep_trail
 from tests.faults.planted import CREATE_LATER, FAULTS, HARMLESS
 from tests.faults.server import PostgreSql
-from tests.live import gunicorn
+from tests.live import MANY_THREADS, gunicorn
 from tests.support import close, empty_database, migrated_app, partition, sql, sql_as_role, wait_until
 
-#: So many that no writer is refused, though the writers of a user wait for each other: the service limits the share of
-#: its threads that a user may hold for long.
-THREADS = "64"
 SECONDS = [4, pytest.param(60, marks=pytest.mark.faults)]
 KINDS = ["sqlite", "postgresql", "partitioned", pytest.param("pgbouncer", marks=pytest.mark.faults)]
 #: Seconds within which a planted fault must be found. It mostly takes two, but many times as long on a busy machine.
@@ -67,7 +64,9 @@ def serving(kind: str, postgresql: PostgreSql, folder: Path, planted: str = "") 
             sql_as_role(url, CREATE_LATER)
             for user_id in USERS:
                 sql(url, "INSERT INTO users (id) VALUES (:id)", id=user_id)
-        live = gunicorn(through, folder / "log", app=app, WEB_THREADS=THREADS, PLANTED=planted, LOG_LEVEL="WARNING")
+        live = gunicorn(
+            through, folder / "log", app=app, WEB_THREADS=MANY_THREADS, PLANTED=planted, LOG_LEVEL="WARNING"
+        )
         yield Service(stack.enter_context(live), url, postgresql)
 
 

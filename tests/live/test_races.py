@@ -8,13 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import URL
 
-from tests.live import Server, gunicorn
+from tests.live import MANY_THREADS, Server, gunicorn
 from tests.support import migrated_database, tag_of
 from tests.test_idempotency import MILK
 from tests.test_quotas import LIMIT
-
-#: So many that nobody is refused for slow requests: the service limits the share of its threads that a user may hold.
-THREADS = "64"
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -27,7 +24,7 @@ def url(request: pytest.FixtureRequest, server: URL) -> Iterator[URL]:
 @pytest.fixture(scope="module")
 def live(url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A gunicorn of three workers."""
-    with gunicorn(url, tmp_path_factory.mktemp("live") / "log", WEB_CONCURRENCY="3", WEB_THREADS=THREADS) as live:
+    with gunicorn(url, tmp_path_factory.mktemp("live") / "log", WEB_CONCURRENCY="3", WEB_THREADS=MANY_THREADS) as live:
         yield live
 
 
@@ -35,7 +32,7 @@ def live(url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 def limited(url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same with a limit."""
     log, limit = tmp_path_factory.mktemp("limited") / "log", f"{LIMIT}"
-    with gunicorn(url, log, WEB_CONCURRENCY="3", WEB_THREADS=THREADS, MAX_TASKS_PER_USER=limit) as limited:
+    with gunicorn(url, log, WEB_CONCURRENCY="3", WEB_THREADS=MANY_THREADS, MAX_TASKS_PER_USER=limit) as limited:
         yield limited
 
 
